@@ -1,0 +1,51 @@
+"""One error family: what is wrong, in which file, and what to do about it.
+
+Every error that a user can cause is an :class:`HsslError`. The command line prints it as one line and
+exits with code 2; the Python API raises it. Anything else that escapes is a bug.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class HsslError(Exception):
+    """Something the user can put right.
+
+    Args:
+        what: What is wrong, without a trailing full stop.
+        path: The file or folder it concerns, if there is one.
+        hint: What to do about it, if that is known.
+    """
+
+    def __init__(self, what: str, *, path: Path | str | None = None, hint: str | None = None) -> None:
+        self.what = what
+        self.path = Path(path) if path is not None else None
+        self.hint = hint
+        where = f"{self.path}: " if self.path is not None else ""
+        todo = f" ({hint})" if hint else ""
+        super().__init__(f"{where}{what}{todo}".replace("\n", " "))
+
+
+class ConfigError(HsslError):
+    """An option or a configuration file is not valid."""
+
+
+class SourceError(HsslError):
+    """A folder of raw data, or one case in it, cannot be read."""
+
+
+class StoreError(HsslError):
+    """An aggregated store is missing, damaged or does not hold what was asked for."""
+
+
+class RunError(HsslError):
+    """A run folder is missing, damaged or does not fit what was asked of it."""
+
+
+class LeakError(HsslError):
+    """Evaluation was asked for subjects that training or pre-training has seen."""
+
+
+class TrainingError(HsslError):
+    """Training cannot go on: the loss is not finite or the features have collapsed."""
