@@ -1,0 +1,69 @@
+# Each target does its own set-up, in .venv. `make` alone lists the targets.
+VENV   := .venv
+BIN    := $(VENV)/bin
+OUT    ?= demo
+JOBS   ?= 2
+PYTHON ?= $(firstword $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
+            $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && command -v $$p; done))
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow test-transfer lint format bench docs build clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.installed ## the whole way on built-in phantoms: a Dice table and a picture in demo/
+	$(BIN)/hssl demo --output $(OUT)
+
+# Under several processes OpenMP's busy waiting costs ten times the speed: one thread each, passive.
+test: $(VENV)/.installed-dev ## run the tests
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(JOBS) -m "not slow and not transfer"
+
+test-slow: $(VENV)/.installed-dev ## run the tests that take longer than a minute
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m slow
+
+test-transfer: $(VENV)/.installed-dev ## run the tests against nnU-Net and MONAI, in environments of their own
+	$(BIN)/python -m pytest -m transfer
+
+lint: $(VENV)/.installed-dev ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev ## put the style right
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed-dev ## measure the speed of each part
+	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+docs: $(VENV)/.installed-docs ## build the documentation into site/
+	$(BIN)/mkdocs build --strict --quiet
+
+build: $(VENV)/.installed-dev ## build the wheel, install it in a clean environment and try it
+	rm -rf dist build/smoke
+	$(BIN)/python -m build --outdir dist . >/dev/null
+	$(PYTHON) -m venv build/smoke
+	build/smoke/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl
+	cd build && smoke/bin/hssl --version && smoke/bin/hssl config show aggregate >/dev/null
+
+clean: ## remove what was built; .venv stays
+	rm -rf build dist site .mypy_cache .pytest_cache .ruff_cache
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "hssl needs Python 3.11, 3.12 or 3.13; none was found. Install one, or: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "$(PYTHON) cannot make a virtual environment (on Debian or Ubuntu: apt install python3-venv)" >&2; exit 1; }
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Setting up $(VENV) (the first time this downloads about 500 MB) ..."
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) --editable ".[dev]"
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(PIP) --editable ".[docs]"
+	@touch $@
