@@ -37,7 +37,7 @@ class Geometry:
     @property
     def orientation(self) -> str:
         """Where each array axis points, as three letters out of ``RLAPSI`` (for example ``RAS``)."""
-        return "".join(nib.orientations.aff2axcodes(self.affine))
+        return "".join(nib.orientations.aff2axcodes(self.affine))  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)
@@ -77,15 +77,29 @@ class Source(Protocol):
     """
 
     @property
-    def task(self) -> str: ...
+    def task(self) -> str:
+        """Name of the task."""
+        ...
+
     @property
-    def path(self) -> Path: ...
+    def path(self) -> Path:
+        """The folder."""
+        ...
+
     @property
-    def layout(self) -> str: ...
+    def layout(self) -> str:
+        """Name of the layout."""
+        ...
+
     @property
-    def modality(self) -> str: ...
+    def modality(self) -> str:
+        """Modality, or an empty string."""
+        ...
+
     @property
-    def labels(self) -> Mapping[int, str]: ...
+    def labels(self) -> Mapping[int, str]:
+        """Name of each label value."""
+        ...
 
     def cases(self) -> Iterator[Case]:
         """Yields the cases in a fixed order, sorted by id.

@@ -1,0 +1,215 @@
+"""Reads one image or mask file: NIfTI volumes and 2D pictures (PNG, TIFF, JPEG).
+
+Whatever is wrong with a file becomes a :class:`~hssl.errors.SourceError` that names it.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from numpy.typing import NDArray
+from PIL import Image
+
+from hssl.errors import SourceError
+from hssl.sources.base import Geometry
+
+NIFTI = (".nii.gz", ".nii")
+PICTURES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
+
+_DAMAGE = (OSError, EOFError, ValueError, SyntaxError, zlib.error, ImageFileError, HeaderDataError)
+_LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
+_MM_PER_UNIT = {2: 25.4, 3: 10.0}  # TIFF ResolutionUnit: inch, centimetre
+_TIFF_X_RESOLUTION, _TIFF_Y_RESOLUTION, _TIFF_RESOLUTION_UNIT = 282, 283, 296
+
+
+def stem(path: Path) -> str:
+    """File name without its ending, ``.nii.gz`` being one ending."""
+    name = path.name
+    for ending in (*NIFTI, *PICTURES):
+        if name.lower().endswith(ending):
+            return name[: -len(ending)]
+    return path.stem
+
+
+def list_files(folder: Path, endings: tuple[str, ...]) -> list[Path]:
+    """Sorted files of a folder that end in one of `endings`; hidden files are left out."""
+    if not folder.is_dir():
+        return []
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.name.lower().endswith(endings) and not path.name.startswith(".") and path.is_file()
+    )
+
+
+def read_geometry(path: Path, channel: int | None = None) -> Geometry:
+    """Reads the grid from the header alone.
+
+    Args:
+        path: A NIfTI file or a picture.
+        channel: Index along the fourth axis of a 4D NIfTI; None for a file with one channel.
+
+    Raises:
+        SourceError: The file is missing or damaged, or has other dimensions than asked for.
+    """
+    with _naming(path):
+        if _is_nifti(path):
+            return _nifti_geometry(_open_nifti(path, channel), path)
+        with Image.open(path) as picture:
+            rows, columns = picture.height, picture.width
+            return Geometry((rows, columns, 1), np.diag([*_picture_spacing(picture), 1.0, 1.0]), ndim=2)
+
+
+def read_image(path: Path, channel: int | None = None) -> NDArray[np.float32]:
+    """Reads the voxels as float32 ``[x, y, z]``, in the file's own units and axis order.
+
+    NIfTI slope and intercept are applied. Colour pictures become luminance; a picture is
+    ``[rows, columns, 1]``. Arguments and errors as in :func:`read_geometry`.
+    """
+    with _naming(path):
+        if _is_nifti(path):
+            return _nifti_array(_open_nifti(path, channel), channel).astype(np.float32, copy=False)
+        return _read_picture(path)[..., None]
+
+
+def read_label(path: Path) -> NDArray[np.integer]:
+    """Reads a mask as integers ``[x, y, z]``, in the file's own axis order.
+
+    Raises:
+        SourceError: The file is missing or damaged, a colour picture, or holds values that are not whole.
+    """
+    with _naming(path):
+        values = _nifti_array(_open_nifti(path, None), None) if _is_nifti(path) else _read_mask(path)
+        return _whole(values, path)
+
+
+def read_binary_label(path: Path) -> NDArray[np.integer]:
+    """Reads a black and white mask (0 and 255) as 0 and 1; otherwise as :func:`read_label`."""
+    return np.minimum(read_label(path), np.uint8(1))
+
+
+def channel_count(path: Path) -> int:
+    """Number of channels (volumes along the fourth axis) of a file, from its header.
+
+    Raises:
+        SourceError: The file is missing or damaged.
+    """
+    if not _is_nifti(path):
+        return 1
+    with _naming(path):
+        return _channels(_load_nifti(path))
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Turns whatever a reader raises on a bad file into a SourceError that names the file."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise SourceError("no such file", path=path) from error
+    except (*_DAMAGE, Image.DecompressionBombError) as error:
+        reason = str(error) or type(error).__name__
+        raise SourceError(f"cannot be read, it may be truncated or damaged: {reason}", path=path) from error
+
+
+def _is_nifti(path: Path) -> bool:
+    return path.name.lower().endswith(NIFTI)
+
+
+def _load_nifti(path: Path) -> nib.Nifti1Image:
+    image = nib.load(path)
+    if not isinstance(image, nib.Nifti1Image):
+        raise SourceError(f"not a NIfTI file but {type(image).__name__}", path=path)
+    if np.dtype(image.get_data_dtype()).fields is not None:  # type: ignore[no-untyped-call]
+        raise SourceError("holds colour voxels", path=path, hint="store one number a voxel")
+    return image
+
+
+def _channels(image: nib.Nifti1Image) -> int:
+    return int(np.prod(image.shape[3:], dtype=int))
+
+
+def _open_nifti(path: Path, channel: int | None) -> nib.Nifti1Image:
+    image = _load_nifti(path)
+    shape, count = image.shape, _channels(image)
+    if len(shape) < 2 or 0 in shape:
+        raise SourceError(f"shape {shape} is neither a volume nor a slice", path=path)
+    if channel is None and count > 1:
+        raise SourceError(f"shape {shape} has {count} channels where one is expected", path=path)
+    if channel is not None and channel >= count:
+        raise SourceError(f"shape {shape} has {count} channels, number {channel} is missing", path=path)
+    return image
+
+
+def _nifti_geometry(image: nib.Nifti1Image, path: Path) -> Geometry:
+    affine = np.asarray(image.affine, dtype=np.float64)
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise SourceError("the affine in the header has no inverse", path=path, hint="correct its spacing")
+    x, y, z = (*image.shape[:3], 1)[:3]
+    return Geometry((x, y, z), affine, ndim=min(len(image.shape), 3))
+
+
+def _nifti_array(image: nib.Nifti1Image, channel: int | None) -> NDArray[np.generic]:
+    """Voxels of one channel as ``[x, y, z]``, scaled by the header's slope and intercept."""
+    shape = (*image.shape[:3], 1)[:3]
+    if channel is None or len(image.shape) < 4:
+        return np.asanyarray(image.dataobj).reshape(shape)
+    axes = len(image.shape) - 3
+    index = np.unravel_index(channel, image.shape[3:], order="F") if axes > 1 else (channel,)
+    return np.asanyarray(image.dataobj[(..., *(int(i) for i in index))]).reshape(shape)
+
+
+def _picture_spacing(picture: Image.Image) -> tuple[float, float]:
+    """Size of a pixel in mm along rows and columns: from the resolution tags of a TIFF, otherwise 1 mm."""
+    tags = getattr(picture, "tag_v2", {})
+    mm = _MM_PER_UNIT.get(tags.get(_TIFF_RESOLUTION_UNIT, 1))
+    x, y = float(tags.get(_TIFF_X_RESOLUTION, 0)), float(tags.get(_TIFF_Y_RESOLUTION, 0))
+    return (mm / y, mm / x) if mm and x > 0 and y > 0 else (1.0, 1.0)
+
+
+def _open_picture(path: Path) -> Image.Image:
+    picture = Image.open(path)
+    pages = getattr(picture, "n_frames", 1)
+    if pages > 1:
+        raise SourceError(f"holds {pages} pages", path=path, hint="store stacks as NIfTI")
+    return picture
+
+
+def _read_picture(path: Path) -> NDArray[np.float32]:
+    with _open_picture(path) as picture:
+        if picture.mode in ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV"):
+            picture = picture.convert("RGB")
+        pixels = np.asarray(picture).astype(np.float32)
+    if pixels.ndim == 2:
+        return pixels
+    return pixels[..., 0] if pixels.shape[-1] == 2 else pixels[..., :3] @ _LUMINANCE  # alpha says nothing
+
+
+def _read_mask(path: Path) -> NDArray[np.generic]:
+    """Pixels of a mask as ``[rows, columns, 1]``; of a palette picture the indices."""
+    with _open_picture(path) as picture:
+        pixels = np.asarray(picture)
+    if pixels.ndim == 3:
+        colours = pixels[..., :1] if pixels.shape[-1] == 2 else pixels[..., :3]  # without alpha
+        if (colours != colours[..., :1]).any():
+            raise SourceError("a mask in colours", path=path, hint="store label numbers, one channel")
+        pixels = colours[..., 0]
+    return pixels[..., None]
+
+
+def _whole(values: NDArray[np.generic], path: Path) -> NDArray[np.integer]:
+    if values.dtype.kind in "iu":
+        return values  # type: ignore[return-value]
+    if values.dtype.kind == "b":
+        return values.astype(np.uint8)
+    whole = np.rint(values)
+    if not np.isfinite(whole).all() or (whole != values).any():
+        raise SourceError("the mask holds values that are not whole numbers", path=path)
+    return np.asarray(whole).astype(np.int32)

@@ -1,0 +1,70 @@
+"""Folders of the Medical Segmentation Decathlon: a ``dataset.json`` that lists NIfTI images and masks.
+
+Images of several modalities are 4D, one channel a modality, and give one task a channel: ``Task_Channel``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hssl.errors import SourceError
+from hssl.sources.base import Source
+from hssl.sources.files import stem
+from hssl.sources.folder import (
+    CaseFiles,
+    FolderSource,
+    Layout,
+    Options,
+    choose_channels,
+    dataset_json,
+    parse_labels,
+    safe_name,
+    task_name,
+)
+
+
+def matches(path: Path) -> bool:
+    """Whether `path` has a ``dataset.json`` with a list of training cases."""
+    return "training" in dataset_json(path)
+
+
+def read(path: Path, options: Options) -> list[Source]:
+    """The task of each modality, with the training cases and the unlabelled test images.
+
+    Raises:
+        SourceError: ``dataset.json`` lacks an entry, or has no such channel.
+    """
+    dataset, listing = dataset_json(path), path / "dataset.json"
+    labels = parse_labels(dataset.get("labels"), listing)
+    files = [_files(path, entry, labelled=True) for entry in dataset["training"]]
+    files += [_files(path, entry, labelled=False) for entry in dataset.get("test", [])]
+    modality = dataset.get("modality", {"0": ""})
+    modalities = [str(name) for name in (modality.values() if isinstance(modality, dict) else [modality])]
+    task, several = task_name(path, options), len(modalities) > 1
+    return [
+        FolderSource(
+            task=f"{task}_{safe_name(modalities[channel])}" if several else task,
+            path=path,
+            layout=LAYOUT.name,
+            files=files,
+            find_labels=labels.copy,
+            modality=modalities[channel],
+            channel=channel if several else None,
+            subject=options.subject,
+        )
+        for channel in choose_channels(modalities, options.channel, listing)
+    ]
+
+
+def _files(folder: Path, entry: Any, *, labelled: bool) -> CaseFiles:
+    """Files of one entry: ``{"image": ..., "label": ...}``, or the image alone as a string."""
+    image = entry.get("image") if isinstance(entry, dict) else entry
+    label = entry.get("label") if isinstance(entry, dict) and labelled else None
+    if not isinstance(image, str) or (labelled and not isinstance(label, str)):
+        needed = "an 'image' and a 'label'" if labelled else "an image"
+        raise SourceError(f"entry {entry!r} does not name {needed}", path=folder / "dataset.json")
+    return CaseFiles(stem(Path(image)), folder / image, folder / label if label else None)
+
+
+LAYOUT = Layout("msd", "a dataset.json that lists 'training' cases", matches, read)
