@@ -7,7 +7,7 @@ are first used, so that ``import hssl`` costs nothing.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -26,10 +26,7 @@ _HOMES = {
     "write_report": "hssl.benchmark",
 }
 
-__all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604
-
-if TYPE_CHECKING:
-    from hssl.errors import HsslError
+__all__ = ["__version__", *sorted(_HOMES)]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,482 @@
+"""The ``hssl`` program: one thin command per stage that parses, calls its Python twin and prints.
+
+Everything heavy is imported inside the commands, so that ``hssl --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from inspect import cleandoc
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from hssl import __version__
+from hssl.errors import ConfigError, HsslError
+
+if TYPE_CHECKING:
+    from hssl.config import StageConfig
+    from hssl.store import Store
+
+Config = TypeVar("Config", bound="StageConfig")
+
+app = typer.Typer(
+    name="hssl",
+    help="Learn from many scans without masks, once; then segment each task from a handful of masks.",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"auto_envvar_prefix": "HSSL", "help_option_names": ["-h", "--help"]},
+)
+config_app = typer.Typer(help="Show the options of a stage.", rich_markup_mode=None)
+app.add_typer(config_app, name="config")
+
+# The stages that take a configuration, and its class in hssl.config.
+STAGES = {
+    "aggregate": "AggregateConfig",
+    "pretrain": "PretrainConfig",
+    "finetune": "FinetuneConfig",
+}
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Where to write.")]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", help="YAML file with any options of this stage (hssl config show)."),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="NAME=VALUE", help="Any option of the stage; repeatable."),
+]
+StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="A store that hssl aggregate wrote.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of every random draw.")]
+Steps = Annotated[int | None, typer.Option(help="Training steps.")]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the program and returns its exit code.
+
+    Args:
+        arguments: The command line without the program's name; None takes ``sys.argv``.
+
+    Returns:
+        0 when all went well, 2 when the user can put it right (one line on stderr says how), 130 when
+        interrupted. Any other exception is a bug and comes out as a traceback.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = os.environ.get("HSSL_DEBUG", "").lower() in ("1", "true", "yes", "on") or "--debug" in arguments
+    try:
+        return int(app(arguments or ["--help"], prog_name="hssl", standalone_mode=False) or 0)
+    except (HsslError, OSError, typer.TyperException) as error:
+        if debug:
+            raise
+        text = error.format_message() if isinstance(error, typer.TyperException) else str(error)
+        sys.stderr.write(f"hssl: error: {' '.join(text.split())}\n")
+        return 2
+    except (KeyboardInterrupt, typer.Abort):
+        sys.stderr.write("hssl: interrupted; the same command continues\n")
+        return 130
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"hssl {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only results, warnings and errors.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="More about what is being done.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", is_eager=True, callback=_version)
+    ] = False,
+) -> None:
+    from hssl import console
+
+    console.configure(quiet=quiet, verbose=verbose or debug)
+
+
+@app.command()
+def phantoms(
+    output: Output,
+    subjects: Annotated[int, typer.Option(min=1, help="Subjects in each challenge.")] = 12,
+    seed: Annotated[int, typer.Option(help="Seed of the anatomy and the noise.")] = 0,
+) -> None:
+    """Write synthetic labelled challenges, to try everything on."""
+    from hssl import console
+    from hssl.sources import write_phantoms
+
+    for path in write_phantoms(output, subjects=subjects, seed=seed):
+        console.print_line(str(path))
+
+
+@app.command()
+def aggregate(
+    sources: Annotated[list[Path], typer.Argument(metavar="SOURCE...", help="Folders of raw challenges.")],
+    output: Output,
+    layout: Annotated[
+        str | None,
+        typer.Option(help="Reader: msd, nnunet, nifti, images2d, dicom. Found by itself where clear."),
+    ] = None,
+    subject: Annotated[
+        str | None, typer.Option(help="Regular expression that finds the subject in a case id.")
+    ] = None,
+    channel: Annotated[
+        str | None, typer.Option(help="Channel to take of several, by name or number.")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="Name of the task, for a single source.")] = None,
+    window: Annotated[tuple[float, float] | None, typer.Option(help="CT window in HU: low high.")] = None,
+    spacing: Annotated[
+        tuple[float, float] | None, typer.Option(help="In-plane spacing in mm: rows columns.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the split.")] = None,
+    skip_bad: Annotated[
+        bool | None, typer.Option("--skip-bad", help="Leave bad cases out and list them.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; every core by default.")] = None,
+    config: ConfigFile = None,
+    options: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Put raw challenges into one store."""
+    from hssl import store
+    from hssl.config import AggregateConfig
+
+    checked = _load(
+        AggregateConfig,
+        config,
+        options,
+        layout=layout,
+        subject=subject,
+        channel=channel,
+        task=task,
+        window=window,
+        spacing=spacing,
+        seed=seed,
+        skip_bad=skip_bad,
+        workers=workers,
+    )
+    _print_store(store.aggregate(sources, output, config=checked), as_json=as_json)
+
+
+@app.command()
+def inspect(
+    store: StorePath,
+    sheet: Annotated[
+        Path | None, typer.Option(help="Write a contact sheet of all tasks to this PNG.")
+    ] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Check every file against its checksum.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what a store holds."""
+    from hssl.store import Store
+
+    opened = Store.open(store)
+    if verify:
+        opened.verify()
+    if sheet is not None:
+        from hssl.store import contact_sheet
+
+        contact_sheet(opened, sheet)
+    _print_store(opened, as_json=as_json)
+
+
+@app.command()
+def pretrain(
+    store: StorePath,
+    output: Output,
+    tasks: Annotated[
+        str | None, typer.Option(help="Tasks to learn from, with commas; all by default.")
+    ] = None,
+    objective: Annotated[str | None, typer.Option(help="hierarchical (ours), or one of the rivals.")] = None,
+    network: Annotated[str | None, typer.Option(help="small (CPU), base or large.")] = None,
+    plans: Annotated[
+        Path | None, typer.Option(help="Take the network from this nnUNetPlans.json instead.")
+    ] = None,
+    groups: Annotated[str | None, typer.Option(help="auto, none, or a YAML file with task: group.")] = None,
+    steps: Steps = None,
+    seed: Seed = None,
+    config: ConfigFile = None,
+    options: Set = None,
+) -> None:
+    """Learn from the scans of a store without masks. The same command continues an interrupted run."""
+    from hssl import training
+    from hssl.config import PretrainConfig
+
+    checked = _load(
+        PretrainConfig,
+        config,
+        options,
+        tasks=tasks.split(",") if tasks else None,
+        objective=objective,
+        network=network,
+        groups=_groups(groups),
+        steps=steps,
+        seed=seed,
+    )
+    training.pretrain(store, output, config=checked)
+
+
+@app.command()
+def finetune(
+    store: StorePath,
+    output: Output,
+    task: Annotated[str | None, typer.Option(help="The task to learn.")] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(help="Labelled training subjects: a share (5%), a number, or names with commas."),
+    ] = None,
+    init: Annotated[str | None, typer.Option(help="A pre-trained run, or scratch.")] = None,
+    validation: Annotated[
+        bool | None,
+        typer.Option(
+            "--validation/--no-validation", help="Choose the best step by the validation subjects' masks."
+        ),
+    ] = None,
+    steps: Steps = None,
+    seed: Seed = None,
+    config: ConfigFile = None,
+    options: Set = None,
+) -> None:
+    """Learn one task from few masks. The same command continues an interrupted run."""
+    from hssl import training
+    from hssl.config import FinetuneConfig
+
+    checked = _load(
+        FinetuneConfig,
+        config,
+        options,
+        task=task,
+        labels=_labels(labels),
+        init=init,
+        validation=validation,
+        steps=steps,
+        seed=seed,
+    )
+    training.finetune(store, output, config=checked)
+
+
+@app.command()
+def predict(
+    run: RunPath,
+    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Images, or folders of images.")],
+    output: Output,
+) -> None:
+    """Write a mask for each image, on the image's own grid."""
+    from hssl import console, inference
+
+    for path in inference.predict(run, inputs, output):
+        console.print_line(str(path))
+
+
+@app.command()
+def evaluate(
+    run: RunPath,
+    store: Annotated[
+        Path | None, typer.Option(help="Store to evaluate on; the run's own by default.")
+    ] = None,
+    part: Annotated[str, typer.Option(help="test, val or train.")] = "test",
+    allow_leak: Annotated[
+        bool,
+        typer.Option("--allow-leak", help="Evaluate subjects that training has seen, and mark the result."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure Dice, HD95 and surface Dice on unseen subjects."""
+    from hssl import console, evaluation
+
+    result = evaluation.evaluate(run, store=store, part=part, allow_leak=allow_leak)
+    console.print_rows(result.rows(), title=f"{run.name}, {part} subjects", as_json=as_json)
+
+
+@app.command()
+def groups(
+    store: StorePath,
+    run: Annotated[Path | None, typer.Option(help="Pre-trained run whose features are compared.")] = None,
+    count: Annotated[
+        int | None, typer.Option(min=1, help="Number of groups; found by itself by default.")
+    ] = None,
+    picture: Annotated[Path | None, typer.Option(help="Write the tree of tasks to this PNG.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Find which tasks belong together."""
+    from hssl import console, grouping
+
+    found = grouping.find_groups(store, run=run, count=count, picture=picture)
+    rows = [{"task": task, "group": group} for task, group in found.groups.items()]
+    console.print_rows(rows, title="Groups of tasks", as_json=as_json)
+
+
+@app.command()
+def benchmark(
+    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="YAML: store, tasks, fractions, arms, seeds.")],
+    output: Output,
+    workers: Annotated[int, typer.Option(min=1, help="Runs at the same time.")] = 1,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the runs and the hours, and stop.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Compare arms over tasks, label fractions and seeds.
+
+    The same command continues.
+    """
+    from hssl import benchmark as room
+    from hssl import console
+
+    rows = room.run_benchmark(plan, output, workers=workers, dry_run=dry_run)
+    console.print_rows(rows, title=plan.stem, as_json=as_json)
+
+
+@app.command()
+def report(
+    bench: Annotated[Path, typer.Argument(metavar="BENCH", help="A folder that hssl benchmark wrote.")],
+) -> None:
+    """Write tables and figures of a benchmark into one HTML page."""
+    from hssl import benchmark as room
+    from hssl import console
+
+    console.print_line(str(room.write_report(bench)))
+
+
+@app.command()
+def export(
+    run: RunPath,
+    to: Annotated[str, typer.Option(help="nnunet, monai-bundle, onnx or hub.")],
+    output: Output,
+) -> None:
+    """Write a trained network in another program's format."""
+    from hssl import console
+    from hssl import export as room
+
+    console.print_line(str(room.export(run, to, output)))
+
+
+@app.command()
+def push(
+    run: RunPath,
+    repository: Annotated[
+        str, typer.Argument(metavar="REPOSITORY", help="OWNER/NAME on the Hugging Face hub.")
+    ],
+) -> None:
+    """Upload a trained network to the Hugging Face hub."""
+    from hssl import console
+    from hssl import export as room
+
+    console.print_line(str(room.push(run, repository)))
+
+
+@app.command()
+def demo(
+    output: Output = Path("demo"),
+    seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Run the whole way on synthetic challenges in a few minutes."""
+    from hssl import console
+    from hssl.demo import run_demo
+
+    result = run_demo(output, seed=seed)
+    console.print_rows(result.rows, title="Test Dice, one labelled subject", as_json=as_json)
+    if not as_json:
+        console.print_line(f"Picture: {result.picture}")
+
+
+@config_app.command("show")
+def config_show(
+    stage: Annotated[str, typer.Argument(metavar="STAGE", help=f"One of {', '.join(STAGES)}.")],
+    config: ConfigFile = None,
+    options: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Print all options of a stage as YAML: what holds, and what each means."""
+    from hssl import console
+
+    cls = _config_class(stage)
+    # Without any option given, a template: options that have no default stay empty.
+    checked = _load(cls, config, options) if config or options else cls.model_construct()
+    values = dict.fromkeys(cls.model_fields) | checked.model_dump(mode="json")
+    if as_json:
+        console.print_json(values)
+    else:
+        console.print_line(_as_yaml(values, _descriptions(cls)))
+
+
+def _config_class(stage: str) -> type[StageConfig]:
+    from hssl import config
+
+    if stage not in STAGES:
+        raise ConfigError(f"no stage '{stage}' with options", hint=f"one of {', '.join(STAGES)}")
+    cls: type[StageConfig] = getattr(config, STAGES[stage])
+    return cls
+
+
+def _load(cls: type[Config], path: Path | None, pairs: list[str] | None, **given: Any) -> Config:
+    """The file's options, under those given as ``--set NAME=VALUE`` (YAML) and those given by name."""
+    import yaml
+
+    for pair in pairs or ():
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {pair}", hint="write --set NAME=VALUE")
+        if given.get(name) is not None:
+            raise ConfigError(f"option '{name}' is given twice")
+        try:
+            given[name] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {pair}: the value is not YAML") from error
+    return cls.load(path, **given)
+
+
+def _labels(text: str | None) -> str | int | list[str] | None:
+    """``5%`` stays text, ``3`` is a number of subjects, ``a,b`` a list of them."""
+    if text is None or text.endswith("%"):
+        return text
+    return int(text) if text.isdecimal() else text.split(",")
+
+
+def _groups(text: str | None) -> str | dict[str, str] | None:
+    """``auto`` and ``none`` stay text; anything else is a YAML file of task: group."""
+    import yaml
+
+    if text in (None, "auto", "none"):
+        return text
+    try:
+        groups = yaml.safe_load(Path(text).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"not a readable YAML file: {error}", path=text) from error
+    if not isinstance(groups, dict):
+        raise ConfigError("holds no groups", path=text, hint="write one 'task: group' a line")
+    return groups
+
+
+def _print_store(store: Store, *, as_json: bool) -> None:
+    from hssl import console
+
+    console.print_rows(store.summary(), title=str(store.path), as_json=as_json)
+
+
+def _descriptions(cls: type[StageConfig]) -> dict[str, str]:
+    """What the docstrings of a configuration and its bases say about each field."""
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        _, _, attributes = cleandoc(base.__dict__.get("__doc__") or "").partition("Attributes:\n")
+        for name, text in re.findall(r"^    (\w+): (.+(?:\n {6,}.+)*)", attributes, re.MULTILINE):
+            found[name] = " ".join(text.split())
+    return found
+
+
+def _as_yaml(values: dict[str, Any], descriptions: dict[str, str]) -> str:
+    import yaml
+
+    lines = []
+    for name, value in values.items():
+        lines.append(f"# {descriptions[name]}")
+        text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1000)
+        lines.append(f"{name}: {text.removesuffix('...' + chr(10)).rstrip()}")
+    return "\n".join(lines)

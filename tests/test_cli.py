@@ -1,0 +1,210 @@
+"""The program's habits: one-line errors, exit codes, options from files and the environment, JSON."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+import hssl
+from hssl import cli, console
+from hssl.cli import STAGES, main
+from hssl.errors import HsslError
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HSSL_DEBUG", "HSSL_QUIET", "HSSL_VERBOSE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"hssl {hssl.__version__}\n"
+
+
+def test_python_m_hssl_without_arguments_shows_every_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "hssl"], capture_output=True, text=True, check=True)
+    for command in cli.app.registered_commands:
+        assert command.callback is not None
+        assert f"\n  {command.callback.__name__.replace('_', '-')} " in done.stdout
+
+
+def test_help_is_quick() -> None:
+    """The best of five, because the machine may be busy; starting Python itself is included."""
+
+    def seconds() -> float:
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "hssl", "--help"], capture_output=True, check=True)
+        return time.perf_counter() - start
+
+    assert min(seconds() for _ in range(5)) < 0.3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["nothing"], "No such command 'nothing'"),
+        (["aggregate"], "Missing argument 'SOURCE...'"),
+        (["aggregate", "x", "-o", "y", "--window", "low", "high"], "--window"),
+        (["aggregate", "x", "-o", "y", "--window", "9", "1"], "a window is (low, high) with low < high"),
+        (["aggregate", "x", "-o", "y", "--set", "sede=1"], "option 'sede'"),
+        (["aggregate", "x", "-o", "y", "--set", "seed"], "write --set NAME=VALUE"),
+        (["aggregate", "x", "-o", "y", "--seed", "1", "--set", "seed=2"], "option 'seed' is given twice"),
+        (["aggregate", "x", "-o", "y", "--config", "missing.yaml"], "missing.yaml: not a readable YAML file"),
+        (["inspect", "no-such-store"], "no-such-store"),
+        (["config", "show", "dinner"], "no stage 'dinner' with options (one of aggregate"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_code_2(
+    arguments: list[str],
+    says: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("hssl: error: ")
+    assert printed.err.count("\n") == 1
+    assert says in printed.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_program_itself_exits_with_2_and_shows_no_traceback() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "hssl", "inspect", "nowhere"], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("way", ["option", "environment"])
+def test_debug_shows_the_traceback(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["config", "show", "dinner"]
+    if way == "environment":
+        monkeypatch.setenv("HSSL_DEBUG", "1")
+    else:
+        arguments = ["--debug", *arguments]
+    with pytest.raises(HsslError, match="no stage 'dinner'"):
+        main(arguments)
+
+
+def test_an_interrupt_exits_with_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_config_class", interrupt)
+    assert main(["config", "show", "aggregate"]) == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_written_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", "/data/store")
+
+    monkeypatch.setattr(cli, "_config_class", refuse)
+    assert main(["config", "show", "aggregate"]) == 2
+    assert capsys.readouterr().err == "hssl: error: [Errno 13] Permission denied: '/data/store'\n"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_config_show_is_a_config_file(stage: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """What is printed can be given back by --config, and each option is explained."""
+    given = ["--set", "task=Heart"] if stage == "finetune" else []
+    assert main(["config", "show", stage, *given]) == 0
+    text = capsys.readouterr().out
+    file = tmp_path / "stage.yaml"
+    file.write_text(text)
+    assert main(["config", "show", stage, "--config", str(file)]) == 0
+    assert capsys.readouterr().out == text
+    assert main(["config", "show", stage, "--json", *given]) == 0
+    assert json.loads(capsys.readouterr().out) == yaml.safe_load(text)
+
+
+def test_a_template_leaves_required_options_empty(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "show", "finetune"]) == 0
+    template = yaml.safe_load(capsys.readouterr().out)
+    assert template["task"] is None
+    assert template["init"] == "scratch"
+
+
+def test_options_come_from_file_then_environment_then_command_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "stage.yaml"
+    file.write_text("seed: 5\nskip_bad: true\n")
+    show = ["config", "show", "aggregate", "--json", "--config", str(file)]
+
+    def shown(*more: str) -> tuple[int, bool]:
+        assert main([*show, *more]) == 0
+        values = json.loads(capsys.readouterr().out)
+        return values["seed"], values["skip_bad"]
+
+    assert shown() == (5, True)
+    monkeypatch.setenv("HSSL_CONFIG_SHOW_OPTIONS", "seed=6")
+    assert shown() == (6, True)
+    assert shown("--set", "seed=7") == (7, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "means"), [(None, None), ("5%", "5%"), ("3", 3), ("p1", ["p1"]), ("p1,p2", ["p1", "p2"])]
+)
+def test_labels(text: str | None, means: object) -> None:
+    assert cli._labels(text) == means
+
+
+def test_groups_come_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "groups.yaml"
+    file.write_text("Heart: chest\nSpleen: abdomen\n")
+    assert cli._groups(str(file)) == {"Heart": "chest", "Spleen": "abdomen"}
+    assert cli._groups("auto") == "auto"
+    file.write_text("- Heart\n")
+    with pytest.raises(HsslError, match="groups.yaml: holds no groups"):
+        cli._groups(str(file))
+
+
+ROWS = [
+    {"task": "Heart", "dice": 0.81234, "hd95": None},
+    {"task": "Spleen", "dice": float("nan"), "hd95": 2.0},
+]
+
+
+def test_a_table_rounds_and_json_does_not(capsys: pytest.CaptureFixture[str]) -> None:
+    console.print_rows(ROWS, title="Results")
+    table = capsys.readouterr().out
+    assert "Results" in table
+    assert "0.812 " in table
+    assert "nan" not in table
+    console.print_rows(ROWS, as_json=True)
+    assert json.loads(capsys.readouterr().out) == [
+        {"task": "Heart", "dice": 0.81234, "hd95": None},
+        {"task": "Spleen", "dice": None, "hd95": 2.0},
+    ]
+
+
+def test_messages_go_to_stderr_and_quiet_stops_them(capsys: pytest.CaptureFixture[str]) -> None:
+    log = logging.getLogger("hssl.test")
+    console.configure()
+    log.info("told")
+    log.debug("detail")
+    console.configure(quiet=True)
+    log.info("hidden")
+    log.warning("warned")
+    console.configure(verbose=True)
+    log.debug("more")
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert [line.strip() for line in printed.err.splitlines()] == ["told", "warned", "more"]
