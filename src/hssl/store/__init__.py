@@ -1,0 +1,20 @@
+"""The aggregated data set on disk: write, verify, read, split."""
+
+from __future__ import annotations
+
+from hssl.store.aggregate import aggregate, aggregate_sources
+from hssl.store.plan import TaskPlan, make_plan
+from hssl.store.splits import Split, make_split
+from hssl.store.store import CaseRecord, Store, TaskInfo
+
+__all__ = [
+    "CaseRecord",
+    "Split",
+    "Store",
+    "TaskInfo",
+    "TaskPlan",
+    "aggregate",
+    "aggregate_sources",
+    "make_plan",
+    "make_split",
+]

@@ -1,0 +1,440 @@
+"""Raw challenges in, one store out: checked, reoriented, resampled, scaled and split, or nothing at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from hssl.config import AggregateConfig
+from hssl.errors import HsslError, StoreError
+from hssl.sources import find_sources
+from hssl.sources.base import Case, Geometry, Source
+from hssl.sources.files import NIFTI, read_geometry
+from hssl.store.plan import TaskPlan, check_geometry, make_plan
+from hssl.store.splits import Splits, make_split
+from hssl.store.store import INDEX, SPLITS, CaseRecord, Index, Store, TaskInfo, array_path, file_hash
+
+logger = logging.getLogger(__name__)
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class BadCase:
+    """A case that cannot be used, and why."""
+
+    case: Case
+    reason: HsslError
+
+    def __str__(self) -> str:
+        return f"{self.case.id}: {self.reason}"
+
+
+@dataclass
+class _Task:
+    """One source on its way into the store."""
+
+    source: Source
+    cases: list[Case]
+    fingerprint: str
+    bad: list[BadCase]
+
+    def drop(self, case: Case, reason: HsslError) -> None:
+        self.bad.append(BadCase(case, reason))
+        self.cases.remove(case)
+
+
+def aggregate(
+    sources: Sequence[Path | str], output: Path | str, *, config: AggregateConfig | None = None
+) -> Store:
+    """Aggregates folders of raw data into one store; a store that is there already is added to.
+
+    Nothing is written unless all is well: a bad case stops the command, after all of them have been logged,
+    or is left out and listed with ``config.skip_bad``. Two cases with the same image count as one subject, so
+    that a split never parts them. Tasks already in the store keep their arrays, order and split. Running again
+    on the same files with the same options changes nothing.
+
+    Args:
+        sources: Folders of raw data, each in any layout that :func:`hssl.sources.find_sources` knows.
+        output: The store, new or to be added to.
+        config: Options; None for the defaults.
+
+    Returns:
+        The store, opened.
+
+    Raises:
+        SourceError: A folder holds no data that can be read.
+        StoreError: A case is bad, a task is in the store with other files or options, or `output` is
+            something else.
+    """
+    config = config or AggregateConfig()
+    found = [
+        source
+        for path in sources
+        for source in find_sources(
+            Path(path), layout=config.layout, subject=config.subject, channel=config.channel, task=config.task
+        )
+    ]
+    return aggregate_sources(found, output, config=config)
+
+
+def aggregate_sources(sources: Sequence[Source], output: Path | str, *, config: AggregateConfig) -> Store:
+    """Does the work of :func:`aggregate` for sources at hand, also of readers outside this package."""
+    output = Path(output)
+    existing = _existing(output, config)
+    tasks = [_listed(source, config) for source in sources]
+    if not tasks:
+        raise StoreError("no source given", path=output)
+    for name in (task.source.task for task in tasks):
+        if sum(task.source.task == name for task in tasks) > 1:
+            raise StoreError(
+                f"two sources are called '{name}'", hint="aggregate them one by one with --task NAME"
+            )
+    tasks = [task for task in tasks if not _is_stored(task, existing)]
+    if existing is not None and not tasks:
+        return existing
+    _check_split_options(existing, config)
+
+    staging = output.absolute().parent / f".{output.absolute().name}.partial"
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        staging.mkdir(parents=True)
+        index, splits = _write_arrays(tasks, staging, config)
+        if existing is None:
+            _write_index(staging, index, splits)
+            if output.exists():
+                output.rmdir()  # an empty folder, or _existing had refused it
+            staging.replace(output)
+        else:
+            _add(existing, staging, index, splits)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return Store.open(output)
+
+
+def _existing(output: Path, config: AggregateConfig) -> Store | None:
+    """The store at `output`, or None where one can be made."""
+    if (output / INDEX).exists():
+        return Store.open(output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise StoreError("is there already and is not a store", path=output, hint="choose another output")
+    return None
+
+
+def _check_split_options(existing: Store | None, config: AggregateConfig) -> None:
+    if existing is None:
+        return
+    seed, fractions = existing.splits.seed, existing.splits.fractions
+    if (seed, fractions) != (config.seed, config.fractions):
+        raise StoreError(
+            f"is split with seed {seed} and fractions {fractions}, not {config.seed} and {config.fractions}",
+            path=existing.path,
+            hint="give the same, or aggregate into a new store",
+        )
+
+
+def _listed(source: Source, config: AggregateConfig) -> _Task:
+    """Lists the cases of a source and fingerprints their files and the options."""
+    cases = list(source.cases())
+    if not cases:
+        raise StoreError("holds no case", path=source.path)
+    files = [
+        [
+            case.id,
+            case.subject,
+            *(_stamps(path, source.path) for path in (case.image_path, case.label_path) if path),
+        ]
+        for case in cases
+    ]
+    options = config.model_dump(mode="json", include={"channel", "window", "spacing", "orientation"})
+    content = [source.task, source.layout, source.modality, sorted(source.labels.items()), options, files]
+    return _Task(source, cases, hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(), [])
+
+
+def _stamps(path: Path, root: Path) -> list[tuple[str, int, int] | str]:
+    """Name, size and time of a file, or of each file in a folder; a missing one is found when it is read."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    names = [os.path.relpath(file, root) for file in files]
+    stats = [file.stat() if file.exists() else None for file in files]
+    return [(name, s.st_size, s.st_mtime_ns) if s else name for name, s in zip(names, stats, strict=True)]
+
+
+def _is_stored(task: _Task, existing: Store | None) -> bool:
+    known = existing.tasks.get(task.source.task) if existing is not None else None
+    if known is None:
+        return False
+    if known.fingerprint != task.fingerprint:
+        raise StoreError(
+            f"task '{known.name}' is in the store already, made from other files or options "
+            f"(files changed since, or another folder: {known.origin})",
+            path=task.source.path,
+            hint="aggregate into a new store, or under another name with --task",
+        )
+    return True
+
+
+def _write_arrays(tasks: list[_Task], staging: Path, config: AggregateConfig) -> tuple[Index, Splits]:
+    """Converts every case into `staging`; returns the index and split of these tasks."""
+    workers = config.workers or os.cpu_count() or 1
+    plans = {task.source.task: _planned(task, workers, config) for task in tasks}
+    jobs = [(task, case) for task in tasks for case in task.cases]
+    for task, _ in jobs:
+        for kind in ("images", "labels"):
+            (staging / kind / task.source.task).mkdir(parents=True, exist_ok=True)
+
+    def convert(job: tuple[_Task, Case]) -> CaseRecord | HsslError:
+        task, case = job
+        return _converted(case, task.source, plans[task.source.task], staging)
+
+    records: dict[str, list[CaseRecord]] = {task.source.task: [] for task in tasks}
+    results = _in_parallel(convert, jobs, workers, "aggregate")
+    for (task, case), result in zip(jobs, results, strict=True):
+        if isinstance(result, CaseRecord):
+            records[result.task].append(result)
+        else:
+            task.drop(case, result)
+    _report([bad for task in tasks for bad in task.bad], config)
+
+    infos, splits = {}, {}
+    for task in tasks:
+        source = task.source
+        if not records[source.task]:
+            raise StoreError(f"task '{source.task}' has no usable case", path=source.path)
+        kept, duplicates = _one_subject_each(records[source.task])
+        records[source.task] = kept
+        for bad in task.bad:
+            for kind in ("images", "labels"):
+                array_path(staging, kind, source.task, bad.case.id).unlink(missing_ok=True)
+        infos[source.task] = TaskInfo(
+            name=source.task,
+            modality=source.modality,
+            labels=dict(sorted(source.labels.items())),
+            plan=plans[source.task],
+            layout=source.layout,
+            origin=str(source.path.absolute()),
+            subject=config.subject,
+            channel=config.channel,
+            fingerprint=task.fingerprint,
+            skipped=[str(bad) for bad in task.bad],
+            duplicates=duplicates,
+        )
+        with_masks = {record.subject for record in kept if record.has_label}
+        splits[source.task] = make_split(
+            source.task,
+            sorted(with_masks),
+            sorted({record.subject for record in kept} - with_masks),
+            seed=config.seed,
+            fractions=config.fractions,
+        )
+    index = Index(tasks=infos, cases=[record for kept in records.values() for record in kept])
+    return index, Splits(seed=config.seed, fractions=config.fractions, tasks=splits)
+
+
+def _planned(task: _Task, workers: int, config: AggregateConfig) -> TaskPlan:
+    """Reads the headers and plans the task; cases whose header is bad are dropped."""
+
+    def checked(case: Case) -> Geometry | HsslError:
+        with _reading(case.image_path) as failed:
+            if not case.id or case.id.startswith(".") or case.id != Path(case.id).name:
+                raise StoreError(f"the case id '{case.id}' cannot be a file name")
+            geometry = case.read_geometry()
+            check_geometry(geometry)
+            return geometry
+        return failed[0]
+
+    geometries, ids = [], set()
+    for case, result in zip(list(task.cases), _in_parallel(checked, task.cases, workers), strict=True):
+        if isinstance(result, Geometry) and case.id in ids:
+            result = StoreError(f"a second case is called '{case.id}'", path=case.image_path)
+        ids.add(case.id)
+        if isinstance(result, Geometry):
+            geometries.append(result)
+        else:
+            task.drop(case, result)
+    if not geometries:
+        _report(task.bad, config)
+        raise StoreError(f"task '{task.source.task}' has no usable case", path=task.source.path)
+    return make_plan(geometries, window=config.window, spacing=config.spacing, orientation=config.orientation)
+
+
+def _converted(case: Case, source: Source, plan: TaskPlan, folder: Path) -> CaseRecord | HsslError:
+    """Reads, checks and prepares one case and writes its arrays; returns its record, or what is wrong."""
+    with _reading(case.image_path) as failed:
+        geometry = case.read_geometry()
+        pixels = case.read_image()
+        if pixels.shape != geometry.shape:
+            raise StoreError(f"has the shape {pixels.shape}, its header says {geometry.shape}")
+        intensity = plan.intensity_range(pixels)
+        image = plan.prepare_image(pixels, geometry, intensity=intensity).astype(np.float16)
+        image_sha256 = file_hash(case.image_path)
+    if failed:
+        return failed[0]
+    del pixels
+
+    label, voxels, label_path, label_sha256 = None, None, None, None
+    if case.label_path is not None and case.read_label is not None:
+        with _reading(case.label_path) as failed:
+            mask = case.read_label()
+            if mask.shape != geometry.shape:
+                raise StoreError(f"the mask has the shape {mask.shape}, its image {geometry.shape}")
+            _check_same_place(case.label_path, geometry)
+            voxels = _counted(mask, source.labels)
+            label = plan.prepare_label(mask, geometry)
+            label_path = str(case.label_path.absolute())
+            label_sha256 = file_hash(case.label_path)
+        if failed:
+            return failed[0]
+
+    return CaseRecord(
+        id=case.id,
+        task=source.task,
+        subject=case.subject,
+        image_path=str(case.image_path.absolute()),
+        label_path=label_path,
+        shape=plan.stored_shape(geometry),
+        source_shape=geometry.shape,
+        source_affine=geometry.affine.tolist(),
+        source_ndim=geometry.ndim,
+        intensity=intensity,
+        label_voxels=voxels,
+        image_sha256=image_sha256,
+        label_sha256=label_sha256,
+        stored_image_sha256=_saved(image, array_path(folder, "images", source.task, case.id)),
+        stored_label_sha256=(
+            _saved(label, array_path(folder, "labels", source.task, case.id)) if label is not None else None
+        ),
+    )
+
+
+def _one_subject_each(records: list[CaseRecord]) -> tuple[list[CaseRecord], list[str]]:
+    """Gives cases with the same image the same subject, whatever their names say; returns a line for each."""
+    first_with: dict[str, CaseRecord] = {}
+    subjects = {record.subject: record.subject for record in records}
+    duplicates = []
+    for record in records:
+        first = first_with.setdefault(record.stored_image_sha256, record)
+        if first is record:
+            continue
+        duplicates.append(f"{record.id} shows the same image as {first.id}: one subject")
+        logger.warning("task '%s': %s", record.task, duplicates[-1])
+        old, new = subjects[record.subject], subjects[first.subject]
+        subjects = {name: new if subject == old else subject for name, subject in subjects.items()}
+    return [record.model_copy(update={"subject": subjects[record.subject]}) for record in records], duplicates
+
+
+def _counted(mask: NDArray[np.integer], labels: Mapping[int, str]) -> dict[int, int]:
+    """Voxels of each label present; values outside the task's list are an error."""
+    values, counts = np.unique(mask, return_counts=True)
+    found = dict(zip(values.tolist(), counts.tolist(), strict=True))
+    found.pop(0, None)
+    if unknown := sorted(found.keys() - labels.keys()):
+        raise StoreError(f"label {unknown[0]} is not in the list of labels {sorted(labels)}")
+    return found
+
+
+def _check_same_place(label_path: Path, geometry: Geometry) -> None:
+    """Raises if the header of a NIfTI mask puts a corner more than half a voxel away from the image's."""
+    if not label_path.name.lower().endswith(NIFTI):
+        return
+    corners = np.array([*product(*((0.0, length - 1.0) for length in geometry.shape), [1.0])]).T
+    moved = np.linalg.solve(geometry.affine, read_geometry(label_path).affine @ corners)
+    if (distance := np.abs(moved - corners).max()) > 0.5:
+        raise StoreError(f"the mask's affine puts it {distance:.1f} voxels away from its image")
+
+
+def _saved(array: NDArray[np.generic], path: Path) -> str:
+    np.save(path, array, allow_pickle=False)
+    return file_hash(path)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[list[HsslError]]:
+    """Catches what a bad file raises; the list that is yielded then holds the error, with the file's name."""
+    failed: list[HsslError] = []
+    try:
+        yield failed
+    except HsslError as error:
+        failed.append(error if error.path else type(error)(error.what, path=path, hint=error.hint))
+    except (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError) as error:
+        failed.append(StoreError(f"cannot be read: {error}", path=path))
+
+
+def _report(bad: list[BadCase], config: AggregateConfig) -> None:
+    """Logs every bad case, and stops at them unless they are to be skipped."""
+    for case in bad:
+        logger.log(logging.WARNING if config.skip_bad else logging.ERROR, "bad case %s", case)
+    if bad and not config.skip_bad:
+        count = "1 bad case" if len(bad) == 1 else f"the first of {len(bad)} bad cases"
+        first = bad[0].reason
+        raise StoreError(
+            f"{first.what} ({count}; nothing was written)",
+            path=first.path,
+            hint="put right what is wrong, or leave bad cases out with --skip-bad",
+        )
+
+
+def _in_parallel(
+    function: Callable[[Job], Result], jobs: Sequence[Job], workers: int, title: str = ""
+) -> list[Result]:
+    """Runs `function` on every job in threads; results in the order of the jobs, with a bar if titled.
+
+    Threads, not processes: decompressing, percentiles, resampling and hashing all release the interpreter
+    lock, and a script that calls :func:`aggregate` needs no ``if __name__ == "__main__"``.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    torch_threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(workers, "hssl-aggregate", initializer=lambda: torch.set_num_threads(1))
+    try:
+        with Progress(*columns, console=Console(stderr=True), disable=not title) as progress:
+            bar = progress.add_task(title, total=len(jobs))
+            futures = [pool.submit(function, job) for job in jobs]
+            for future in as_completed(futures):
+                future.result()
+                progress.advance(bar)
+        return [future.result() for future in futures]
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(torch_threads)
+
+
+def _write_index(folder: Path, index: Index, splits: Splits) -> None:
+    """Writes the split, then the index, each in one step: what the index does not name is not there."""
+    for name, model in ((SPLITS, splits), (INDEX, index)):
+        partial = folder / f".{name}.partial"
+        partial.write_text(model.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        partial.replace(folder / name)
+
+
+def _add(existing: Store, staging: Path, index: Index, splits: Splits) -> None:
+    """Moves the arrays of new tasks into an existing store, then names them in its index."""
+    for task in index.tasks:
+        for kind in ("images", "labels"):
+            target = existing.path / kind / task
+            if target.exists():  # left by an interrupted run, and named in no index
+                shutil.rmtree(target)
+            target.parent.mkdir(exist_ok=True)
+            (staging / kind / task).replace(target)
+    _write_index(
+        existing.path,
+        Index(tasks=existing.tasks | index.tasks, cases=[*existing.index.cases, *index.cases]),
+        existing.splits.model_copy(update={"tasks": existing.splits.tasks | splits.tasks}),
+    )

@@ -1,0 +1,136 @@
+"""Who trains, who validates, who tests: by subject, made once, stored with the data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from zlib import crc32
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from hssl.errors import StoreError
+
+
+class Split(BaseModel):
+    """The subjects of one task, each in exactly one part."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    train: list[str]
+    val: list[str]
+    test: list[str]
+
+
+class Splits(BaseModel):
+    """What ``splits.json`` holds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seed: int
+    fractions: tuple[float, float, float]
+    tasks: dict[str, Split]
+
+
+def make_split(
+    task: str,
+    with_masks: Sequence[str],
+    without_masks: Sequence[str] = (),
+    *,
+    seed: int = 0,
+    fractions: tuple[float, float, float] = (0.60, 0.15, 0.25),
+) -> Split:
+    """Splits the subjects of a task at random; the same arguments give the same split.
+
+    Subjects without any mask cannot validate or test anything, so they all train. Of three or more subjects
+    with masks each part whose fraction is not 0 gets at least one; two are one for training and one for test;
+    a single one is for training.
+
+    Args:
+        task: Name of the task; each has its own draw.
+        with_masks: Subjects with at least one mask.
+        without_masks: The others.
+        seed: Seed of the draw.
+        fractions: Shares of training, validation and test.
+    """
+    subjects = _shuffled(sorted(with_masks), task, seed)
+    n = len(subjects)
+    val, test = (max(1, _rounded(share * n)) if share > 0 else 0 for share in fractions[1:])
+    if n < 3:
+        val, test = 0, min(test, n - 1) if n else 0
+    if fractions[0] > 0:
+        while val + test >= n > 0:  # rounding up has left nobody to train
+            val, test = (val - 1, test) if val >= test else (val, test - 1)
+    train = n - val - test
+    return Split(
+        train=sorted([*subjects[:train], *without_masks]),
+        val=sorted(subjects[train : train + val]),
+        test=sorted(subjects[train + val :]),
+    )
+
+
+def labelled_subjects(
+    task: str,
+    candidates: Sequence[str],
+    labels: str | int | Sequence[str],
+    seed: int,
+    *,
+    path: Path | None = None,
+) -> list[str]:
+    """Chooses the training subjects whose masks may be used; a smaller choice lies inside every larger one.
+
+    Args:
+        task: Name of the task; each has its own draw.
+        candidates: Training subjects with masks.
+        labels: A percentage (``"5%"``, at least one subject), a number of subjects (``3`` or ``"3"``), or
+            their ids (a list, or one text with commas).
+        seed: Seed of the order in which subjects are taken.
+        path: The store, for messages.
+
+    Raises:
+        StoreError: More or fewer are asked for than there are, or one is no training subject with a mask.
+    """
+    if not candidates:
+        raise StoreError(f"task '{task}' has no training subject with a mask", path=path)
+    order = _shuffled(sorted(candidates), f"{task}/labels", seed)
+    if isinstance(labels, str):
+        text = labels.strip()
+        if text.endswith("%"):
+            return order[: _count_of_percentage(text, len(order), path)]
+        labels = int(text) if text.isdecimal() else [part.strip() for part in text.split(",")]
+    if isinstance(labels, int):
+        if not 1 <= labels <= len(order):
+            raise StoreError(
+                f"{labels} labelled subjects asked for, task '{task}' has {len(order)} for training",
+                path=path,
+            )
+        return order[:labels]
+    unknown = [subject for subject in labels if subject not in order]
+    if unknown or not labels:
+        raise StoreError(
+            f"{', '.join(unknown) or 'nobody'}: not a training subject of task '{task}' with a mask",
+            path=path,
+            hint=f"there are {', '.join(sorted(candidates)[:5])}{' ...' if len(order) > 5 else ''}",
+        )
+    return list(dict.fromkeys(labels))
+
+
+def _count_of_percentage(text: str, available: int, path: Path | None) -> int:
+    try:
+        percentage = float(text[:-1])
+    except ValueError:
+        percentage = math.nan
+    if not 0 < percentage <= 100:
+        raise StoreError(f"'{text}' is not a percentage above 0 and up to 100", path=path)
+    return max(1, _rounded(percentage * available / 100))
+
+
+def _rounded(value: float) -> int:
+    """Rounds halves up, so that a larger share never gets fewer; 1e-9 forgives 0.15 * 10 = 1.4999."""
+    return math.floor(value + 0.5 + 1e-9)
+
+
+def _shuffled(subjects: Sequence[str], task: str, seed: int) -> list[str]:
+    order = np.random.default_rng([seed, crc32(task.encode())]).permutation(len(subjects))
+    return [subjects[index] for index in order]

@@ -1,0 +1,294 @@
+"""The aggregated data on disk: plain ``.npy`` arrays, one index and one split, open to any tool."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from hssl.errors import StoreError
+from hssl.sources.base import Geometry
+from hssl.store.plan import TaskPlan
+from hssl.store.splits import Split, Splits, labelled_subjects
+
+INDEX, SPLITS = "index.json", "splits.json"
+# Where the data came from differs between machines.
+_ORIGIN = {
+    "tasks": {"__all__": {"origin", "fingerprint", "skipped", "duplicates"}},
+    "cases": {"__all__": {"image_path", "label_path"}},
+}
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TaskInfo(_Entry):
+    """One task of a store.
+
+    Attributes:
+        name: The task.
+        modality: As its source names it; empty where unknown.
+        labels: Name of each label value in the masks, without background (0).
+        plan: How its images were brought into the store.
+        layout: The reader that found it.
+        origin: The folder it was read from.
+        subject: The subject rule given, if any.
+        channel: The channel given, if any.
+        fingerprint: SHA-256 of the list of source files, their sizes and times, and the options.
+        skipped: Bad cases that were left out, one line each.
+        duplicates: Cases with the image of another case, one line each; both count as one subject.
+    """
+
+    name: str
+    modality: str
+    labels: dict[int, str]
+    plan: TaskPlan
+    layout: str
+    origin: str
+    subject: str | None = None
+    channel: str | int | None = None
+    fingerprint: str
+    skipped: list[str] = []
+    duplicates: list[str] = []
+
+    @property
+    def classes(self) -> int:
+        """Channels of a network's scores, background included: channel c is label value c."""
+        return max(self.labels, default=0) + 1
+
+
+class CaseRecord(_Entry):
+    """One case of a store.
+
+    Attributes:
+        id: Unique within its task.
+        task: Its task.
+        subject: Whom it shows.
+        image_path: The source file of the image (a folder for a DICOM series).
+        label_path: The source file of the mask; None without one.
+        shape: Stored slices, rows and columns.
+        source_shape: Voxels along the axes of the source file.
+        source_affine: Voxel indices of the source file to mm (RAS+), ``4 x 4``.
+        source_ndim: 3 for a volume, 2 for a 2D image.
+        intensity: The source intensities that are stored as 0 and 1.
+        label_voxels: Voxels of each label value in the source file; None without a mask.
+        image_sha256: Of the bytes of the source image.
+        label_sha256: Of the bytes of the source mask; None without one.
+        stored_image_sha256: Of the bytes of the stored ``.npy`` file.
+        stored_label_sha256: Of the bytes of the stored ``.npy`` file; None without a mask.
+    """
+
+    id: str
+    task: str
+    subject: str
+    image_path: str
+    label_path: str | None
+    shape: tuple[int, int, int]
+    source_shape: tuple[int, int, int]
+    source_affine: tuple[tuple[float, float, float, float], ...]
+    source_ndim: int
+    intensity: tuple[float, float]
+    label_voxels: dict[int, int] | None
+    image_sha256: str
+    label_sha256: str | None
+    stored_image_sha256: str
+    stored_label_sha256: str | None
+
+    @property
+    def geometry(self) -> Geometry:
+        """The grid of the source file."""
+        return Geometry(self.source_shape, np.array(self.source_affine, np.float64), self.source_ndim)
+
+    @property
+    def has_label(self) -> bool:
+        """Whether there is a mask."""
+        return self.stored_label_sha256 is not None
+
+
+class Index(_Entry):
+    """What ``index.json`` holds."""
+
+    format: Literal[1] = 1
+    tasks: dict[str, TaskInfo]
+    cases: list[CaseRecord]
+
+
+class Store:
+    """An aggregated data set, opened for reading.
+
+    Args:
+        path: The folder.
+        index: Its tasks and cases.
+        splits: Its splits.
+    """
+
+    def __init__(self, path: Path, index: Index, splits: Splits) -> None:
+        self.path = path
+        self.index = index
+        self.splits = splits
+
+    @classmethod
+    def open(cls, path: Path | str) -> Store:
+        """Opens a store; no array is read.
+
+        Raises:
+            StoreError: The folder is not a store, or its index or split cannot be read.
+        """
+        path = Path(path)
+        if not (path / INDEX).is_file():
+            raise StoreError(
+                "is not a store", path=path, hint="make one with 'hssl aggregate SOURCE -o STORE'"
+            )
+        index, splits = _read(path / INDEX, Index), _read(path / SPLITS, Splits)
+        if missing := index.tasks.keys() - splits.tasks.keys():
+            raise StoreError(f"has no split of task '{min(missing)}'", path=path / SPLITS)
+        return cls(path, index, splits)
+
+    @property
+    def tasks(self) -> dict[str, TaskInfo]:
+        """Every task by name."""
+        return self.index.tasks
+
+    def cases(self, task: str | None = None, subjects: Collection[str] | None = None) -> list[CaseRecord]:
+        """The cases, with and without masks, in the order of the index.
+
+        Args:
+            task: Only of this task.
+            subjects: Only of these subjects.
+
+        Raises:
+            StoreError: There is no such task.
+        """
+        if task is not None:
+            self._check_task(task)
+        wanted = None if subjects is None else set(subjects)
+        return [
+            case
+            for case in self.index.cases
+            if (task is None or case.task == task) and (wanted is None or case.subject in wanted)
+        ]
+
+    def image(self, record: CaseRecord) -> NDArray[np.float16]:
+        """The image of a case, memory-mapped: float16 ``[slices, rows, columns]`` in [0, 1].
+
+        Raises:
+            StoreError: The array is missing or damaged.
+        """
+        return self._array("images", record)
+
+    def label(self, record: CaseRecord) -> NDArray[np.uint8]:
+        """The mask of a case, memory-mapped: uint8 ``[slices, rows, columns]``, label values.
+
+        Raises:
+            StoreError: The case has no mask, or the array is missing or damaged.
+        """
+        if not record.has_label:
+            raise StoreError(f"case '{record.id}' of task '{record.task}' has no mask", path=self.path)
+        return self._array("labels", record)
+
+    def split(self, task: str) -> Split:
+        """The subjects of `task` for training, validation and test."""
+        self._check_task(task)
+        return self.splits.tasks[task]
+
+    def labelled(self, task: str, labels: str | int | Sequence[str], seed: int = 0) -> list[str]:
+        """The training subjects whose masks may be used; nested: 5 % lies inside 10 %.
+
+        Args:
+            task: The task.
+            labels: A percentage (``"5%"``), a number of subjects, or their ids.
+            seed: Seed of the order in which subjects are taken.
+
+        Raises:
+            StoreError: There are not so many, or one is no training subject with a mask.
+        """
+        train = self.split(task).train
+        candidates = {case.subject for case in self.cases(task, train) if case.has_label}
+        return labelled_subjects(task, sorted(candidates), labels, seed, path=self.path)
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 over index and split; where the data came from does not count, what it is does."""
+        return _hash(self.index.model_dump(mode="json", exclude=_ORIGIN), self.splits.model_dump(mode="json"))
+
+    @property
+    def split_hash(self) -> str:
+        """SHA-256 over the split alone."""
+        return _hash(self.splits.model_dump(mode="json"))
+
+    def verify(self) -> None:
+        """Reads every array and compares its checksum with the index.
+
+        Raises:
+            StoreError: An array is missing or has changed; the message names the file.
+        """
+        for case in self.index.cases:
+            for kind, expected in (
+                ("images", case.stored_image_sha256),
+                ("labels", case.stored_label_sha256),
+            ):
+                path = array_path(self.path, kind, case.task, case.id)
+                if expected is not None and file_hash(path) != expected:
+                    raise StoreError("has changed since it was written", path=path, hint="aggregate again")
+
+    def _array(self, kind: str, record: CaseRecord) -> NDArray[Any]:
+        path = array_path(self.path, kind, record.task, record.id)
+        try:
+            array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise StoreError(f"cannot be read: {error}", path=path, hint="aggregate again") from error
+        if array.shape != record.shape:
+            raise StoreError(f"has the shape {array.shape}, the index says {record.shape}", path=path)
+        return array
+
+    def _check_task(self, task: str) -> None:
+        if task not in self.tasks:
+            raise StoreError(f"has no task '{task}'", path=self.path, hint=f"it has {', '.join(self.tasks)}")
+
+
+def array_path(store: Path, kind: str, task: str, case: str) -> Path:
+    """The file of a stored array; `kind` is ``images`` or ``labels``."""
+    return store / kind / task / f"{case}.npy"
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes; of a folder, of its files in the order of their names.
+
+    Raises:
+        StoreError: It cannot be read.
+    """
+    files = sorted(entry for entry in path.iterdir() if entry.is_file()) if path.is_dir() else [path]
+    digest = hashlib.sha256()
+    try:
+        for file in files:
+            with file.open("rb") as stream:
+                while block := stream.read(1 << 20):
+                    digest.update(block)
+    except OSError as error:
+        raise StoreError(f"cannot be read: {error.strerror}", path=path) from error
+    return digest.hexdigest()
+
+
+def _read(path: Path, model: type[Model]) -> Model:
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise StoreError(f"cannot be read: {error.strerror}", path=path, hint="aggregate again") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise StoreError(
+            f"is damaged or of another version: {place} {first['msg']}", path=path, hint="aggregate again"
+        ) from error
+
+
+def _hash(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
