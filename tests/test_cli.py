@@ -172,7 +172,7 @@ def test_groups_come_from_a_file(tmp_path: Path) -> None:
     assert cli._groups(str(file)) == {"Heart": "chest", "Spleen": "abdomen"}
     assert cli._groups("auto") == "auto"
     file.write_text("- Heart\n")
-    with pytest.raises(HsslError, match="groups.yaml: holds no groups"):
+    with pytest.raises(HsslError, match="holds no groups"):
         cli._groups(str(file))
 
 

@@ -1,0 +1,7 @@
+# docker build -t hssl . && docker run --rm -v "$PWD:/data" hssl demo -o demo
+FROM python:3.12-slim
+WORKDIR /opt/hssl
+COPY . .
+RUN pip install --no-cache-dir -c constraints.txt ".[all]"
+WORKDIR /data
+ENTRYPOINT ["hssl"]
