@@ -6,6 +6,7 @@ from hssl.store.aggregate import aggregate, aggregate_sources
 from hssl.store.plan import TaskPlan, make_plan
 from hssl.store.splits import Split, make_split
 from hssl.store.store import CaseRecord, Store, TaskInfo
+from hssl.store.summary import TaskSummary, contact_sheet, summarise, summary_table
 
 __all__ = [
     "CaseRecord",
@@ -13,8 +14,12 @@ __all__ = [
     "Store",
     "TaskInfo",
     "TaskPlan",
+    "TaskSummary",
     "aggregate",
     "aggregate_sources",
+    "contact_sheet",
     "make_plan",
     "make_split",
+    "summarise",
+    "summary_table",
 ]

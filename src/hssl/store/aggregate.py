@@ -70,8 +70,8 @@ def aggregate(
 
     Nothing is written unless all is well: a bad case stops the command, after all of them have been logged,
     or is left out and listed with ``config.skip_bad``. Two cases with the same image count as one subject, so
-    that a split never parts them. Tasks already in the store keep their arrays, order and split. Running again
-    on the same files with the same options changes nothing.
+    that a split never parts them. Tasks already in the store keep their arrays, order and split. Running it
+    again on the same files with the same options changes nothing.
 
     Args:
         sources: Folders of raw data, each in any layout that :func:`hssl.sources.find_sources` knows.
@@ -233,6 +233,7 @@ def _write_arrays(tasks: list[_Task], staging: Path, config: AggregateConfig) ->
             origin=str(source.path.absolute()),
             subject=config.subject,
             channel=config.channel,
+            renamed=config.task,
             fingerprint=task.fingerprint,
             skipped=[str(bad) for bad in task.bad],
             duplicates=duplicates,

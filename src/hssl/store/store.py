@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hssl.errors import StoreError
-from hssl.sources.base import Geometry
+from hssl.sources import find_sources
+from hssl.sources.base import Case, Geometry
 from hssl.store.plan import TaskPlan
 from hssl.store.splits import Split, Splits, labelled_subjects
 
@@ -42,6 +43,7 @@ class TaskInfo(_Entry):
         origin: The folder it was read from.
         subject: The subject rule given, if any.
         channel: The channel given, if any.
+        renamed: The task name given, if any.
         fingerprint: SHA-256 of the list of source files, their sizes and times, and the options.
         skipped: Bad cases that were left out, one line each.
         duplicates: Cases with the image of another case, one line each; both count as one subject.
@@ -55,6 +57,7 @@ class TaskInfo(_Entry):
     origin: str
     subject: str | None = None
     channel: str | int | None = None
+    renamed: str | None = None
     fingerprint: str
     skipped: list[str] = []
     duplicates: list[str] = []
@@ -134,6 +137,7 @@ class Store:
         self.path = path
         self.index = index
         self.splits = splits
+        self._source_cases: dict[str, dict[str, Case]] = {}
 
     @classmethod
     def open(cls, path: Path | str) -> Store:
@@ -193,6 +197,29 @@ class Store:
         if not record.has_label:
             raise StoreError(f"case '{record.id}' of task '{record.task}' has no mask", path=self.path)
         return self._array("labels", record)
+
+    def source_case(self, record: CaseRecord) -> Case:
+        """Finds the raw case that a record was made from, to read it in its own grid and units.
+
+        Raises:
+            SourceError: The source is not where it was, or cannot be read.
+            StoreError: The source has no such case any more.
+        """
+        info = self.tasks[record.task]
+        if info.name not in self._source_cases:
+            sources = find_sources(
+                Path(info.origin),
+                layout=info.layout,
+                subject=info.subject,
+                channel=info.channel,
+                task=info.renamed,
+            )
+            cases = (case for source in sources if source.task == info.name for case in source.cases())
+            self._source_cases[info.name] = {case.id: case for case in cases}
+        case = self._source_cases[info.name].get(record.id)
+        if case is None:
+            raise StoreError(f"has no case '{record.id}' any more", path=info.origin, hint="put it back")
+        return case
 
     def split(self, task: str) -> Split:
         """The subjects of `task` for training, validation and test."""
