@@ -7,8 +7,8 @@ with scipy. The surface of a label is its voxels with a face neighbour outside i
 outside.
 
 A label that is in neither map has no score (None) and is left out of every mean. A label that is in one of
-them only has Dice 0, surface Dice 0, and for HD95, which has no largest value, the diagonal of the image, as in
-the BraTS challenges: leaving it out would reward a network for missing a structure altogether.
+them only has Dice 0, surface Dice 0, and for HD95, which has no largest value, the diagonal of the image, as
+in the BraTS challenges: leaving it out would reward a network for missing a structure altogether.
 """
 
 from __future__ import annotations

@@ -1,0 +1,347 @@
+"""How good the masks of a fine-tuning run are on subjects that it has never seen."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from importlib.metadata import version
+from itertools import groupby
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+from rich.progress import track
+
+from hssl.errors import ConfigError, LeakError, RunError, SourceError, StoreError
+from hssl.inference import Predictor, ahead
+from hssl.metrics import SURFACE_TOLERANCE_MM, score_labels
+from hssl.sources.files import (
+    NIFTI,
+    PICTURES,
+    list_files,
+    read_geometry,
+    read_label,
+    read_white_label,
+    stem,
+)
+from hssl.store import CaseRecord, Store, TaskInfo
+from hssl.store.store import file_hash
+from hssl.training.run import Run, write_text
+
+Mask = NDArray[np.integer[Any]]
+PARTS = ("train", "val", "test")
+METRICS = ("dice", "hd95", "surface_dice")
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CaseScore(_Entry):
+    """One label of one case; fields as in :class:`hssl.metrics.LabelScore`."""
+
+    case: str
+    subject: str
+    label: int
+    name: str
+    truth_voxels: int
+    predicted_voxels: int
+    dice: float | None
+    hd95: float | None
+    surface_dice: float | None
+
+
+class Mean(_Entry):
+    """Means of a label over cases, or of the task.
+
+    Attributes:
+        name: The label, or ``mean``: for each case the mean over its labels, then the mean over cases.
+        cases: Cases that count: those where the label is in the truth or in the prediction.
+        dice: In [0, 1]; None without cases.
+        hd95: In mm.
+        surface_dice: In [0, 1].
+    """
+
+    name: str
+    cases: int
+    dice: float | None
+    hd95: float | None
+    surface_dice: float | None
+
+
+class EvaluationResult(_Entry):
+    """What ``RUN/evaluation/PART.json`` holds.
+
+    Attributes:
+        run: The run folder.
+        task: The task.
+        part: Part of the split.
+        space: ``source``: on the grid of the files the masks came from. ``store``: on the store's grid, resampled
+            in plane.
+        leaked: Subjects that training had seen; a result with any says nothing about new ones.
+        tolerance: Of surface Dice, in mm.
+        predictions: Folder of the masks, if they did not come from the run's network.
+        store_hash: Of the data.
+        split_hash: Of the split.
+        versions: Of the packages that matter.
+        scores: A row for each case and label.
+        labels: Means of each label.
+        mean: Means of the task.
+    """
+
+    run: str
+    task: str
+    part: str
+    space: Literal["source", "store"]
+    leaked: list[str]
+    tolerance: float
+    predictions: str | None
+    store_hash: str
+    split_hash: str
+    versions: dict[str, str]
+    scores: list[CaseScore]
+    labels: list[Mean]
+    mean: Mean
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """Reads a result back.
+
+        Raises:
+            RunError: The file is missing or not a result.
+        """
+        path = Path(path)
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError) as error:
+            raise RunError(
+                f"is not a readable evaluation: {str(error).splitlines()[0]}", path=path
+            ) from error
+
+    def rows(self) -> list[dict[str, str | int | float | None]]:
+        """The means of each label and of the task, ready to print; units in the names of the columns."""
+        mark = " (seen in training)" if self.leaked else ""
+        return [
+            {
+                "label": mean.name + mark,
+                "cases": mean.cases,
+                "Dice": mean.dice,
+                "HD95 (mm)": mean.hd95,
+                f"surface Dice ({self.tolerance:g} mm)": mean.surface_dice,
+            }
+            for mean in (*self.labels, self.mean)
+        ]
+
+
+def evaluate(
+    run: Path | str,
+    store: Store | Path | str | None = None,
+    *,
+    part: str = "test",
+    allow_leak: bool = False,
+    predictions: Path | str | None = None,
+    space: Literal["source", "store"] = "source",
+    tolerance: float = SURFACE_TOLERANCE_MM,
+    device: str | None = None,
+) -> EvaluationResult:
+    """Scores a run on a part of its task's subjects, case by case and label by label.
+
+    The truth is the mask file that the store was made from, on its own grid and in mm, and must be unchanged.
+    The result is written to ``RUN/evaluation/PART.json`` and ``.csv``; of other spaces and of given predictions to
+    ``PART-store`` and ``PART-predictions``. A label that is in neither mask does not count, and one that is in one
+    of them counts as missed (see :mod:`hssl.metrics`).
+
+    Args:
+        run: Folder of a fine-tuning run.
+        store: The data; None for the store that the run was made from.
+        part: ``test``, ``val`` or ``train``.
+        allow_leak: Evaluate subjects that training has seen as well, and mark the result.
+        predictions: Folder of ready masks to score instead of the network's, each named like its case or like its
+            image file, on the grid of the true mask.
+        space: ``store`` compares on the store's grid: quick, and possible without the source files.
+        tolerance: Of surface Dice, in mm.
+        device: As torch names it; None is a GPU where there is one.
+
+    Returns:
+        Rows and means.
+
+    Raises:
+        LeakError: Training has seen the image or mask of a subject.
+        RunError: `run` is not a complete fine-tuning run, or does not know its store.
+        StoreError: The store lacks the task or has no masks in this part, or a mask file is missing or has changed.
+        SourceError: A ready mask is missing or does not fit.
+        ConfigError: An option is not valid.
+    """
+    if part not in PARTS or space not in ("source", "store") or not tolerance >= 0:
+        raise ConfigError(
+            f"cannot evaluate part '{part}' in space '{space}' with tolerance {tolerance}",
+            hint=f"parts are {', '.join(PARTS)}, spaces are source and store, a tolerance is 0 or more",
+        )
+    if predictions is not None and space == "store":
+        raise ConfigError("ready masks lie on the grid of their files, not on the store's", path=predictions)
+    opened = Run.open(run)
+    if opened.info.task is None:
+        raise RunError(
+            "is a pre-training run, which predicts no masks", path=opened.path, hint="fine-tune it first"
+        )
+    store = store if isinstance(store, Store) else Store.open(store or _store_of(opened))
+    name = opened.info.task.name
+    subjects = getattr(store.split(name), part)
+    cases = [case for case in store.cases(name, subjects) if case.has_label]
+    if not cases:
+        raise StoreError(f"task '{name}' has no masks of {part} subjects", path=store.path)
+    leaked = _leaked(opened, store, [case.subject for case in cases])
+    if leaked and not allow_leak:
+        raise LeakError(
+            f"training has seen {len(leaked)} of the {part} subjects: {', '.join(leaked[:5])}"
+            + (" ..." if len(leaked) > 5 else ""),
+            path=opened.path,
+            hint="--allow-leak evaluates them all the same and marks the result",
+        )
+
+    task = store.tasks[name]
+    if predictions is not None:
+        masks = _ready_masks(Path(predictions), cases)
+    else:
+        predictor = Predictor(opened.path, device=device)
+        masks = _predicted(predictor, store, cases, space)
+
+    def score(pair: tuple[CaseRecord, Callable[[], Mask]]) -> list[CaseScore]:
+        case, mask = pair
+        if space == "store":
+            return _score(
+                case, task, store.label(case), mask(), task.plan.stored_spacing(case.geometry), tolerance
+            )
+        return _score(case, task, _truth(case, task), mask(), case.geometry.spacing, tolerance)
+
+    with ThreadPoolExecutor(1) as pool:  # scores one case while the network predicts the next
+        scored = ahead(pool, score, zip(cases, masks, strict=True))
+        rows = [row for case in track(scored, "evaluate", total=len(cases)) for row in case]
+    result = EvaluationResult(
+        run=str(opened.path),
+        task=name,
+        part=part,
+        space=space,
+        leaked=leaked,
+        tolerance=tolerance,
+        predictions=None if predictions is None else str(predictions),
+        store_hash=store.hash,
+        split_hash=store.split_hash,
+        versions={package: version(package) for package in ("hssl", "torch", "numpy", "scipy")},
+        scores=rows,
+        labels=[
+            _mean(text, [[row] for row in rows if row.label == label]) for label, text in task.labels.items()
+        ],
+        mean=_mean("mean", [list(case) for _, case in groupby(rows, key=lambda row: row.case)]),
+    )
+    _write(result, opened.path / "evaluation")
+    return result
+
+
+def _store_of(run: Run) -> str:
+    """Where the store lay that the run was made from."""
+    path = run.info.provenance["data"].get("path")
+    if path is None:
+        raise RunError("does not say where its store is", path=run.path, hint="give it with --store")
+    return str(path)
+
+
+def _leaked(run: Run, store: Store, subjects: Iterable[str]) -> list[str]:
+    """Which of `subjects` training has seen, in this task or in another channel of the same source."""
+    name = run.info.task.name if run.info.task else ""
+    origin = store.tasks[name].origin
+    siblings = {task for task, info in store.tasks.items() if info.origin == origin}
+    seen = {
+        subject
+        for record in (run.info.subjects_seen, run.info.masks_seen)
+        for task in siblings & record.keys()
+        for subject in record[task]
+    }
+    return sorted(seen.intersection(subjects))
+
+
+def _predicted(
+    predictor: Predictor, store: Store, cases: Iterable[CaseRecord], space: str
+) -> Iterator[Callable[[], Mask]]:
+    """Runs the network case by case; what is left to do for a mask comes as a function."""
+    for case in cases:
+        scores = predictor.scores(store.image(case))
+        if space == "store":
+            yield partial(np.argmax, scores, axis=0)
+        else:
+            yield partial(predictor.task.plan.restore, scores, case.geometry)
+
+
+def _ready_masks(folder: Path, cases: Sequence[CaseRecord]) -> list[Callable[[], Mask]]:
+    """Finds the mask of every case, by the id of the case or the name of its image file."""
+    if not folder.is_dir():
+        raise SourceError("no such folder", path=folder)
+    found = {stem(path): path for path in list_files(folder, (*NIFTI, *PICTURES))}
+    masks = []
+    for case in cases:
+        path = found.get(case.id) or found.get(stem(Path(case.image_path)))
+        if path is None:
+            raise SourceError(f"has no mask of case '{case.id}'", path=folder)
+        shape = read_geometry(path).shape
+        if shape != case.source_shape:
+            raise SourceError(f"has the shape {shape}, case '{case.id}' has {case.source_shape}", path=path)
+        masks.append(partial(read_label, path))
+    return masks
+
+
+def _truth(case: CaseRecord, task: TaskInfo) -> Mask:
+    """The mask of a case as its source has it.
+
+    Raises:
+        StoreError: The file is gone or not the one that the store was made from.
+    """
+    path = Path(case.label_path or "")
+    hint = "put the source back, aggregate again, or compare in the store's space"
+    if not path.exists():
+        raise StoreError(f"the mask of case '{case.id}' is not there", path=path, hint=hint)
+    if file_hash(path) != case.label_sha256:
+        raise StoreError(
+            f"the mask of case '{case.id}' has changed since it was aggregated", path=path, hint=hint
+        )
+    # As its reader does, so that 255 in black and white pictures is label 1.
+    white = task.layout == "images2d" and set(task.labels) == {1}
+    return read_white_label(path) if white else read_label(path)
+
+
+def _score(
+    case: CaseRecord, task: TaskInfo, truth: Mask, mask: Mask, spacing: Sequence[float], tolerance: float
+) -> list[CaseScore]:
+    scores = score_labels(truth, mask, spacing, task.labels, tolerance=tolerance)
+    return [
+        CaseScore(case=case.id, subject=case.subject, label=label, name=task.labels[label], **score._asdict())
+        for label, score in scores.items()
+    ]
+
+
+def _mean(name: str, cases: Sequence[Sequence[CaseScore]]) -> Mean:
+    """Mean over the labels of each case, then over cases; labels that are nowhere in a case are left out."""
+    present = [[row for row in case if row.dice is not None] for case in cases]
+    counted = [case for case in present if case]
+    means = {
+        metric: fmean(fmean(getattr(row, metric) for row in case) for case in counted) if counted else None
+        for metric in METRICS
+    }
+    return Mean(name=name, cases=len(counted), **means)
+
+
+def _write(result: EvaluationResult, folder: Path) -> None:
+    """Writes JSON and CSV, each in one step."""
+    kind = "-predictions" if result.predictions else "-store" if result.space == "store" else ""
+    folder.mkdir(exist_ok=True)
+    table = io.StringIO()
+    writer = csv.DictWriter(table, CaseScore.model_fields, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(row.model_dump() for row in result.scores)
+    write_text(folder / f"{result.part}{kind}.csv", table.getvalue())
+    write_text(folder / f"{result.part}{kind}.json", result.model_dump_json(indent=1))

@@ -1,0 +1,352 @@
+"""Image in, mask in the image's own grid out: for one array, one case, or files and folders of them."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import TypeVar, cast
+
+import nibabel as nib
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from rich.progress import track
+from torch import Tensor, nn
+
+from hssl.errors import ConfigError, SourceError, StoreError
+from hssl.sources.base import Geometry
+from hssl.sources.files import NIFTI, PICTURES, channel_count, list_files, read_geometry, read_image, stem
+from hssl.store.plan import check_geometry
+from hssl.training.run import load_segmentation
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+OVERLAP = 0.5
+BATCH_SIZE = 16
+_SIGMA = 1 / 8  # of the Gaussian that weights a tile, as a share of its side; nnU-Net's and MONAI's
+
+
+def predict(
+    run: Path | str,
+    inputs: Sequence[Path | str],
+    output: Path | str,
+    *,
+    channel: int | None = None,
+    overlap: float = OVERLAP,
+    batch_size: int = BATCH_SIZE,
+    device: str | None = None,
+) -> list[Path]:
+    """Writes a mask for each image, on the image's own grid.
+
+    A NIfTI mask has the name, shape, affine and header of its image, and type uint8; the mask of a picture is
+    a PNG with its rows and columns. Every header is checked before the first image is predicted. Masks appear
+    one by one, each complete; one that is there already is replaced.
+
+    Args:
+        run: Folder of a fine-tuning run.
+        inputs: Image files, and folders whose image files are all predicted.
+        output: Folder for the masks, made if it is missing.
+        channel: Index along the fourth axis, for 4D images; None for the one the task was made from.
+        overlap: Share of a tile that neighbours share at least, in [0, 1).
+        batch_size: Tiles in one call of the network.
+        device: As torch names it; None is a GPU where there is one.
+
+    Returns:
+        The masks, in the order of the inputs.
+
+    Raises:
+        RunError: `run` is not a complete fine-tuning run.
+        SourceError: An input is missing, damaged or of another kind, holds values that are not finite, or
+            shows nothing.
+        ConfigError: Two inputs have one name, or a mask would replace an image.
+    """
+    predictor = Predictor(run, overlap=overlap, batch_size=batch_size, device=device)
+    if channel is None and isinstance(predictor.task.channel, int):
+        channel = predictor.task.channel
+    images = [_checked(path, channel) for given in inputs for path in _listed(Path(given))]
+    output = Path(output)
+    _check_targets([image.path for image in images], output)
+
+    def load(image: _Input) -> NDArray[np.float32]:
+        with _naming(image.path):
+            pixels = read_image(image.path, image.channel)
+            return predictor.task.plan.prepare_image(pixels, image.geometry)
+
+    def write(result: tuple[_Input, NDArray[np.float32]]) -> Path:
+        image, scores = result
+        return _write_mask(predictor.task.plan.restore(scores, image.geometry), image, output)
+
+    output.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(2) as pool:  # reads the next image and writes the last mask
+        scores = map(predictor.scores, ahead(pool, load, images))
+        masks = ahead(pool, write, zip(images, scores, strict=True))
+        return list(track(masks, "predict", total=len(images)))
+
+
+class Predictor:
+    """A fine-tuned network, loaded once.
+
+    Args:
+        run: Folder of a fine-tuning run.
+        overlap: As for :func:`predict_volume`.
+        batch_size: As for :func:`predict_volume`.
+        device: As torch names it; None is a GPU where there is one.
+
+    Attributes:
+        run: The run, opened.
+        task: Its task, with labels and plan.
+
+    Raises:
+        RunError: `run` is not a complete fine-tuning run.
+        ConfigError: There is no such device.
+    """
+
+    def __init__(
+        self,
+        run: Path | str,
+        *,
+        overlap: float = OVERLAP,
+        batch_size: int = BATCH_SIZE,
+        device: str | None = None,
+    ) -> None:
+        network, self.run, self.task = load_segmentation(run)
+        try:
+            self._network = network.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        except (RuntimeError, AssertionError) as error:  # what torch raises for a device it does not have
+            raise ConfigError(f"device '{device}' cannot be used: {error}") from error
+        self._overlap, self._batch_size = overlap, batch_size
+
+    def scores(self, image: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Maps an image on the store's grid to scores ``[classes, slices, rows, columns]``."""
+        config = self.run.config
+        return predict_volume(
+            self._network,
+            image,
+            patch_size=config.patch_size,
+            overlap=self._overlap,
+            batch_size=self._batch_size,
+            amp=None if config.precision == "auto" else config.precision == "bf16",
+        )
+
+
+def ahead(
+    pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item]
+) -> Iterator[Result]:
+    """Yields ``function(item)`` of each item in order, while the next one is being worked on in `pool`."""
+    pending: deque[Future[Result]] = deque()
+    for item in items:
+        pending.append(pool.submit(function, item))
+        if len(pending) > 1:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
+
+
+@torch.inference_mode()
+def predict_volume(
+    network: nn.Module,
+    image: NDArray[np.floating],
+    *,
+    patch_size: int | tuple[int, int],
+    overlap: float = OVERLAP,
+    batch_size: int = BATCH_SIZE,
+    device: torch.device | str | None = None,
+    amp: bool | None = None,
+) -> NDArray[np.float32]:
+    """Scores every voxel of a volume, slice by slice, in overlapping tiles.
+
+    Tiles are spread evenly, as close as `overlap` asks for, and averaged with Gaussian weights, in float32.
+    An image smaller than a tile is padded with 0 on all sides, as in training.
+
+    Args:
+        network: Maps ``[B, 1, rows, columns]`` to scores ``[B, classes, rows, columns]``.
+        image: ``[slices, rows, columns]``, intensities in [0, 1].
+        patch_size: Rows and columns of a tile, or one number for both.
+        overlap: Share of a tile that neighbours share at least, in [0, 1).
+        batch_size: Tiles in one call of the network.
+        device: Where the network is; None for where its first parameter is.
+        amp: Run the network in bfloat16; None where the device is faster so.
+
+    Returns:
+        float32 ``[classes, slices, rows, columns]``.
+
+    Raises:
+        ConfigError: `patch_size`, `overlap` or `batch_size` is out of range.
+    """
+    height, width = patch_size if isinstance(patch_size, tuple) else (patch_size, patch_size)
+    if min(height, width) < 1 or not 0 <= overlap < 1 or batch_size < 1:
+        raise ConfigError(
+            f"cannot predict with patch size {height} x {width}, overlap {overlap}, batch size {batch_size}",
+            hint="sizes are at least 1, the overlap is below 1",
+        )
+    if device is None:
+        device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+    device = torch.device(device)
+    amp = bf16_pays(device) if amp is None else amp
+    volume = torch.from_numpy(np.ascontiguousarray(image, np.float32)).to(device)
+    rows, columns = volume.shape[1:]
+    volume, top, left = _padded(volume, height, width)
+    starts = product(_starts(volume.shape[1], height, overlap), _starts(volume.shape[2], width, overlap))
+    tiles = [(slice(y, y + height), slice(x, x + width)) for y, x in starts]
+    weight = torch.outer(_gaussian(height), _gaussian(width)).float().to(device)
+    total = torch.zeros(volume.shape[1:], device=device)
+    for y, x in tiles:
+        total[y, x] += weight
+    weights = [weight / total[y, x] for y, x in tiles]
+
+    slices_at_once = max(1, batch_size // len(tiles))
+    tiles_at_once = max(1, batch_size // slices_at_once)
+    scores: Tensor | None = None
+    for first in range(0, len(volume), slices_at_once):
+        part = slice(first, first + slices_at_once)
+        for start in range(0, len(tiles), tiles_at_once):
+            group = tiles[start : start + tiles_at_once]
+            patches = torch.cat([volume[part, y, x] for y, x in group])[:, None]
+            with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+                outputs = network(patches)
+            if scores is None:
+                scores = torch.zeros((outputs.shape[1], *volume.shape), device=device)
+            for (y, x), share, output in zip(group, weights[start:], outputs.chunk(len(group)), strict=False):
+                scores[:, part, y, x] += output.transpose(0, 1) * share
+    if scores is None:
+        raise ConfigError("an image without slices cannot be predicted")
+    cropped = scores[:, :, top : top + rows, left : left + columns]
+    return cropped.cpu().numpy()
+
+
+def bf16_pays(device: torch.device) -> bool:
+    """Whether `device` computes in bfloat16 natively; elsewhere it is slower than float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return False
+
+
+def _padded(volume: Tensor, height: int, width: int) -> tuple[Tensor, int, int]:
+    """`volume` with at least so many rows and columns, and the rows and columns put before it."""
+    rows, columns = max(0, height - volume.shape[1]), max(0, width - volume.shape[2])
+    top, left = rows // 2, columns // 2
+    return F.pad(volume, (left, columns - left, top, rows - top)), top, left
+
+
+def _starts(size: int, tile: int, overlap: float) -> list[int]:
+    """First pixels of the fewest tiles that cover `size` pixels with at least this overlap, spread evenly."""
+    free = size - tile
+    steps = math.ceil(free / max(1.0, tile * (1 - overlap)))
+    return [round(free * step / steps) for step in range(steps + 1)] if steps else [0]
+
+
+def _gaussian(size: int) -> Tensor:
+    """Weights along the side of a tile, float64; never 0."""
+    offset = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
+    return torch.exp(-0.5 * (offset / (_SIGMA * size)) ** 2)
+
+
+# Files ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Input:
+    """One image to predict, its header read."""
+
+    path: Path
+    channel: int | None
+    geometry: Geometry
+
+
+def _listed(path: Path) -> list[Path]:
+    """The images that an input stands for. What is not one file an image (a DICOM series) belongs here."""
+    if not path.exists():
+        raise SourceError("no such file or folder", path=path)
+    if path.is_dir():
+        found = list_files(path, (*NIFTI, *PICTURES))
+        if not found:
+            raise SourceError("holds no images", path=path, hint="give the folder that the files are in")
+        return found
+    if not path.name.lower().endswith((*NIFTI, *PICTURES)):
+        raise SourceError(
+            "is no image that can be predicted", path=path, hint="give NIfTI, PNG, TIFF or JPEG"
+        )
+    return [path]
+
+
+def _checked(path: Path, channel: int | None) -> _Input:
+    """Reads the header; raises what is wrong with it."""
+    if channel_count(path) == 1:
+        channel = None
+    with _naming(path):
+        geometry = read_geometry(path, channel)
+        check_geometry(geometry)
+    return _Input(path, channel, geometry)
+
+
+def _target(path: Path, output: Path) -> Path:
+    return output / (path.name if path.name.lower().endswith(NIFTI) else f"{stem(path)}.png")
+
+
+def _check_targets(paths: list[Path], output: Path) -> None:
+    if output.exists() and not output.is_dir():
+        raise ConfigError(
+            "is not a folder", path=output, hint="masks are written into a folder, under their names"
+        )
+    if output.name.lower().endswith((*NIFTI, *PICTURES)):
+        raise ConfigError(
+            "names a file", path=output, hint="masks are written into a folder, under their names"
+        )
+    images = {path.resolve() for path in paths}
+    taken: dict[Path, Path] = {}
+    for path in paths:
+        target = _target(path, output)
+        if target.resolve() in images:
+            raise ConfigError(
+                "the mask would replace an image", path=target, hint="choose another output folder"
+            )
+        if target in taken:
+            raise ConfigError(
+                f"{taken[target]} and {path} give masks of one name", path=target, hint="predict them apart"
+            )
+        taken[target] = path
+
+
+def _write_mask(mask: NDArray[np.uint8], image: _Input, output: Path) -> Path:
+    """Writes a mask beside its final name and moves it there."""
+    target = _target(image.path, output)
+    partial = target.with_name(f".partial-{target.name}")
+    try:
+        if image.path.name.lower().endswith(NIFTI):
+            nib.save(_nifti_mask(mask, image), partial)
+        else:
+            Image.fromarray(mask[:, :, 0]).save(partial)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+    return target
+
+
+def _nifti_mask(mask: NDArray[np.uint8], image: _Input) -> nib.Nifti1Image:
+    """The mask with the header of its image: qform, sform and their codes, voxel size and units."""
+    original = cast(nib.Nifti1Image, nib.load(image.path))
+    header = original.header.copy()  # type: ignore[no-untyped-call]
+    header.set_data_dtype(np.uint8)
+    header["cal_min"] = header["cal_max"] = 0
+    shape = original.shape if image.channel is None else original.shape[:3]
+    return type(original)(mask.reshape(shape), original.affine, header)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Names the file in an error of the plan, which knows arrays only."""
+    try:
+        yield
+    except StoreError as error:
+        raise SourceError(error.what, path=path, hint=error.hint) from error
