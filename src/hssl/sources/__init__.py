@@ -9,13 +9,17 @@ import re
 from pathlib import Path
 
 from hssl.errors import ConfigError, SourceError
-from hssl.sources import msd
+from hssl.sources import images2d, msd, nifti, nnunet
 from hssl.sources.base import Case, Geometry, Source
 from hssl.sources.folder import Layout, Options
 
 __all__ = ["LAYOUTS", "Case", "Geometry", "Source", "find_sources"]
 
-LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (msd.LAYOUT,)}
+LAYOUTS: dict[str, Layout] = {
+    layout.name: layout for layout in (msd.LAYOUT, nnunet.LAYOUT, nifti.LAYOUT, images2d.LAYOUT)
+}
+
+_PART = re.compile(r"(images?|labels?|masks?)(tr|ts)?", re.IGNORECASE)
 
 
 def find_sources(
@@ -26,7 +30,7 @@ def find_sources(
     channel: str | int | None = None,
     task: str | None = None,
 ) -> list[Source]:
-    """Finds the tasks in a folder of raw data; no voxel is read.
+    """Finds the tasks in a folder of raw data; no image is read.
 
     Args:
         path: A challenge folder, a folder that holds several, or a single image file.
@@ -73,9 +77,14 @@ def find_sources(
 
 
 def _folders(path: Path) -> list[Path]:
+    """Folders that may each be a challenge: the parts of one that has lost its list are not."""
     if not path.is_dir():
         return []
-    return sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
+    return sorted(
+        child
+        for child in path.iterdir()
+        if child.is_dir() and not child.name.startswith(".") and not _PART.fullmatch(child.name)
+    )
 
 
 def _layout_of(path: Path, candidates: list[Layout]) -> Layout | None:

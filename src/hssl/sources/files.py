@@ -90,9 +90,10 @@ def read_label(path: Path) -> NDArray[np.integer]:
         return _whole(values, path)
 
 
-def read_binary_label(path: Path) -> NDArray[np.integer]:
-    """Reads a black and white mask (0 and 255) as 0 and 1; otherwise as :func:`read_label`."""
-    return np.minimum(read_label(path), np.uint8(1))
+def read_white_label(path: Path) -> NDArray[np.integer]:
+    """Reads a black and white mask: as :func:`read_label`, with 255 as 1."""
+    values = read_label(path)
+    return np.where(values == 255, values.dtype.type(1), values)
 
 
 def channel_count(path: Path) -> int:

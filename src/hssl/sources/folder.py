@@ -17,9 +17,7 @@ from hssl.errors import SourceError
 from hssl.sources.base import Case, Source
 from hssl.sources.files import read_geometry, read_image, read_label
 
-MAX_LABELS = 64
-
-# sub-01_ses-2_T1w is sub-01, as BIDS has it; patient001_frame12 is patient001; p7_t3, p7_visit2, p7_ED are p7.
+# sub-01_ses-2_T1w is sub-01, as BIDS has it; patient001_frame12 is patient001; p7_t3, p7_visit2, p7_ED: p7.
 _BIDS = re.compile(r"^(sub-[A-Za-z0-9]+)_")
 _REPEAT = re.compile(r"([_-](?:(?:frame|t|time|visit|ses|session|slice)[_-]?\d+|ED|ES))+$", re.IGNORECASE)
 

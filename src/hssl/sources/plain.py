@@ -1,0 +1,109 @@
+"""What plain folders share: images paired with masks by file name, and labels that nobody listed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hssl.errors import SourceError
+from hssl.sources.files import list_files, stem
+from hssl.sources.folder import CaseFiles, Options, parse_labels, read_json, task_name
+
+_IMAGES, _MASKS = "images", ("labels", "masks")
+_MASK_MARKS = ("_mask", "_label", "_labels", "_seg", "_segmentation")
+_MAX_LABELS = 64
+
+Labels = dict[int, str]
+
+
+def list_images(path: Path, endings: tuple[str, ...]) -> list[Path]:
+    """Image files of `path`, or of its ``images`` folder, or `path` itself if it is such a file."""
+    if path.is_file():
+        return [path] if path.name.lower().endswith(endings) else []
+    folder = path / _IMAGES
+    return list_files(folder if folder.is_dir() else path, endings)
+
+
+def plain_task(path: Path, options: Options) -> str:
+    """Name of the task: that of the folder, or of the folder above a file or an ``images`` folder."""
+    return task_name(path.resolve().parent if path.is_file() else _root(path), options)
+
+
+def pair_masks(path: Path, endings: tuple[str, ...]) -> list[CaseFiles]:
+    """Images of a plain folder, with the masks of the same name from ``labels`` or ``masks``.
+
+    A mask's name may end in ``_mask``, ``_label``, ``_labels``, ``_seg`` or ``_segmentation``; such a mask
+    may also lie beside its image.
+
+    Raises:
+        SourceError: There are both mask folders, a mask has no image, or an image has two masks.
+    """
+    images = list_images(path, endings)
+    if path.is_file():
+        return [CaseFiles(stem(path), path)]
+    folders = [folder for name in _MASKS if (folder := _root(path) / name).is_dir()]
+    if len(folders) > 1:
+        raise SourceError("has both a 'labels' and a 'masks' folder", path=_root(path), hint="keep one")
+    names = {stem(image) for image in images}
+    beside = [image for image in images if not folders and _image_name(image, names - {stem(image)})]
+    masks: dict[str, Path] = {}
+    for mask in list_files(folders[0], endings) if folders else beside:
+        name = _image_name(mask, names if folders else names - {stem(mask)})
+        if name is None:
+            raise SourceError("this mask has no image of the same name", path=mask)
+        if name in masks:
+            raise SourceError(f"a second mask of '{name}', beside {masks[name].name}", path=mask)
+        masks[name] = mask
+    return [CaseFiles(stem(image), image, masks.get(stem(image))) for image in images if image not in beside]
+
+
+def listed_labels(path: Path) -> Labels | None:
+    """Labels from the ``labels.json`` or ``dataset.json`` of a plain folder; None where neither lists any.
+
+    Raises:
+        SourceError: The file is not a list of labels.
+    """
+    for name in ("labels.json", "dataset.json"):
+        file = _root(path) / name
+        if file.is_file():
+            content = read_json(file)
+            if name == "labels.json" or "labels" in content:
+                return parse_labels(content.get("labels", content), file)
+    return None
+
+
+def present_labels(files: list[CaseFiles], read: Callable[[Path], NDArray[np.integer]]) -> Labels:
+    """Labels found by reading every mask: each value but 0, called ``label_<value>``.
+
+    Raises:
+        SourceError: A mask holds negative values, or all together hold too many to be labels.
+    """
+    found: set[int] = set()
+    for mask in filter(None, (case.label for case in files)):
+        try:
+            values = read(mask)
+        except SourceError:
+            continue  # named, and left out if the user so wishes, when its case is read
+        found.update(np.unique(values).tolist())
+        if min(found) < 0 or len(found) > _MAX_LABELS:
+            raise SourceError(
+                f"values from {min(found)} to {max(found)}, {len(found)} of them, cannot all be labels",
+                path=mask,
+                hint="store whole label numbers, or list them in labels.json",
+            )
+    return {value: f"label_{value}" for value in sorted(found - {0})}
+
+
+def _root(path: Path) -> Path:
+    """The folder that holds images and masks."""
+    path = path.resolve()
+    return path.parent if path.name == _IMAGES else path
+
+
+def _image_name(mask: Path, names: set[str]) -> str | None:
+    """Which of the images called `names` a mask belongs to."""
+    candidates = [stem(mask), *(stem(mask).removesuffix(mark) for mark in _MASK_MARKS)]
+    return next((name for name in candidates if name in names), None)
