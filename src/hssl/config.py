@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from hssl.errors import ConfigError
 
@@ -87,4 +96,222 @@ class AggregateConfig(StageConfig):
             raise ValueError("the three fractions must add up to 1")
         if self.window is not None and self.window[0] >= self.window[1]:
             raise ValueError("a window is (low, high) with low < high")
+        if self.orientation is not None:
+            axes = sorted(
+                "".join(sorted(line for line in ("LR", "AP", "IS") if letter in line))
+                for letter in self.orientation
+            )
+            if axes != ["AP", "IS", "LR"]:
+                raise ValueError("an orientation is three letters, one each of L/R, A/P and I/S, like PLS")
         return self
+
+
+class NetworkConfig(StageConfig):
+    """Shape of the U-Net, in the terms of nnU-Net's plans.
+
+    Attributes:
+        encoder: ``plain`` (nnU-Net's PlainConvUNet) or ``residual`` (its ResidualEncoderUNet).
+        features: Channels per encoder stage, full resolution first.
+        blocks: Convolutions (plain) or residual blocks (residual) per encoder stage.
+        decoder_convs: Convolutions per decoder stage, lowest resolution first.
+        kernels: Kernel size per encoder stage.
+        strides: Stride on entering each encoder stage; the first is 1.
+    """
+
+    encoder: Literal["plain", "residual"] = "plain"
+    features: tuple[PositiveInt, ...] = (16, 32, 64, 128, 256)
+    blocks: tuple[PositiveInt, ...] = ()
+    decoder_convs: tuple[PositiveInt, ...] = ()
+    kernels: tuple[tuple[PositiveInt, PositiveInt], ...] = ()
+    strides: tuple[tuple[PositiveInt, PositiveInt], ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, values: Any) -> Any:
+        if isinstance(values, str):
+            if values not in PRESETS:
+                raise ValueError(f"no network preset '{values}', choose one of {', '.join(PRESETS)}")
+            values = dict(PRESETS[values])
+        if isinstance(values, dict):
+            stages = len(values.get("features", cls.model_fields["features"].default))
+            values = {
+                "blocks": (2,) * stages,
+                "decoder_convs": (2,) * (stages - 1),
+                "kernels": ((3, 3),) * stages,
+                "strides": ((1, 1),) + ((2, 2),) * (stages - 1),
+                **values,
+            }
+        return values
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        stages = len(self.features)
+        lengths = (len(self.blocks), len(self.decoder_convs) + 1, len(self.kernels), len(self.strides))
+        if stages < 3 or any(length != stages for length in lengths):
+            raise ValueError("a network needs at least 3 stages, and one entry for each stage in every list")
+        return self
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # About 1.9 M parameters: trains on a CPU.
+    "small": {"features": (16, 32, 64, 128, 256)},
+    # nnU-Net's own 2D shapes, six stages so that any multiple of 32 is a patch size.
+    "base": {"features": (32, 64, 128, 256, 512, 512)},
+    "large": {
+        "encoder": "residual",
+        "features": (32, 64, 128, 256, 512, 512),
+        "blocks": (1, 3, 4, 6, 6, 6),
+        "decoder_convs": (1, 1, 1, 1, 1),
+    },
+}
+
+
+class ViewConfig(StageConfig):
+    """Ranges of the augmentation. Lengths are shares of the patch, intensities lie in [0, 1].
+
+    Attributes:
+        scale: Smallest and largest side of the region shown, relative to the patch.
+        rotate: Largest rotation in degrees.
+        shift: Share of the free room between region and window that a shift may use.
+        flip: Probability of a flip along rows and along columns. 0 by default: left and right differ in the body.
+        elastic: Standard deviation of the shift of a control point, as a share of the patch.
+        intensity: Probability of each of the intensity changes below.
+        contrast: Largest absolute logarithm of the contrast factor.
+        brightness: Largest shift.
+        gamma: Largest absolute logarithm of the exponent.
+        bias_field: Largest amplitude of the logarithm of the bias field.
+        blur: Largest standard deviation of the Gaussian blur, in pixels.
+        noise: Largest standard deviation of the noise.
+        hide: Share of the image hidden in blocks.
+        hide_block: Side of a hidden block in pixels.
+    """
+
+    scale: tuple[PositiveFloat, PositiveFloat] = (0.7, 1.3)
+    rotate: float = Field(20.0, ge=0, le=180)
+    shift: Fraction = 1.0
+    flip: tuple[Fraction, Fraction] = (0.0, 0.0)
+    elastic: float = Field(0.0, ge=0, le=0.1)
+    intensity: Fraction = 0.5
+    contrast: float = Field(0.4, ge=0)
+    brightness: float = Field(0.15, ge=0)
+    gamma: float = Field(0.5, ge=0)
+    bias_field: float = Field(0.3, ge=0)
+    blur: float = Field(1.2, ge=0)
+    noise: float = Field(0.06, ge=0)
+    hide: Fraction = 0.0
+    hide_block: PositiveInt = 8
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.scale[0] > self.scale[1]:
+            raise ValueError("scale is (smallest, largest)")
+        return self
+
+
+class TrainingConfig(StageConfig):
+    """What pre-training and fine-tuning have in common.
+
+    Attributes:
+        patch_size: Side of what the network sees, in pixels; a multiple of the network's divisor.
+        window_size: Side of what is read around it; None is the patch size times 4/3, in steps of 8.
+        steps: Optimiser steps.
+        learning_rate: Peak of the schedule (linear warm-up, then cosine to 0; AdamW).
+        weight_decay: Of AdamW.
+        warmup: Steps of the warm-up.
+        gradient_clip: Largest norm of the gradient.
+        seed: Fixes every draw: step t of a run depends on (seed, t) alone.
+        precision: ``bf16`` (autocast) or ``32``; ``auto`` is bf16 where the device has it.
+        checkpoint_every: Steps between checkpoints to continue from.
+        log_every: Steps between lines of the metrics.
+        accelerator: As Lightning's: ``auto``, ``cpu``, ``gpu`` ...
+        devices: Devices per node.
+        nodes: Nodes.
+        workers: Loader processes; None is 0 on a CPU and 4 a device elsewhere.
+    """
+
+    patch_size: PositiveInt = 96
+    window_size: PositiveInt | None = None
+    steps: PositiveInt = 1250
+    learning_rate: PositiveFloat = 1e-3
+    weight_decay: float = Field(0.01, ge=0)
+    warmup: int = Field(50, ge=0)
+    gradient_clip: PositiveFloat = 5.0
+    seed: int = Field(0, ge=0)
+    precision: Literal["auto", "bf16", "32"] = "auto"
+    checkpoint_every: PositiveInt = 250
+    log_every: PositiveInt = 10
+    accelerator: str = "auto"
+    devices: PositiveInt = 1
+    nodes: PositiveInt = 1
+    workers: int | None = Field(None, ge=0)
+
+    @property
+    def window(self) -> int:
+        """Side of the window that is read, in pixels."""
+        return self.window_size or math.ceil(self.patch_size / 6) * 8
+
+    @model_validator(mode="after")
+    def _window_holds_patch(self) -> Self:
+        if self.window < self.patch_size:
+            raise ValueError("window_size must not be smaller than patch_size")
+        return self
+
+
+class PretrainConfig(TrainingConfig):
+    """Pre-training without masks.
+
+    Attributes:
+        tasks: Tasks of the store to learn from; None is all of them.
+        objective: Name in the registry of objectives.
+        options: Options of the objective, by name.
+        network: A preset (``small``, ``base``, ``large``) or a shape.
+        batch_size: Images a step, over all devices; each is seen in two views.
+        domains_per_batch: Tasks that share a batch.
+        tempering: A task is drawn with probability proportional to its slices to this power.
+        groups: ``auto`` finds groups of tasks in the features, ``none`` leaves the group level off, and a
+            mapping of task to group name sets them.
+        group_start: Share of the steps after which ``auto`` looks for groups.
+        view: Ranges of the augmentation.
+    """
+
+    tasks: tuple[str, ...] | None = None
+    objective: str = "hierarchical"
+    options: dict[str, Any] = Field(default_factory=dict)
+    network: NetworkConfig = Field(default_factory=NetworkConfig)
+    batch_size: PositiveInt = 32
+    domains_per_batch: PositiveInt = 2
+    tempering: Fraction = 0.5
+    groups: Literal["auto", "none"] | dict[str, str] = "auto"
+    group_start: Fraction = 0.1
+    view: ViewConfig = Field(default_factory=lambda: ViewConfig(hide=0.3))
+
+
+class FinetuneConfig(TrainingConfig):
+    """Fine-tuning on masks of one task.
+
+    Attributes:
+        task: The task.
+        labels: Masks that may be used for training: a share (``5%``), a number of subjects, or their ids.
+        init: A pre-training run folder, or ``scratch``.
+        network: Shape of the network when starting from scratch; a pre-training run brings its own.
+        batch_size: Patches a step.
+        foreground: Share of the patches centred on a voxel of a label.
+        init_rate: Learning rate of loaded layers, relative to that of new ones.
+        frozen: Steps at the start in which only the new head learns.
+        validation: Keep the checkpoint with the best validation Dice; the validation subjects then count as
+            labelled. Off: the last checkpoint of a fixed schedule.
+        validate_every: Steps between validations.
+        view: Ranges of the augmentation.
+    """
+
+    task: str
+    labels: str | PositiveInt | tuple[str, ...] = "100%"
+    init: str = "scratch"
+    network: NetworkConfig = Field(default_factory=NetworkConfig)
+    batch_size: PositiveInt = 16
+    foreground: Fraction = 0.5
+    init_rate: PositiveFloat = 1.0
+    frozen: int = Field(0, ge=0)
+    validation: bool = True
+    validate_every: PositiveInt = 250
+    view: ViewConfig = Field(default_factory=lambda: ViewConfig(elastic=0.02))

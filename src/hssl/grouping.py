@@ -1,0 +1,146 @@
+"""Tasks to groups: which challenges look alike to the network, found by clustering their mean features."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import pdist, squareform
+
+from hssl.errors import ConfigError
+from hssl.networks import UNet, grid_pool
+from hssl.store import Store
+
+GRID = 3
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """Groups of tasks and how they came about.
+
+    Attributes:
+        groups: Group number of each task, from 0, in the order of the tasks.
+        tree: SciPy linkage matrix, float64 ``[tasks - 1, 4]``; None for groups that were set by hand.
+        silhouettes: Mean silhouette of each number of groups that was tried.
+    """
+
+    groups: dict[str, int]
+    tree: NDArray[np.float64] | None = None
+    silhouettes: dict[int, float] | None = None
+
+    def save(self, path: Path) -> None:
+        """Writes the groups as JSON and, where there is a tree, its picture beside it (``.png``)."""
+        content: dict[str, Any] = {"groups": self.groups, "silhouettes": self.silhouettes}
+        content["tree"] = None if self.tree is None else self.tree.tolist()
+        path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        if self.tree is not None:
+            _draw_tree(self, path.with_suffix(".png"))
+
+
+def find_groups(network: UNet, store: Store, tasks: Sequence[str], *, slices: int = 64) -> Grouping:
+    """Clusters tasks by their mean deep features.
+
+    Each training slice is brought to a common size, encoded, and pooled on a coarse grid; the standardised mean over
+    a task's slices is its point. Average linkage on cosine distance joins the points; the number of groups is the one
+    with the largest mean silhouette, between 2 and the number of tasks less one (fewer than 3 tasks: one group each).
+
+    Args:
+        network: Any network, the longer pre-trained the better.
+        store: The aggregated data; training subjects only, no masks.
+        tasks: At least one task.
+        slices: Slices per task, evenly spread.
+
+    Returns:
+        The groups, numbered in the order of the tasks.
+    """
+    if len(tasks) < 3:
+        return Grouping({task: number for number, task in enumerate(tasks)})
+    points = np.stack([_mean_features(network, store, task, slices) for task in tasks])
+    points = (points - points.mean(0)) / (points.std(0) + 1e-6)
+    distance = pdist(points, "cosine")
+    tree = linkage(distance, "average")
+    silhouettes = {
+        count: silhouette(squareform(distance), fcluster(tree, count, "maxclust")) for count in range(2, len(tasks))
+    }
+    best = max(silhouettes, key=lambda count: silhouettes[count])
+    return Grouping(_numbered(tasks, fcluster(tree, best, "maxclust").tolist()), tree, silhouettes)
+
+
+def given_groups(tasks: Sequence[str], names: dict[str, str]) -> Grouping:
+    """Groups that the user has set: a name for each task.
+
+    Raises:
+        ConfigError: A task has no group.
+    """
+    if missing := [task for task in tasks if task not in names]:
+        raise ConfigError(f"groups: task '{missing[0]}' has none", hint="name a group for every task")
+    return Grouping(_numbered(tasks, [names[task] for task in tasks]))
+
+
+def silhouette(distance: NDArray[np.float64], labels: NDArray[Any]) -> float:
+    """Mean silhouette (Rousseeuw 1987) of a clustering; a cluster of one counts 0.
+
+    Args:
+        distance: Square matrix of distances.
+        labels: Cluster of each row.
+    """
+    from sklearn.metrics import silhouette_score
+
+    if len(set(labels.tolist())) < 2:
+        return -1.0
+    return float(silhouette_score(distance, labels, metric="precomputed"))
+
+
+def _numbered(tasks: Sequence[str], labels: Sequence[object]) -> dict[str, int]:
+    order = {label: number for number, label in enumerate(dict.fromkeys(labels))}
+    return {task: order[label] for task, label in zip(tasks, labels, strict=True)}
+
+
+@torch.no_grad()
+def _mean_features(network: UNet, store: Store, task: str, slices: int) -> NDArray[np.float64]:
+    cases = store.cases(task, store.split(task).train)
+    ends = np.cumsum([case.shape[0] for case in cases])
+    total = int(ends[-1])
+    device = next(network.parameters()).device
+    size = [16 * network.divisor[axis] // min(network.divisor[axis], 16) for axis in (0, 1)]
+    size = [max(extent, 96 // divisor * divisor) for extent, divisor in zip(size, network.divisor, strict=True)]
+    pictures = []
+    for index in np.unique(np.linspace(0, total - 1, min(slices, total)).round().astype(int)):
+        number = int(np.searchsorted(ends, index, side="right"))
+        within = int(index) - (int(ends[number - 1]) if number else 0)
+        picture = torch.from_numpy(store.image(cases[number])[within].astype(np.float32))
+        pictures.append(F.interpolate(picture[None, None], size=size, mode="bilinear", align_corners=False, antialias=True))
+    features = network.encode(torch.cat(pictures).to(device))[-1]
+    mean: NDArray[np.float64] = grid_pool(features.float(), GRID).mean(0).double().cpu().numpy()
+    return mean
+
+
+def _draw_tree(grouping: Grouping, path: Path) -> None:
+    from matplotlib.figure import Figure
+    from scipy.cluster.hierarchy import dendrogram
+
+    if grouping.tree is None or grouping.silhouettes is None:
+        return
+    figure = Figure(figsize=(7, 0.4 * len(grouping.groups) + 1.2), layout="constrained")
+    axes = figure.subplots()
+    count = len(set(grouping.groups.values()))
+    heights = grouping.tree[:, 2]
+    cut = float((heights[-count] + heights[1 - count]) / 2) if count > 1 else float(heights[-1]) + 1
+    labels = [f"{task}  ({group})" for task, group in grouping.groups.items()]
+    dendrogram(grouping.tree, labels=labels, orientation="left", color_threshold=cut, above_threshold_color="0.5", ax=axes)
+    axes.axvline(cut, color="0.5", linestyle=":", linewidth=1)
+    axes.set_xlabel("cosine distance of mean features")
+    axes.set_title(f"{count} groups (mean silhouette {grouping.silhouettes[count]:.2f})", fontsize=10)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    temporary = path.with_name(f".{path.name}.tmp")
+    figure.savefig(temporary, dpi=150, format="png")
+    temporary.replace(path)

@@ -1,0 +1,6 @@
+"""The encoder-decoder and the heads that objectives put on it."""
+
+from hssl.networks.heads import GridPoolHead, PixelHead, grid_pool
+from hssl.networks.unet import SegmentationNetwork, UNet, build_network
+
+__all__ = ["GridPoolHead", "PixelHead", "SegmentationNetwork", "UNet", "build_network", "grid_pool"]

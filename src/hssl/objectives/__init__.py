@@ -1,0 +1,29 @@
+"""Pretext objectives, one file each, by the name that configurations use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hssl.errors import ConfigError
+from hssl.networks import UNet
+from hssl.objectives.base import Domains, Objective, PretrainBatch
+from hssl.objectives.hierarchical import Hierarchical
+
+OBJECTIVES: dict[str, type[Objective]] = {
+    "hierarchical": Hierarchical,
+}
+
+
+def build_objective(name: str, network: UNet, domains: Domains, options: dict[str, Any]) -> Objective:
+    """The objective of that name, its options validated.
+
+    Raises:
+        ConfigError: There is no such objective, or an option is not one of its own.
+    """
+    if name not in OBJECTIVES:
+        raise ConfigError(f"no objective '{name}'", hint=f"choose one of {', '.join(OBJECTIVES)}")
+    kind = OBJECTIVES[name]
+    return kind(network, domains, kind.Options.checked(options))
+
+
+__all__ = ["OBJECTIVES", "Domains", "Objective", "PretrainBatch", "build_objective"]

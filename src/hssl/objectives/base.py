@@ -1,0 +1,89 @@
+"""The contract of every pretext objective, and the batch that it is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from hssl.config import StageConfig
+from hssl.networks import UNet
+from hssl.views import View
+
+
+@dataclass(frozen=True)
+class Domains:
+    """What pre-training knows of the data without reading a mask.
+
+    Attributes:
+        tasks: Names of the tasks; their order gives the task numbers in a batch.
+        groups: Group number of each task; all -1 until groups are found.
+    """
+
+    tasks: tuple[str, ...]
+    groups: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PretrainBatch:
+    """Two views of each image, and where each image comes from.
+
+    Attributes:
+        first: One view of the batch.
+        second: The other.
+        task: Task number, int64 ``[B]``.
+        subject: Subject number, unique over all tasks, int64 ``[B]``.
+        case: Case number, unique over all tasks, int64 ``[B]``.
+        slice: Index of the slice in its case, int64 ``[B]``.
+        position: Where the slice lies in its case, 0 (first) to 1 (last), float32 ``[B]``.
+    """
+
+    first: View
+    second: View
+    task: Tensor
+    subject: Tensor
+    case: Tensor
+    slice: Tensor
+    position: Tensor
+
+
+class Objective(nn.Module):
+    """A pretext objective.
+
+    A new one is one file with a subclass, and one line in the registry of :mod:`hssl.objectives`.
+    Its parameters (heads, momentum copies) are its own; the network belongs to the training loop.
+
+    Args:
+        network: The network to be pre-trained, to size the heads by. It must not be kept as an attribute.
+        domains: Tasks and groups of the data.
+        options: Validated options, an instance of `Options`.
+    """
+
+    Options: ClassVar[type[StageConfig]] = StageConfig
+    #: Learns from groups of tasks: the training loop finds them and calls `set_groups`.
+    wants_groups: ClassVar[bool] = False
+
+    def __init__(self, network: UNet, domains: Domains, options: StageConfig) -> None:
+        super().__init__()
+        self.domains = domains
+
+    def forward(self, network: UNet, batch: PretrainBatch) -> dict[str, Tensor]:
+        """Computes the weighted losses, whose sum is minimised.
+
+        Args:
+            network: The network in training.
+            batch: Views on the network's device.
+
+        Returns:
+            Finite scalar losses by name. Names that start with ``watch/`` are logged and not added.
+        """
+        raise NotImplementedError
+
+    def after_step(self, network: UNet) -> None:
+        """Called after each optimiser step; for momentum copies."""
+        return
+
+    def set_groups(self, groups: Tensor) -> None:
+        """Told the group of each task, int64 ``[tasks]``, once they are found."""
+        return

@@ -1,0 +1,40 @@
+"""Tensors of all ranks, with gradient; without a process group, the tensor itself."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional as dist_nn
+from torch import Tensor
+
+
+def rank() -> int:
+    """Number of this process; 0 without a process group."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes; 1 without a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def gather(x: Tensor) -> Tensor:
+    """Concatenates `x` of all ranks along the first axis, in rank order.
+
+    The gradient that comes back to a rank is the sum over the losses of all ranks. Where each rank takes the mean
+    over its own rows and the training loop averages gradients over ranks (DDP), the result is exactly the
+    gradient of the mean over all rows.
+
+    Args:
+        x: ``[B, ...]``, the same shape on every rank.
+
+    Returns:
+        ``[world_size * B, ...]``.
+    """
+    if world_size() == 1:
+        return x
+    if x.requires_grad:
+        return torch.cat(tuple(dist_nn.all_gather(x)))
+    parts = [torch.empty_like(x) for _ in range(world_size())]
+    dist.all_gather(parts, x.contiguous())
+    return torch.cat(parts)

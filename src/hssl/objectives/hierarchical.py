@@ -1,0 +1,173 @@
+"""Hierarchical self-supervised learning: one question for each depth of the network.
+
+From the abstract of Zheng et al. (MICCAI 2021, arXiv 2107.04886) come the aggregated domains and the combination of a
+contrastive loss with classification losses in a hierarchy, on an encoder-decoder. Which question sits where, and
+every formula below, are choices of this project (docs/method.md).
+
+=======  ==============================================  =====================================  ================
+level    question                                        loss                                   where
+=======  ==============================================  =====================================  ================
+group    which family of domains is this?                cross-entropy                          shallow encoder
+task     which challenge does it come from?              cross-entropy                          middle encoder
+image    which other image shows the same place?         NT-Xent, same task, graded by place    deepest encoder
+region   where in the other view is this point?          NT-Xent over points of one image       coarse decoder
+pixel    what was here before it was disturbed?          smooth L1, hidden blocks and all       full resolution
+=======  ==============================================  =====================================  ================
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import Tensor
+
+from hssl.config import StageConfig
+from hssl.networks import GridPoolHead, PixelHead, UNet
+from hssl.objectives.base import Domains, Objective, PretrainBatch
+from hssl.objectives.gather import gather
+from hssl.objectives.ntxent import near_neighbours, nt_xent
+from hssl.views import View, map_points
+
+Level = Literal["group", "task", "image", "region", "pixel"]
+
+
+class HierarchicalOptions(StageConfig):
+    """Weight, place and details of each level.
+
+    Attributes:
+        weights: Weight of each level; 0 switches it off.
+        group_stage: Encoder stage of the group level (0 is full resolution).
+        task_stage: Encoder stage of the task level.
+        region_stage: Resolution of the region level: the decoder stage beside this encoder stage.
+        temperature: Of the image level.
+        region_temperature: Of the region level.
+        projection: Size of the contrastive projections.
+        neighbours: Slices of one case this near are not negatives.
+        place_affinity: Weight of slices of other subjects at the same place as positives; 0 gives NT-Xent.
+        place_width: How near such a slice must be: standard deviation in relative position (0 to 1).
+        points: Points per image of the region level.
+        min_distance: Points nearer than this (share of the patch side) are not negatives of each other.
+        visible: Weight of the pixels that were not hidden, in the pixel level; hidden ones have 1.
+    """
+
+    weights: dict[Level, NonNegativeFloat] = Field(
+        default_factory=lambda: {"group": 0.05, "task": 0.05, "image": 0.1, "region": 0.1, "pixel": 10.0}
+    )
+    group_stage: int = Field(1, ge=0)
+    task_stage: int = Field(3, ge=0)
+    region_stage: int = Field(2, ge=0)
+    temperature: PositiveFloat = 0.1
+    region_temperature: PositiveFloat = 0.1
+    projection: PositiveInt = 128
+    neighbours: int = Field(3, ge=0)
+    place_affinity: NonNegativeFloat = 0.5
+    place_width: PositiveFloat = 0.05
+    points: PositiveInt = 64
+    min_distance: NonNegativeFloat = 0.08
+    visible: NonNegativeFloat = 0.5
+
+
+class Hierarchical(Objective):
+    """The sum of the levels; see the table at the head of this file.
+
+    Args:
+        network: The network to be pre-trained.
+        domains: Tasks and groups; with one task, the group and task levels have nothing to ask and are off.
+        options: Weights and details.
+
+    Raises:
+        ConfigError: A level is put on a stage that the network does not have.
+    """
+
+    Options = HierarchicalOptions
+    wants_groups = True
+
+    def __init__(self, network: UNet, domains: Domains, options: HierarchicalOptions) -> None:
+        super().__init__(network, domains, options)
+        self.options = options
+        tasks, channels = len(domains.tasks), network.channels
+        self.weights = {level: options.weights.get(level, 0.0) for level in ("group", "task", "image", "region", "pixel")}
+        if tasks < 2:
+            self.weights["group"] = self.weights["task"] = 0.0
+        self.group_of_task: Tensor
+        self.register_buffer("group_of_task", torch.tensor(domains.groups, dtype=torch.int64))
+        # As many outputs as tasks: there are never more groups, and the shape holds when they are found later.
+        self.group_head = GridPoolHead(channels[options.group_stage], tasks)
+        self.task_head = GridPoolHead(channels[options.task_stage], tasks)
+        self.image_head = GridPoolHead(channels[-1], options.projection)
+        self.region_head = PixelHead(channels[options.region_stage], options.projection)
+        self.pixel_head = PixelHead(channels[0], 1, hidden=channels[0])
+
+    def set_groups(self, groups: Tensor) -> None:
+        """Told the group of each task, int64 ``[tasks]``, once they are found."""
+        self.group_of_task.copy_(groups)
+
+    def forward(self, network: UNet, batch: PretrainBatch) -> dict[str, Tensor]:
+        """Weighted losses of the levels that are on, and ``watch/spread`` of the image projections."""
+        count = len(batch.task)
+        features = network.encode(torch.cat((batch.first.image, batch.second.image)))
+        losses: dict[str, Tensor] = {}
+        if self.weights["group"]:
+            # Group -1 is "not found yet": such rows count 0.
+            group = self.group_of_task[batch.task].repeat(2)
+            logits = self.group_head(features[self.options.group_stage]).float()
+            losses["group"] = F.cross_entropy(logits, group, ignore_index=-1, reduction="sum") / len(group)
+        if self.weights["task"]:
+            logits = self.task_head(features[self.options.task_stage]).float()
+            losses["task"] = F.cross_entropy(logits, batch.task.repeat(2))
+        if self.weights["image"]:
+            first, second = self.image_head(features[-1]).float().split(count)
+            losses["image"] = self._image_loss(first, second, batch)
+            losses["watch/spread"] = F.normalize(first.detach(), dim=1).std(0).mean() * first.shape[1] ** 0.5
+        if self.weights["region"] or self.weights["pixel"]:
+            decoded = network.decode(features)
+            if self.weights["region"]:
+                first, second = self.region_head(decoded[-1 - self.options.region_stage]).split(count)
+                losses["region"] = self._region_loss(first, second, batch)
+            if self.weights["pixel"]:
+                first, second = self.pixel_head(decoded[-1]).float().split(count)
+                losses["pixel"] = (self._pixel_loss(first, batch.first) + self._pixel_loss(second, batch.second)) / 2
+        return {name: loss * self.weights.get(name, 1.0) for name, loss in losses.items()}
+
+    def _image_loss(self, first: Tensor, second: Tensor, batch: PretrainBatch) -> Tensor:
+        # Images of other tasks are told apart at a glance: as negatives they would teach nothing.
+        other_task = batch.task[:, None] != gather(batch.task)[None]
+        ignore = other_task | near_neighbours(batch.case, batch.slice, self.options.neighbours)
+        other_subject = batch.subject[:, None] != gather(batch.subject)[None]
+        apart = batch.position[:, None] - gather(batch.position)[None]
+        same_place = torch.exp(-0.5 * (apart / self.options.place_width) ** 2) * other_subject
+        affinity = self.options.place_affinity * same_place
+        return nt_xent(first, second, self.options.temperature, ignore=ignore, affinity=affinity)
+
+    def _region_loss(self, first: Tensor, second: Tensor, batch: PretrainBatch) -> Tensor:
+        count, points = len(first), self.options.points
+        here = torch.rand((count, points, 2), device=first.device) * 2 - 1
+        there = map_points(here, batch.first.theta, batch.second.theta)
+        seen = (there.abs() < 1).all(-1)
+        left = F.normalize(_at(first, here), dim=-1)
+        right = F.normalize(_at(second, there), dim=-1)
+        logits = left @ right.mT / self.options.region_temperature
+        apart = torch.cdist(here, here) / 2
+        # Points that the second view does not show are nobody's negative.
+        left_out = (apart < self.options.min_distance) | ~seen[:, None, :]
+        left_out = left_out & ~torch.eye(points, dtype=torch.bool, device=first.device)
+        logits = logits.masked_fill(left_out, float("-inf"))
+        target = torch.arange(points, device=first.device).expand(count, -1)
+        forth = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
+        back = F.cross_entropy(logits.mT.flatten(0, 1), target.flatten(), reduction="none")
+        weight = seen.flatten().float()
+        return ((forth + back) / 2 * weight).sum() / weight.sum().clamp(min=1)
+
+    def _pixel_loss(self, restored: Tensor, view: View) -> Tensor:
+        error = F.smooth_l1_loss(restored, view.clean, beta=0.1, reduction="none")
+        weight = torch.where(view.hidden, 1.0, self.options.visible)
+        return (error * weight).sum() / weight.sum()
+
+
+def _at(features: Tensor, points: Tensor) -> Tensor:
+    """Features ``[B, C, H, W]`` at points ``[B, K, 2]`` in [-1, 1], as float32 ``[B, K, C]``."""
+    sampled = F.grid_sample(features.float(), points[:, None], mode="bilinear", align_corners=False)
+    return sampled[:, :, 0].mT

@@ -1,0 +1,199 @@
+"""Batches as functions of (seed, step): what step t sees does not depend on how the run got there.
+
+Both datasets are indexed by step and give a whole batch, so a continued run, a run with loader processes and a run
+over several ranks draw exactly what an undisturbed one does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from numpy.random import Generator
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from hssl.config import FinetuneConfig, PretrainConfig
+from hssl.errors import StoreError
+from hssl.store import CaseRecord, Store
+
+Scalar = TypeVar("Scalar", bound=np.generic)
+
+FLAT = 0.02
+"""A slice whose standard deviation is below this shows nothing (air, or outside of a skull-stripped brain)."""
+
+
+class WindowBatch(NamedTuple):
+    """Windows of a pre-training batch; numbers as in :class:`hssl.objectives.PretrainBatch`."""
+
+    window: Tensor
+    task: Tensor
+    subject: Tensor
+    case: Tensor
+    slice: Tensor
+    position: Tensor
+
+
+class LabelledBatch(NamedTuple):
+    """Windows ``[B, 1, S, S]`` float16 and their masks ``[B, S, S]`` uint8."""
+
+    window: Tensor
+    label: Tensor
+
+
+class PretrainData(Dataset[WindowBatch]):
+    """Pre-training batches of the training subjects; no mask is read.
+
+    Args:
+        store: The aggregated data.
+        tasks: Tasks to draw from, in the order that numbers them.
+        config: Batch size, window, domains per batch, tempering and seed.
+        rank: Number of this process.
+        world_size: Number of processes; each gets an equal, disjoint part of the same global batch.
+    """
+
+    def __init__(
+        self, store: Store, tasks: Sequence[str], config: PretrainConfig, *, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.store, self.config, self.rank, self.world_size = store, config, rank, world_size
+        self.cases: list[CaseRecord] = []
+        self.by_subject: list[list[list[int]]] = []  # task -> subject -> numbers of its cases
+        self.subject_of_case: list[int] = []
+        slices = []
+        for task in tasks:
+            subjects: dict[str, list[int]] = {}
+            for case in store.cases(task, store.split(task).train):
+                subjects.setdefault(case.subject, []).append(len(self.cases))
+                self.cases.append(case)
+            if not subjects:
+                raise StoreError(f"task '{task}' has no training subjects", path=store.path)
+            offset = sum(len(earlier) for earlier in self.by_subject)
+            numbers = {subject: offset + i for i, subject in enumerate(subjects)}
+            self.subject_of_case += [numbers[case.subject] for case in self.cases[len(self.subject_of_case) :]]
+            self.by_subject.append(list(subjects.values()))
+            slices.append(sum(self.cases[number].shape[0] for numbers_ in subjects.values() for number in numbers_))
+        weights = np.array(slices, np.float64) ** config.tempering
+        self.task_weights = weights / weights.sum()
+
+    def __len__(self) -> int:
+        return self.config.steps
+
+    def __getitem__(self, step: int) -> WindowBatch:
+        """This rank's part of the batch of `step`."""
+        rng = np.random.default_rng((self.config.seed, step, 1))
+        size = self.config.window
+        rows = []
+        for number, (task, case) in enumerate(self._draw_cases(rng)):
+            # Each image has its own generator, so that a rank need not read what the others draw.
+            own = np.random.default_rng((self.config.seed, step, 2, number))
+            if number % self.world_size == self.rank:
+                volume = self.store.image(self.cases[case])
+                index = _draw_slice(volume, own)
+                corner = _draw_corner(volume.shape[1:], size, own)
+                window = cut(volume[index], corner, size)
+                rows.append((window, task, self.subject_of_case[case], case, index, index / max(len(volume) - 1, 1)))
+        windows, *numbers, positions = zip(*rows, strict=True)
+        return WindowBatch(
+            torch.from_numpy(np.stack(windows)[:, None]),
+            *(torch.tensor(column, dtype=torch.int64) for column in numbers),
+            torch.tensor(positions, dtype=torch.float32),
+        )
+
+    def _draw_cases(self, rng: Generator) -> list[tuple[int, int]]:
+        count = min(self.config.domains_per_batch, len(self.by_subject))
+        tasks = rng.choice(len(self.by_subject), size=count, replace=False, p=self.task_weights)
+        drawn = []
+        for share, task in zip(np.array_split(np.arange(self.config.batch_size), count), tasks, strict=True):
+            subjects = self.by_subject[task]
+            # Every subject once before any comes twice: neighbours in one volume are rare by construction.
+            order = np.concatenate([rng.permutation(len(subjects)) for _ in range(0, len(share), len(subjects))])
+            drawn += [(int(task), int(rng.choice(subjects[subject]))) for subject in order[: len(share)]]
+        return drawn
+
+
+class FinetuneData(Dataset[LabelledBatch]):
+    """Fine-tuning batches of one task's labelled subjects.
+
+    Args:
+        store: The aggregated data.
+        subjects: Subjects whose masks may be read.
+        config: Task, batch size, window, share of foreground patches and seed.
+    """
+
+    def __init__(self, store: Store, subjects: Sequence[str], config: FinetuneConfig) -> None:
+        self.store, self.config = store, config
+        self.cases = [case for case in store.cases(config.task, subjects) if case.has_label]
+        if not self.cases:
+            raise StoreError(f"task '{config.task}' has no masks of the chosen subjects", path=store.path)
+        rng = np.random.default_rng((config.seed, 3))
+        self.voxels = [_voxels_by_label(store.label(case), rng) for case in self.cases]
+
+    def __len__(self) -> int:
+        return self.config.steps
+
+    def __getitem__(self, step: int) -> LabelledBatch:
+        """The batch of `step`."""
+        rng = np.random.default_rng((self.config.seed, step, 4))
+        size = self.config.window
+        windows, masks = [], []
+        for _ in range(self.config.batch_size):
+            number = int(rng.integers(len(self.cases)))
+            case, voxels = self.cases[number], self.voxels[number]
+            image = self.store.image(case)
+            if voxels and rng.random() < self.config.foreground:
+                candidates = voxels[int(rng.integers(len(voxels)))]
+                index, row, column = candidates[int(rng.integers(len(candidates)))]
+                corner = (int(row) - size // 2, int(column) - size // 2)
+            else:
+                index = int(rng.integers(len(image)))
+                corner = _draw_corner(image.shape[1:], size, rng)
+            windows.append(cut(image[index], corner, size))
+            masks.append(cut(self.store.label(case)[index], corner, size))
+        return LabelledBatch(torch.from_numpy(np.stack(windows)[:, None]), torch.from_numpy(np.stack(masks)))
+
+
+def cut(image: NDArray[Scalar], corner: tuple[int, int], size: int) -> NDArray[Scalar]:
+    """A `size` x `size` window of a slice; 0 where it reaches beyond it.
+
+    Args:
+        image: ``[rows, columns]``.
+        corner: First row and column; may be negative or beyond the edge.
+        size: Side in pixels.
+    """
+    window = np.zeros((size, size), image.dtype)
+    (top, left), (rows, columns) = corner, image.shape
+    first_row, last_row = max(top, 0), min(top + size, rows)
+    first_column, last_column = max(left, 0), min(left + size, columns)
+    if first_row < last_row and first_column < last_column:
+        part = image[first_row:last_row, first_column:last_column]
+        window[first_row - top : last_row - top, first_column - left : last_column - left] = part
+    return window
+
+
+def _draw_slice(volume: NDArray[np.float16], rng: Generator) -> int:
+    index = 0
+    for _ in range(5):
+        index = int(rng.integers(len(volume)))
+        if float(volume[index].std(dtype=np.float32)) > FLAT:
+            break
+    return index
+
+
+def _draw_corner(shape: tuple[int, ...], size: int, rng: Generator) -> tuple[int, int]:
+    # Inside the image where it is larger than the window, anywhere that shows all of it where it is smaller.
+    top, left = (int(rng.integers(min(extent - size, 0), max(extent - size, 0) + 1)) for extent in shape)
+    return top, left
+
+
+def _voxels_by_label(label: NDArray[np.uint8], rng: Generator, limit: int = 2000) -> list[NDArray[np.intp]]:
+    found = []
+    for value in np.unique(label):
+        if value:
+            voxels = np.argwhere(label == value)
+            if len(voxels) > limit:
+                voxels = voxels[rng.choice(len(voxels), limit, replace=False)]
+            found.append(voxels)
+    return found

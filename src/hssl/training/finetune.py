@@ -1,0 +1,199 @@
+"""Fine-tuning: the whole network, encoder and decoder, on a few masks of one task."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.losses import DiceCELoss
+from torch import Generator, Tensor, nn
+from torch.utils.data import Dataset
+
+from hssl.config import FinetuneConfig
+from hssl.errors import RunError
+from hssl.networks import SegmentationNetwork, build_network
+from hssl.store import Store
+from hssl.training.data import FinetuneData, LabelledBatch
+from hssl.training.loop import Stage, console, fit
+from hssl.training.pretrain import check_patch
+from hssl.training.run import Run, RunInfo, load_unet, provenance
+from hssl.views import follow, make_view
+
+SCRATCH = "scratch"
+
+
+class Finetuning(Stage):
+    """A segmentation network and its labelled subjects.
+
+    Args:
+        config: What to do.
+        store: The aggregated data.
+        run: Where it is kept.
+        network: Encoder, decoder and new head.
+        labelled: Subjects whose masks are trained on.
+        loaded: Whether encoder and decoder come from pre-training.
+    """
+
+    config: FinetuneConfig
+
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        store: Store,
+        run: Run,
+        network: SegmentationNetwork,
+        labelled: list[str],
+        *,
+        loaded: bool,
+    ) -> None:
+        super().__init__(config, run)
+        self.store, self.labelled, self.loaded = store, labelled, loaded
+        self.network = network.to(memory_format=torch.channels_last)
+        self.loss = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
+        self.extra = {"best": -1.0}
+
+    def losses(self, batch: LabelledBatch, step: int, generator: Generator) -> dict[str, Tensor]:
+        """Dice and cross-entropy on one augmented view of each window."""
+        view = make_view(batch.window, self.config.patch_size, self.config.view, generator)
+        label = follow(batch.label, view.grid)
+        return {"dice_ce": self.loss(self.network(view.image).float(), label[:, None])}
+
+    def data(self, rank: int, world_size: int) -> Dataset[Any]:
+        """Windows of the labelled subjects."""
+        return FinetuneData(self.store, self.labelled, self.config)
+
+    def trained(self) -> dict[str, nn.Module]:
+        """The segmentation network."""
+        return {"network": self.network}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """New layers, and loaded ones with a rate of their own."""
+        loaded = {"params": list(self.network.unet.parameters()), "loaded": self.loaded}
+        return [{"params": list(self.network.head.parameters()), "loaded": False}, loaded]
+
+    def rate(self, step: int, group: dict[str, Any]) -> float:
+        """As the schedule says; loaded layers wait while they are frozen, and learn at `init_rate`."""
+        if not group["loaded"]:
+            return super().rate(step, group)
+        return 0.0 if step < self.config.frozen else super().rate(step, group) * self.config.init_rate
+
+    def after_step(self, step: int) -> None:
+        """Validates now and then, and keeps the best weights."""
+        every, last = self.config.validate_every, step == self.config.steps
+        if self.config.validation and (step % every == 0 or last):
+            dice = self.validate()
+            self.run.log(step, {"validation_dice": dice})
+            if dice > self.extra["best"]:
+                self.extra = {"best": dice, "best_step": step}
+                self.run.save_weights(self.network)
+
+    def validate(self) -> float:
+        """Mean Dice over validation cases and labels, in the store's grid."""
+        from hssl.inference import predict_volume
+
+        self.network.eval()
+        scores = [
+            dice_by_label(
+                predict_volume(self.network, self.store.image(case), patch_size=(self.config.patch_size,) * 2).argmax(0),
+                self.store.label(case),
+                list(self.store.tasks[self.config.task].labels),
+            )
+            for case in self.store.cases(self.config.task, self.store.split(self.config.task).val)
+            if case.has_label
+        ]
+        self.network.train()
+        return float(np.nanmean([np.nanmean(row) if not np.isnan(row).all() else np.nan for row in scores]))
+
+
+def dice_by_label(prediction: np.ndarray[Any, Any], truth: np.ndarray[Any, Any], labels: list[int]) -> list[float]:
+    """Dice of each label; NaN where both are empty."""
+    values = []
+    for label in labels:
+        first, second = prediction == label, truth == label
+        size = int(first.sum()) + int(second.sum())
+        values.append(2 * int((first & second).sum()) / size if size else math.nan)
+    return values
+
+
+def finetune(store: Store | Path | str, output: Path | str, *, config: FinetuneConfig) -> Run:
+    """Fine-tunes a network on some of a task's masks, or continues the run in `output`.
+
+    Args:
+        store: The aggregated data.
+        output: Run folder.
+        config: Task, labels, where to start from, schedule.
+
+    Returns:
+        The complete run; its weights are those of the best validation Dice, or the last ones without validation.
+
+    Raises:
+        ConfigError: An option does not fit the data.
+        RunError: `output` holds something else, or `init` is not a complete pre-training run.
+        StoreError: The task is not in the store, or has no masks.
+        TrainingError: The loss is not finite.
+    """
+    store = store if isinstance(store, Store) else Store.open(store)
+    split = store.split(config.task)
+    labels = config.labels if isinstance(config.labels, str | int) else list(config.labels)
+    labelled = store.labelled(config.task, labels, config.seed)
+    validation = split.val if config.validation else []
+    images_seen = {config.task: sorted({*labelled, *validation})}
+    # One generator for the body and one for the head: a seed gives every arm the same new head.
+    torch.manual_seed(config.seed)
+    unet = build_network(config.network)
+    if config.init != SCRATCH:
+        unet, source = load_unet(config.init)
+        unet.train()
+        if source.info.provenance["data"]["split"] != store.split_hash:
+            _check_split(source, store)
+        for task, subjects in source.info.subjects_seen.items():
+            images_seen[task] = sorted({*images_seen.get(task, []), *subjects})
+        console.print(f"loaded encoder and decoder of {config.init}; new: segmentation head", highlight=False)
+    else:
+        console.print("from scratch: encoder, decoder and segmentation head are new", highlight=False)
+    torch.manual_seed(config.seed)
+    network = SegmentationNetwork(unet, store.tasks[config.task].classes)
+    check_patch(config.patch_size, unet)
+    info = RunInfo(
+        stage="finetune",
+        network=unet.config,
+        task=store.tasks[config.task],
+        subjects_seen=images_seen,
+        masks_seen={config.task: sorted({*labelled, *validation})},
+        provenance=provenance(config, {"store": store.hash, "split": store.split_hash}),
+    )
+    run = Run.start(Path(output), config, info)
+    if run.info.complete:
+        console.print(f"{run.path} is complete: nothing to do", highlight=False)
+        return run
+    count = len(labelled)
+    console.print(
+        f"{config.task}: masks of {count} subject{'s' * (count > 1)} ({', '.join(labelled[:4])}{' ...' * (count > 4)})"
+        + (f" and, to choose the checkpoint, of {len(validation)} for validation" if validation else ""),
+        highlight=False,
+    )
+    stage = Finetuning(config, store, run, network, labelled, loaded=config.init != SCRATCH)
+    seconds = fit(stage, f"finetune {config.task}")
+    if not config.validation:
+        run.save_weights(network)
+    run.finish({"seconds": seconds, "labelled": labelled, **stage.extra})
+    return run
+
+
+def _check_split(source: Run, store: Store) -> None:
+    # Another store may hold the same challenge with another split: its test subjects may have been seen.
+    for task, subjects in source.info.subjects_seen.items():
+        if task in store.tasks:
+            leaked = sorted({*subjects} & {*store.split(task).test})
+            if leaked:
+                raise RunError(
+                    f"was pre-trained on '{leaked[0]}', a test subject of task '{task}' in this store",
+                    path=source.path,
+                    hint="pre-train on this store",
+                )
+
+
+__all__ = ["Finetuning", "finetune"]

@@ -1,0 +1,232 @@
+"""What pre-training and fine-tuning share: one Lightning loop that continues where it stopped, bit by bit.
+
+Every draw of step t comes from generators seeded with (seed, t), and the learning rate is a function of t. So weights,
+optimiser state and t are all there is to save.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+import warnings
+from abc import abstractmethod
+from typing import Any, cast
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Generator, Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torch.utils.data import DataLoader, Dataset
+
+from hssl.config import TrainingConfig
+from hssl.errors import TrainingError
+from hssl.training.run import Run
+
+console = Console(stderr=True, soft_wrap=True)
+
+
+class Stage(pl.LightningModule):
+    """A training stage: modules to train, and the losses of a step.
+
+    Args:
+        config: Schedule, seed and precision.
+        run: Where it is kept.
+    """
+
+    def __init__(self, config: TrainingConfig, run: Run) -> None:
+        super().__init__()
+        self.config, self.run = config, run
+        self.start = 0
+        self.extra: dict[str, Any] = {}
+
+    @abstractmethod
+    def losses(self, batch: Any, step: int, generator: Generator) -> dict[str, Tensor]:
+        """Weighted losses of a batch; names with ``watch/`` are logged alone."""
+
+    @abstractmethod
+    def data(self, rank: int, world_size: int) -> Dataset[Any]:
+        """The batches, indexed by step."""
+
+    @abstractmethod
+    def trained(self) -> dict[str, nn.Module]:
+        """Modules with parameters, by the name of their file in a checkpoint."""
+
+    @abstractmethod
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Parameters for the optimiser; ``rate`` in a group scales its learning rate."""
+
+    def rate(self, step: int, group: dict[str, Any]) -> float:
+        """Learning rate of a parameter group at `step`: linear warm-up, then cosine to 0."""
+        return float(group.get("rate", 1.0)) * schedule(step, self.config)
+
+    def after_step(self, step: int) -> None:
+        """Called when `step` steps have been taken."""
+
+    def step_number(self) -> int:
+        """Steps taken since the beginning of the run, over all its sittings."""
+        return self.start + self.global_step
+
+    def configure_optimizers(self) -> Optimizer:
+        """AdamW over the parameter groups, with the state of the checkpoint if there is one."""
+        optimizer = AdamW(self.parameter_groups(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay)
+        state = self.run.load_checkpoint(self.trained(), optimizer)
+        self.start = int(state.pop("step"))
+        self.extra.update(state)
+        return optimizer
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Batches from the step after the checkpoint to the last."""
+        workers = self.config.workers
+        if workers is None:
+            workers = 0 if self.device.type == "cpu" else 4
+        return DataLoader(
+            self.data(self.global_rank, self.trainer.world_size),
+            batch_size=None,
+            sampler=range(self.start, self.config.steps),
+            num_workers=workers,
+            pin_memory=self.device.type == "cuda",
+            persistent_workers=workers > 0,
+        )
+
+    def training_step(self, batch: Any, index: int) -> Tensor:
+        """One step; its draws depend on the seed and the step number alone."""
+        step = self.step_number()
+        seed = (self.config.seed * 1_000_003 + step) * 4_099 + self.global_rank
+        torch.manual_seed(seed)
+        generator = torch.Generator(self.device).manual_seed(seed)
+        for group in cast("Optimizer", self.optimizers()).param_groups:
+            group["lr"] = self.rate(step, group)
+        losses = self.losses(batch, step, generator)
+        total = torch.stack([loss for name, loss in losses.items() if not name.startswith("watch/")]).sum()
+        self.latest = {name: loss.detach() for name, loss in losses.items()} | {"loss": total.detach()}
+        return total
+
+
+class Keeper(Callback):
+    """Logs, checks, shows progress and saves checkpoints."""
+
+    def __init__(self, title: str) -> None:
+        columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[losses]}"))
+        self.progress = Progress(*columns, console=console, disable=not console.is_terminal)
+        self.last_line = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Opens the progress bar."""
+        if trainer.is_global_zero:
+            stage = cast("Stage", pl_module)
+            self.progress.start()
+            self.bar = self.progress.add_task("", total=stage.config.steps, completed=stage.start, losses="")
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Logs and checks every few steps, and saves a checkpoint now and then."""
+        stage = cast("Stage", pl_module)
+        step = stage.step_number()
+        stage.after_step(step)
+        last = step == stage.config.steps
+        if step % stage.config.log_every == 0 or last:
+            values = {name: float(value) for name, value in stage.latest.items()}
+            check(values, step)
+            if trainer.is_global_zero:
+                rate = {"learning_rate": trainer.optimizers[0].param_groups[0]["lr"]}
+                stage.run.log(step, values | rate)
+                for logger in trainer.loggers:
+                    logger.log_metrics(values | rate, step)
+                self._show(step, stage.config.steps, values)
+        if (step % stage.config.checkpoint_every == 0 or last) and trainer.is_global_zero:
+            stage.run.save_checkpoint(step, stage.trained(), trainer.optimizers[0], stage.extra)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Closes the progress bar, also after an error."""
+        self.progress.stop()
+
+    def _show(self, step: int, steps: int, values: dict[str, float]) -> None:
+        text = "  ".join(f"{name.removeprefix('watch/')} {value:.3g}" for name, value in values.items())
+        self.progress.update(self.bar, completed=step, losses=text)
+        # Without a terminal there is no bar: a plain line now and then.
+        if self.progress.disable and (time.monotonic() - self.last_line > 30 or step == steps):
+            self.last_line = time.monotonic()
+            console.print(f"step {step}/{steps}  {text}", highlight=False)
+
+
+def check(values: dict[str, float], step: int) -> None:
+    """Stops a run that has gone wrong.
+
+    Raises:
+        TrainingError: A loss is not finite, or the projections have collapsed to one point.
+    """
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"loss '{name}' is not finite at step {step}",
+                hint="lower the learning rate, or train with precision 32; the last checkpoint is kept",
+            )
+    if values.get("watch/spread", 1.0) < 0.01:
+        raise TrainingError(
+            f"the projections of all images have become one (spread {values['watch/spread']:.4f}) at step {step}",
+            hint="lower the learning rate, or raise the batch size or the temperature; the last checkpoint is kept",
+        )
+
+
+def schedule(step: int, config: TrainingConfig) -> float:
+    """Learning rate at `step`: linear warm-up, then cosine to 0 at the last step."""
+    if step < config.warmup:
+        return config.learning_rate * (step + 1) / config.warmup
+    done = (step - config.warmup) / max(config.steps - config.warmup, 1)
+    return config.learning_rate * (1 + math.cos(math.pi * min(done, 1.0))) / 2
+
+
+def fit(stage: Stage, title: str) -> float:
+    """Trains `stage` from its checkpoint, or from the start, to its last step.
+
+    Args:
+        stage: What to train.
+        title: What the progress bar says.
+
+    Returns:
+        Seconds this sitting took.
+
+    Raises:
+        TrainingError: See :func:`check`.
+    """
+    config = stage.config
+    began = time.monotonic()
+    _silence()
+    trainer = pl.Trainer(
+        accelerator=config.accelerator,
+        devices=config.devices,
+        num_nodes=config.nodes,
+        precision="bf16-mixed" if wants_bf16(config) else "32-true",
+        max_epochs=1,
+        gradient_clip_val=config.gradient_clip,
+        logger=TensorBoardLogger(stage.run.path, name="tensorboard", version=""),
+        callbacks=[Keeper(title)],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        log_every_n_steps=config.log_every,
+    )
+    trainer.fit(stage)
+    return time.monotonic() - began
+
+
+def wants_bf16(config: TrainingConfig) -> bool:
+    """Whether to train under bf16 autocast: as asked, else where the device computes in it."""
+    if config.precision != "auto":
+        return config.precision == "bf16"
+    if torch.cuda.is_available() and config.accelerator != "cpu":
+        return torch.cuda.is_bf16_supported()
+    return bool(torch.backends.cpu.get_cpu_capability().startswith("AVX512"))
+
+
+def _silence() -> None:
+    # Lightning's remarks on loggers, workers and hardware; ours says what matters before the start.
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")

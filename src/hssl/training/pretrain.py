@@ -1,0 +1,189 @@
+"""Pre-training: the training subjects of many tasks, no masks, one network."""
+
+from __future__ import annotations
+
+import copy
+import math
+import resource
+import time
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.utils.data import Dataset
+
+from hssl.config import PretrainConfig
+from hssl.errors import ConfigError
+from hssl.grouping import Grouping, find_groups, given_groups
+from hssl.networks import UNet, build_network
+from hssl.objectives import Domains, Objective, PretrainBatch, build_objective
+from hssl.store import Store
+from hssl.training.data import PretrainData, WindowBatch
+from hssl.training.loop import Stage, console, fit, wants_bf16
+from hssl.training.run import Run, RunInfo, provenance
+from hssl.views import make_view
+
+GROUPS = "groups.json"
+
+
+class Pretraining(Stage):
+    """The network and a pretext objective, which this loop does not know by name.
+
+    Args:
+        config: What to do.
+        store: The aggregated data.
+        run: Where it is kept.
+        tasks: Tasks to learn from.
+    """
+
+    config: PretrainConfig
+
+    def __init__(self, config: PretrainConfig, store: Store, run: Run, tasks: tuple[str, ...]) -> None:
+        super().__init__(config, run)
+        self.store, self.tasks = store, tasks
+        torch.manual_seed(config.seed)
+        self.network = build_network(config.network).to(memory_format=torch.channels_last)
+        domains = Domains(tasks, _given(config, tasks))
+        self.objective = build_objective(config.objective, self.network, domains, config.options)
+
+    def losses(self, batch: WindowBatch, step: int, generator: Generator) -> dict[str, Tensor]:
+        """Two views of each window, and the objective's losses on them."""
+        window, *where = batch
+        first, second = (make_view(window, self.config.patch_size, self.config.view, generator) for _ in range(2))
+        losses: dict[str, Tensor] = self.objective(self.network, PretrainBatch(first, second, *where))
+        return losses
+
+    def data(self, rank: int, world_size: int) -> Dataset[Any]:
+        """Windows of the training subjects."""
+        return PretrainData(self.store, self.tasks, self.config, rank=rank, world_size=world_size)
+
+    def trained(self) -> dict[str, nn.Module]:
+        """The network and the objective's heads."""
+        return {"network": self.network, "objective": self.objective}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """All parameters at one rate."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
+    def after_step(self, step: int) -> None:
+        """Lets the objective move its copies, and finds the groups when it is time."""
+        self.objective.after_step(self.network)
+        if step == self.group_step:
+            grouping = find_groups(self.network, self.store, self.tasks)
+            self.objective.set_groups(torch.tensor([grouping.groups[task] for task in self.tasks]))
+            if self.global_rank == 0:
+                _report_groups(grouping, self.run)
+
+    @property
+    def group_step(self) -> int | None:
+        """The step after which groups are looked for; None where they are not."""
+        wanted = self.objective.wants_groups and self.config.groups == "auto" and len(self.tasks) > 2
+        return max(1, math.floor(self.config.group_start * self.config.steps)) if wanted else None
+
+
+def pretrain(store: Store | Path | str, output: Path | str, *, config: PretrainConfig | None = None) -> Run:
+    """Pre-trains a network on the training subjects of a store, or continues the run in `output`.
+
+    Args:
+        store: The aggregated data.
+        output: Run folder.
+        config: What to do; None for the defaults.
+
+    Returns:
+        The complete run.
+
+    Raises:
+        ConfigError: An option does not fit the data or the network.
+        RunError: `output` holds something else.
+        TrainingError: The losses are not finite, or the features have collapsed.
+    """
+    config = config or PretrainConfig()
+    store = store if isinstance(store, Store) else Store.open(store)
+    tasks = tuple(config.tasks or store.tasks)
+    seen = {task: store.split(task).train for task in tasks}
+    data = {"store": store.hash, "split": store.split_hash}
+    info = RunInfo(
+        stage="pretrain", network=config.network, subjects_seen=seen, masks_seen={}, provenance=provenance(config, data)
+    )
+    run = Run.start(Path(output), config, info)
+    if run.info.complete:
+        console.print(f"{run.path} is complete: nothing to do", highlight=False)
+        return run
+    stage = Pretraining(config, store, run, tasks)
+    check_patch(config.patch_size, stage.network)
+    announce(stage, len(tasks))
+    if isinstance(config.groups, dict):
+        _report_groups(given_groups(tasks, config.groups), run)
+    seconds = fit(stage, f"pretrain {len(tasks)} task{'s' * (len(tasks) > 1)}")
+    run.save_weights(stage.network)
+    run.finish({"losses": {name: float(value) for name, value in stage.latest.items()}, "seconds": seconds})
+    return run
+
+
+def check_patch(patch: int, network: UNet) -> None:
+    """Checks that the network can halve a patch as often as it has stages.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    divisor = math.lcm(*network.divisor)
+    if patch % divisor:
+        nearest = max(round(patch / divisor), 1) * divisor
+        raise ConfigError(f"patch size {patch} is not a multiple of {divisor}", hint=f"take {nearest}")
+
+
+def announce(stage: Pretraining, tasks: int) -> None:
+    """Says before the start how large the run is and what it will take, from two steps on a copy."""
+    config = stage.config
+    parameters = sum(p.numel() for p in stage.network.parameters())
+    seconds, memory = _measure(stage)
+    console.print(
+        f"{parameters / 1e6:.2f} M parameters, {tasks} tasks, {config.steps} steps of {config.batch_size} images in two "
+        f"views at {config.patch_size}x{config.patch_size}; about {duration(seconds * config.steps)} and {memory / 2**30:.1f} GiB",
+        highlight=False,
+    )
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: ``45 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _measure(stage: Pretraining) -> tuple[float, float]:
+    # Seconds and bytes of a step, on copies: the run itself starts from an untouched state.
+    config = stage.config
+    cuda = torch.cuda.is_available() and config.accelerator != "cpu"
+    device = torch.device("cuda" if cuda else "cpu")
+    modules = nn.ModuleList(copy.deepcopy([stage.network, stage.objective])).to(device)
+    network, objective = cast("tuple[UNet, Objective]", tuple(modules))
+    window, *where = (part.to(device) for part in PretrainData(stage.store, stage.tasks, config)[0])
+    seconds = math.inf
+    for _ in range(2):
+        began = time.monotonic()
+        generator = torch.Generator(device).manual_seed(0)
+        views = (make_view(window, config.patch_size, config.view, generator) for _ in range(2))
+        with torch.autocast(device.type, torch.bfloat16, enabled=wants_bf16(config)):
+            losses = objective(network, PretrainBatch(*views, *where))
+        torch.stack([loss for name, loss in losses.items() if not name.startswith("watch/")]).sum().backward()
+        if cuda:
+            torch.cuda.synchronize()
+        seconds = min(seconds, time.monotonic() - began)
+    memory = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return seconds, float(memory)
+
+
+def _given(config: PretrainConfig, tasks: tuple[str, ...]) -> tuple[int, ...]:
+    if isinstance(config.groups, dict):
+        return tuple(given_groups(tasks, config.groups).groups[task] for task in tasks)
+    return (-1,) * len(tasks)
+
+
+def _report_groups(grouping: Grouping, run: Run) -> None:
+    grouping.save(run.path / GROUPS)
+    members: dict[int, list[str]] = {}
+    for task, group in grouping.groups.items():
+        members.setdefault(group, []).append(task)
+    console.print("groups: " + "; ".join(", ".join(tasks) for tasks in members.values()), highlight=False)

@@ -1,0 +1,293 @@
+"""Run folders: what a training was asked, what it saw, and the weights that came out.
+
+    RUN/config.json           the stage's configuration, as validated
+    RUN/run.json              stage, task, subjects and masks seen, provenance, whether it is complete
+    RUN/weights.safetensors   the network
+    RUN/metrics.csv           one line every few steps
+    RUN/tensorboard/          the same as curves
+    RUN/checkpoint/step-N/    all that is needed to continue; gone once the run is complete
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from hssl.config import FinetuneConfig, NetworkConfig, PretrainConfig, TrainingConfig
+from hssl.errors import RunError
+from hssl.networks import SegmentationNetwork, UNet, build_network
+from hssl.store import TaskInfo
+
+CONFIG, INFO, WEIGHTS, METRICS, CHECKPOINT = (
+    "config.json",
+    "run.json",
+    "weights.safetensors",
+    "metrics.csv",
+    "checkpoint",
+)
+
+
+class RunInfo(BaseModel):
+    """What ``run.json`` holds.
+
+    Attributes:
+        stage: Pre-training or fine-tuning.
+        network: Shape of the network.
+        task: The task of a fine-tuned network; None for a pre-trained one.
+        subjects_seen: Subjects whose images training used, by task; those of its pre-training included.
+        masks_seen: Subjects whose masks training or validation used, by task.
+        provenance: Versions, seed, data hashes, git revision, machine.
+        complete: Whether training came to its end.
+        result: Final figures: losses, best validation Dice, seconds.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    stage: Literal["pretrain", "finetune"]
+    network: NetworkConfig
+    task: TaskInfo | None = None
+    subjects_seen: dict[str, list[str]]
+    masks_seen: dict[str, list[str]]
+    provenance: dict[str, Any]
+    complete: bool = False
+    result: dict[str, Any] = Field(default_factory=dict)
+
+
+class Run:
+    """A run folder, opened.
+
+    Args:
+        path: The folder.
+        config: The stage's configuration.
+        info: What the run saw and is.
+    """
+
+    def __init__(self, path: Path, config: PretrainConfig | FinetuneConfig, info: RunInfo) -> None:
+        self.path, self.config, self.info = path, config, info
+
+    @classmethod
+    def open(cls, path: Path | str) -> Run:
+        """Opens a run folder; weights are not read.
+
+        Raises:
+            RunError: The folder is not a run, or one of its files cannot be read.
+        """
+        path = Path(path)
+        if not (path / INFO).is_file():
+            raise RunError("is not a run folder", path=path, hint="make one with 'hssl pretrain' or 'hssl finetune'")
+        try:
+            info = RunInfo.model_validate_json((path / INFO).read_bytes())
+            kind = PretrainConfig if info.stage == "pretrain" else FinetuneConfig
+            config = kind.model_validate_json((path / CONFIG).read_bytes())
+        except (OSError, ValidationError) as error:
+            raise RunError(f"its files cannot be read: {str(error).splitlines()[0]}", path=path) from error
+        return cls(path, config, info)
+
+    @classmethod
+    def start(cls, path: Path, config: PretrainConfig | FinetuneConfig, info: RunInfo) -> Run:
+        """Makes a run folder, or opens the one that is there to continue it.
+
+        Raises:
+            RunError: The folder holds another run or something else, and is left as it is.
+        """
+        if (path / INFO).exists():
+            run = cls.open(path)
+            if run.config != config:
+                changed = [name for name in type(config).model_fields if _differs(run.config, config, name)]
+                raise RunError(
+                    f"holds a run with other options ({', '.join(changed) or 'another stage'})",
+                    path=path,
+                    hint="give another folder, or the same options to continue it",
+                )
+            if run.info.provenance["data"] != info.provenance["data"]:
+                raise RunError("was made from other data than this store holds", path=path, hint="give another folder")
+            return run
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise RunError("is not a run folder, and not empty", path=path, hint="give another folder")
+        path.mkdir(parents=True, exist_ok=True)
+        run = cls(path, config, info)
+        write_text(path / CONFIG, config.model_dump_json(indent=1))
+        run.write_info()
+        return run
+
+    def write_info(self) -> None:
+        """Writes ``run.json``."""
+        write_text(self.path / INFO, self.info.model_dump_json(indent=1))
+
+    def save_weights(self, network: nn.Module) -> None:
+        """Writes the network's weights, in one step."""
+        _save_tensors(network.state_dict(), self.path / WEIGHTS)
+
+    def load_weights(self) -> dict[str, Tensor]:
+        """The weights of a complete run, on the CPU.
+
+        Raises:
+            RunError: The run has not come to its end, or the file is damaged.
+        """
+        if not self.info.complete:
+            raise RunError("has not come to its end", path=self.path, hint="run the same command again to continue it")
+        return _load_tensors(self.path / WEIGHTS)
+
+    # Checkpoints ----------------------------------------------------------------------------------------------
+
+    def save_checkpoint(self, step: int, modules: dict[str, nn.Module], optimizer: Optimizer, extra: dict[str, Any]) -> None:
+        """Writes all that is needed to continue after `step` steps, in one move, and drops the one before."""
+        folder = self.path / CHECKPOINT
+        temporary = folder / f".step-{step}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        for name, module in modules.items():
+            _save_tensors(module.state_dict(), temporary / f"{name}.safetensors")
+        state = optimizer.state_dict()["state"]
+        tensors = {f"{number}.{key}": value for number, values in state.items() for key, value in values.items()}
+        _save_tensors(tensors, temporary / "optimizer.safetensors")
+        write_text(temporary / "state.json", json.dumps({"step": step, **extra}))
+        target = folder / f"step-{step}"
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.rename(target)
+        for other in folder.iterdir():
+            if other != target:
+                shutil.rmtree(other)
+
+    def load_checkpoint(self, modules: dict[str, nn.Module], optimizer: Optimizer) -> dict[str, Any]:
+        """Puts the latest checkpoint into `modules` and `optimizer`.
+
+        Returns:
+            What was saved beside them, with ``step``; step 0 where there is no checkpoint.
+        """
+        folder = self.path / CHECKPOINT
+        steps = [int(path.name.removeprefix("step-")) for path in folder.glob("step-*")]
+        if not steps:
+            return {"step": 0}
+        source = folder / f"step-{max(steps)}"
+        for name, module in modules.items():
+            module.load_state_dict(_load_tensors(source / f"{name}.safetensors"))
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in _load_tensors(source / "optimizer.safetensors").items():
+            number, _, name = key.partition(".")
+            state.setdefault(int(number), {})[name] = tensor
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        content: dict[str, Any] = json.loads((source / "state.json").read_text(encoding="utf-8"))
+        self._trim_metrics(content["step"])
+        return content
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Marks the run complete and drops its checkpoint."""
+        self.info.result.update(result)
+        self.info.complete = True
+        self.write_info()
+        shutil.rmtree(self.path / CHECKPOINT, ignore_errors=True)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Adds a line to ``metrics.csv``: one value a row, so that any metric may come at any step."""
+        path = self.path / METRICS
+        new = not path.exists()
+        with path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            if new:
+                writer.writerow(("step", "name", "value"))
+            writer.writerows((step, name, f"{value:.6g}") for name, value in values.items())
+
+    def _trim_metrics(self, step: int) -> None:
+        path = self.path / METRICS
+        if path.exists():
+            head, *rows = path.read_text(encoding="utf-8").splitlines()
+            kept = [row for row in rows if int(row.partition(",")[0]) <= step]
+            write_text(path, "\n".join([head, *kept]) + "\n")
+
+
+def load_unet(path: Path | str) -> tuple[UNet, Run]:
+    """The encoder-decoder of a pre-training or fine-tuning run, in evaluation mode on the CPU.
+
+    Raises:
+        RunError: The folder is not a complete run.
+    """
+    run = Run.open(path)
+    weights = run.load_weights()
+    if run.info.stage == "finetune":
+        weights = {key.removeprefix("unet."): value for key, value in weights.items() if key.startswith("unet.")}
+    network = build_network(run.info.network)
+    network.load_state_dict(weights)
+    return network.eval(), run
+
+
+def load_segmentation(path: Path | str) -> tuple[SegmentationNetwork, Run, TaskInfo]:
+    """The network of a fine-tuning run, in evaluation mode on the CPU, and its task with plan and labels.
+
+    Raises:
+        RunError: The folder is not a complete fine-tuning run.
+    """
+    run = Run.open(path)
+    if run.info.task is None:
+        raise RunError("is a pre-training run, which predicts no masks", path=run.path, hint="fine-tune it first")
+    network = SegmentationNetwork(build_network(run.info.network), run.info.task.classes)
+    network.load_state_dict(run.load_weights())
+    return network.eval(), run, run.info.task
+
+
+def provenance(config: TrainingConfig, data: dict[str, str]) -> dict[str, Any]:
+    """What it takes to make a run again.
+
+    Args:
+        config: The run's configuration.
+        data: Hashes of the store and of its split.
+    """
+    packages = ("hssl", "torch", "lightning", "numpy")
+    return {
+        "data": data,
+        "seed": config.seed,
+        "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
+        "git": _git_revision(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores"
+        + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file in one step: no reader sees half of it."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _git_revision() -> str | None:
+    # Only a checkout of this project says something about the code that ran.
+    root = Path(__file__).parents[3]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    return answer.stdout.strip() or None
+
+
+def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+    temporary.replace(path)
+
+
+def _load_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"cannot be read: {error}", path=path) from error
+
+
+def _differs(first: BaseModel, second: BaseModel, name: str) -> bool:
+    return getattr(first, name, None) != getattr(second, name, None)
