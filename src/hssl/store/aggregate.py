@@ -63,9 +63,7 @@ class _Task:
         self.cases.remove(case)
 
 
-def aggregate(
-    sources: Sequence[Path | str], output: Path | str, *, config: AggregateConfig | None = None
-) -> Store:
+def aggregate(sources: Sequence[Path | str], output: Path | str, *, config: AggregateConfig | None = None) -> Store:
     """Aggregates folders of raw data into one store; a store that is there already is added to.
 
     Nothing is written unless all is well: a bad case stops the command, after all of them have been logged,
@@ -100,15 +98,13 @@ def aggregate(
 def aggregate_sources(sources: Sequence[Source], output: Path | str, *, config: AggregateConfig) -> Store:
     """Does the work of :func:`aggregate` for sources at hand, also of readers outside this package."""
     output = Path(output)
-    existing = _existing(output, config)
+    existing = _existing(output)
     tasks = [_listed(source, config) for source in sources]
     if not tasks:
         raise StoreError("no source given", path=output)
     for name in (task.source.task for task in tasks):
         if sum(task.source.task == name for task in tasks) > 1:
-            raise StoreError(
-                f"two sources are called '{name}'", hint="aggregate them one by one with --task NAME"
-            )
+            raise StoreError(f"two sources are called '{name}'", hint="aggregate them one by one with --task NAME")
     tasks = [task for task in tasks if not _is_stored(task, existing)]
     if existing is not None and not tasks:
         return existing
@@ -131,7 +127,7 @@ def aggregate_sources(sources: Sequence[Source], output: Path | str, *, config: 
     return Store.open(output)
 
 
-def _existing(output: Path, config: AggregateConfig) -> Store | None:
+def _existing(output: Path) -> Store | None:
     """The store at `output`, or None where one can be made."""
     if (output / INDEX).exists():
         return Store.open(output)
@@ -344,12 +340,10 @@ def _one_subject_each(records: list[CaseRecord]) -> tuple[list[CaseRecord], list
 
 def _counted(mask: NDArray[np.integer], labels: Mapping[int, str]) -> dict[int, int]:
     """Voxels of each label present; values outside the task's list are an error."""
-    values, counts = np.unique(mask, return_counts=True)
-    found = dict(zip(values.tolist(), counts.tolist(), strict=True))
-    found.pop(0, None)
-    if unknown := sorted(found.keys() - labels.keys()):
+    present = set(np.unique(mask).tolist()) - {0}
+    if unknown := sorted(present - labels.keys()):
         raise StoreError(f"label {unknown[0]} is not in the list of labels {sorted(labels)}")
-    return found
+    return {value: int(np.count_nonzero(mask == value)) for value in sorted(present)}
 
 
 def _check_same_place(label_path: Path, geometry: Geometry) -> None:
@@ -393,9 +387,7 @@ def _report(bad: list[BadCase], config: AggregateConfig) -> None:
         )
 
 
-def _in_parallel(
-    function: Callable[[Job], Result], jobs: Sequence[Job], workers: int, title: str = ""
-) -> list[Result]:
+def _in_parallel(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int, title: str = "") -> list[Result]:
     """Runs `function` on every job in threads; results in the order of the jobs, with a bar if titled.
 
     Threads, not processes: decompressing, percentiles, resampling and hashing all release the interpreter

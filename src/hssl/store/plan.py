@@ -71,9 +71,7 @@ class TaskPlan(BaseModel):
         if low >= high:  # nearly all voxels are equal: the few others are the image
             low, high = lowest, highest
         if highest <= low or lowest >= high:
-            raise StoreError(
-                f"has no contrast: its intensities {lowest:g} to {highest:g} are outside the window"
-            )
+            raise StoreError(f"has no contrast: its intensities {lowest:g} to {highest:g} are outside the window")
         return low, high
 
     def prepare_image(
@@ -153,7 +151,7 @@ class TaskPlan(BaseModel):
         transform = self._transform(geometry)
         _, rows, columns = _permuted(geometry.shape, transform)
         planes = _by_slices(lambda part: _resampled_argmax(scores[:, part], (rows, columns)), scores.shape[1])
-        return np.ascontiguousarray(_oriented(planes, _between(transform, _IDENTITY)))
+        return np.ascontiguousarray(_oriented(planes, _between(_IDENTITY, transform)))
 
     def stored_shape(self, geometry: Geometry) -> tuple[int, int, int]:
         """Slices, rows and columns that an image of this geometry has in the store."""
@@ -247,7 +245,8 @@ def _oriented(array: NDArray[Any], transform: Orientation) -> NDArray[Any]:
 
 def _axis(geometry: Geometry, axis: int) -> str:
     """The line in the body that an array axis runs along: ``LR``, ``AP`` or ``IS``."""
-    return next(line for line in _DISPLAY if geometry.orientation[axis] in line)
+    letter = geometry.orientation[axis]
+    return next(line for line in _DISPLAY if letter in line)
 
 
 def _thick_axis(geometry: Geometry) -> int | None:
@@ -283,7 +282,11 @@ def _resampled_argmax(scores: NDArray[np.float32], size: tuple[int, int]) -> NDA
     tensor = torch.from_numpy(np.ascontiguousarray(scores, np.float32))
     if tensor.shape[2:] != size:
         tensor = F.interpolate(tensor, size=size, mode="bilinear", align_corners=False)
-    return tensor.argmax(dim=0).to(torch.uint8).numpy()
+    best, winner = tensor[0].clone(), torch.zeros(tensor.shape[1:], dtype=torch.uint8)
+    for number, score in enumerate(tensor[1:], start=1):  # several times as fast as argmax over the first axis
+        winner.masked_fill_(score > best, number)
+        torch.maximum(best, score, out=best)
+    return winner.numpy()
 
 
 def _by_slices(part_of: Callable[[slice], NDArray[np.uint8]], slices: int) -> NDArray[np.uint8]:

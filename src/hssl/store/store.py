@@ -148,9 +148,7 @@ class Store:
         """
         path = Path(path)
         if not (path / INDEX).is_file():
-            raise StoreError(
-                "is not a store", path=path, hint="make one with 'hssl aggregate SOURCE -o STORE'"
-            )
+            raise StoreError("is not a store", path=path, hint="make one with 'hssl aggregate SOURCE -o STORE'")
         index, splits = _read(path / INDEX, Index), _read(path / SPLITS, Splits)
         if missing := index.tasks.keys() - splits.tasks.keys():
             raise StoreError(f"has no split of task '{min(missing)}'", path=path / SPLITS)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict
 from rich.table import Table
 
@@ -114,6 +112,8 @@ def contact_sheet(store: Store, output: Path | str, *, columns: int = 6) -> Path
     Returns:
         `output`.
     """
+    from matplotlib.figure import Figure  # slow to import, and needed here only
+
     output = Path(output)
     figure = Figure(figsize=(1.8 * columns, 2.0 * len(store.tasks)), dpi=110, layout="constrained")
     axes = figure.subplots(len(store.tasks), columns, squeeze=False)
@@ -126,29 +126,24 @@ def contact_sheet(store: Store, output: Path | str, *, columns: int = 6) -> Path
             case = cases[index]
             number = _telling_slice(store, case)
             _, height, width = info.plan.stored_spacing(case.geometry)
-            axis.imshow(
-                store.image(case)[number].astype(np.float32), "gray", vmin=0, vmax=1, aspect=height / width
-            )
+            axis.imshow(store.image(case)[number].astype(np.float32), "gray", vmin=0, vmax=1, aspect=height / width)
             axis.set_title(f"{case.id} [{number}]", fontsize=6)
             if case.has_label:
                 mask = store.label(case)[number]
                 for value in info.labels:
                     if (mask == value).any():
                         axis.contour(mask == value, [0.5], colors=[f"C{value % 10}"], linewidths=0.8)
-        row[0].text(
-            0, 1.15, f"{task}  {info.modality}", fontsize=8, weight="bold", transform=row[0].transAxes
-        )
+        title = row[0].text(0, 1.15, f"{task}  {info.modality}", transform=row[0].transAxes)
+        title.set(fontsize=8, fontweight="bold", in_layout=False)
     partial = output.with_name(f".{output.name}.partial")
-    FigureCanvasAgg(figure).print_png(partial)
+    figure.savefig(partial, format="png")
     return partial.replace(output)
 
 
 def _summary(store: Store, task: str) -> TaskSummary:
     info, cases, split = store.tasks[task], store.cases(task), store.split(task)
     spacings = np.array([info.plan.stored_spacing(case.geometry) for case in cases])
-    labels = {
-        value: LabelSummary(name=name, **_presence(cases, value)) for value, name in info.labels.items()
-    }
+    labels = {value: LabelSummary(name=name, **_presence(cases, value)) for value, name in info.labels.items()}
     shape = np.median([case.shape for case in cases], axis=0).astype(int).tolist()
     return TaskSummary(
         task=task,

@@ -1,0 +1,362 @@
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+import os
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from hssl.config import AggregateConfig
+from hssl.errors import ConfigError, HsslError, SourceError, StoreError
+from hssl.sources import find_sources
+from hssl.sources.base import Case
+from hssl.store import aggregate, aggregate_sources
+from hssl.store.store import file_hash
+
+MakeTask = Callable[..., Path]
+
+
+def contents(folder: Path) -> dict[str, tuple[int, str]]:
+    """Time and hash of every file."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, file_hash(path)) for path in files}
+
+
+def edit(folder: Path, case: str, change: Callable[[np.ndarray], np.ndarray], part: str = "imagesTr") -> None:
+    path = folder / part / f"{case}.nii.gz"
+    image = nib.load(path)
+    nib.save(nib.Nifti1Image(change(np.asarray(image.dataobj)), image.affine), path)
+
+
+def test_a_store_holds_every_case_prepared(make_task: MakeTask, tmp_path: Path) -> None:
+    folder = make_task(ids=("a", "b", "c"), unlabelled=("u",))
+    store = aggregate([folder], tmp_path / "store", config=AggregateConfig(workers=2))
+    assert [case.id for case in store.cases()] == ["a", "b", "c", "u"]
+    info = store.tasks["Blobs"]
+    assert (info.modality, info.layout, info.classes) == ("MRI", "msd", 3)
+    assert info.labels == {1: "rim", 2: "core"}
+    for case, raw in zip(store.cases("Blobs"), find_sources(folder)[0].cases(), strict=True):
+        pixels = raw.read_image()
+        expected = info.plan.prepare_image(pixels, raw.read_geometry())
+        image = store.image(case)
+        assert isinstance(image, np.memmap)
+        assert image.dtype == np.float16
+        assert image.shape == case.shape == (6, 10, 12)
+        np.testing.assert_array_equal(image, expected.astype(np.float16))
+        assert case.intensity == info.plan.intensity_range(pixels)
+        np.testing.assert_array_equal(case.geometry.affine, raw.read_geometry().affine)
+        assert case.image_sha256 == file_hash(raw.image_path)
+        if raw.read_label is None:
+            assert case.label_voxels is None
+            with pytest.raises(StoreError, match="no mask"):
+                store.label(case)
+        else:
+            mask = raw.read_label()
+            assert store.label(case).dtype == np.uint8
+            np.testing.assert_array_equal(store.label(case), info.plan.prepare_label(mask, case.geometry))
+            assert case.label_voxels == {value: (mask == value).sum() for value in (1, 2) if (mask == value).any()}
+    store.verify()
+    assert list(tmp_path.glob(".*")) == []
+
+
+def test_one_worker_and_many_write_the_same(make_task: MakeTask, tmp_path: Path) -> None:
+    folder = make_task()
+    one = aggregate([folder], tmp_path / "one", config=AggregateConfig(workers=1))
+    many = aggregate([folder], tmp_path / "many", config=AggregateConfig(workers=4))
+    assert one.hash == many.hash
+
+
+def test_again_is_a_no_op(make_task: MakeTask, tmp_path: Path) -> None:
+    folder = make_task()
+    aggregate([folder], tmp_path / "store")
+    before = contents(tmp_path / "store")
+    aggregate([folder], tmp_path / "store")
+    assert contents(tmp_path / "store") == before
+
+
+def test_adding_a_source_leaves_the_others_alone(make_task: MakeTask, tmp_path: Path) -> None:
+    first, second = make_task("First"), make_task("Second", seed=1)
+    store = aggregate([first], tmp_path / "store")
+    before, cases, split = contents(store.path), store.cases(), store.split("First")
+    more = aggregate([first, second], tmp_path / "store")
+    after = contents(store.path)
+    assert {name: after[name] for name in before if name.endswith(".npy")} == {
+        name: stamp for name, stamp in before.items() if name.endswith(".npy")
+    }
+    assert more.cases("First") == cases == more.cases()[: len(cases)]
+    assert more.split("First") == split
+    assert list(more.tasks) == ["First", "Second"]
+    more.verify()
+    at_once = aggregate([first, second], tmp_path / "other")
+    assert at_once.hash == more.hash
+
+
+def test_arrays_left_by_an_interrupted_run_are_replaced(make_task: MakeTask, tmp_path: Path) -> None:
+    first, second = make_task("First"), make_task("Second", seed=1)
+    aggregate([first], tmp_path / "store")
+    (tmp_path / "store" / "images" / "Second").mkdir()
+    (tmp_path / "store" / "images" / "Second" / "left.npy").write_bytes(b"half")
+    (tmp_path / ".store.partial").mkdir()
+    store = aggregate([second], tmp_path / "store")
+    store.verify()
+    assert not (store.path / "images" / "Second" / "left.npy").exists()
+
+
+def test_a_failure_while_writing_leaves_nothing(
+    make_task: MakeTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_task()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        aggregate([folder], tmp_path / "store")
+    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+
+
+def test_a_changed_source_is_told_from_the_stored_one(make_task: MakeTask, tmp_path: Path) -> None:
+    folder = make_task()
+    aggregate([folder], tmp_path / "store")
+    with pytest.raises(StoreError, match=r"other files or options.*new store"):
+        aggregate([folder], tmp_path / "store", config=AggregateConfig(window=(0, 200)))
+    edit(folder, "a", lambda image: image + 1)
+    with pytest.raises(StoreError, match=r"changed since.*new store"):
+        aggregate([folder], tmp_path / "store")
+
+
+def test_a_store_keeps_its_split_options(make_task: MakeTask, tmp_path: Path) -> None:
+    aggregate([make_task("First")], tmp_path / "store")
+    with pytest.raises(StoreError, match="seed 0"):
+        aggregate([make_task("Second")], tmp_path / "store", config=AggregateConfig(seed=1))
+
+
+def test_other_folders_are_not_overwritten(make_task: MakeTask, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(StoreError, match="not a store"):
+        aggregate([make_task()], tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+    (tmp_path / "empty").mkdir()
+    aggregate([tmp_path / "raw" / "Blobs"], tmp_path / "empty").verify()
+
+
+def truncate(folder: Path) -> None:
+    path = folder / "imagesTr" / "b.nii.gz"
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def nan(folder: Path) -> None:
+    edit(folder, "b", lambda image: np.where(np.arange(image.size).reshape(image.shape) == 5, np.nan, image))
+
+
+def another_shape(folder: Path) -> None:
+    edit(folder, "b", lambda mask: mask[:-1], "labelsTr")
+
+
+def unknown_label(folder: Path) -> None:
+    edit(folder, "b", lambda mask: np.where(mask == 2, 9, mask), "labelsTr")
+
+
+def no_slices(folder: Path) -> None:
+    path = folder / "imagesTr" / "b.nii.gz"
+    header = bytearray(gzip.decompress(path.read_bytes()))
+    header[46:48] = (0).to_bytes(2, "little")  # dim[3]
+    path.write_bytes(gzip.compress(bytes(header)))
+
+
+def constant(folder: Path) -> None:
+    edit(folder, "b", lambda image: np.full_like(image, 7))
+
+
+def elsewhere(folder: Path) -> None:
+    path = folder / "labelsTr" / "b.nii.gz"
+    mask = nib.load(path)
+    moved = mask.affine.copy()
+    moved[0, 3] += 4
+    nib.save(nib.Nifti1Image(np.asarray(mask.dataobj), moved), path)
+
+
+def four_dimensions(folder: Path) -> None:
+    edit(folder, "b", lambda image: np.stack([image, image], -1))
+
+
+def twice(folder: Path) -> None:
+    listing = json.loads((folder / "dataset.json").read_text())
+    listing["training"].append(listing["training"][1])
+    (folder / "dataset.json").write_text(json.dumps(listing))
+
+
+BAD = {
+    truncate: ("imagesTr/b.nii.gz", "truncated"),
+    nan: ("imagesTr/b.nii.gz", "NaN"),
+    another_shape: ("labelsTr/b.nii.gz", "the mask has the shape (11, 10, 6), its image (12, 10, 6)"),
+    unknown_label: ("labelsTr/b.nii.gz", "label 9 is not in the list of labels [1, 2]"),
+    no_slices: ("imagesTr/b.nii.gz", "shape"),
+    constant: ("imagesTr/b.nii.gz", "no contrast"),
+    elsewhere: ("labelsTr/b.nii.gz", "4.0 voxels away"),
+    four_dimensions: ("imagesTr/b.nii.gz", "channels"),
+}
+
+
+@pytest.mark.parametrize("spoil", BAD, ids=lambda spoil: spoil.__name__)
+def test_a_bad_case_is_named_and_nothing_is_written_or_it_is_skipped(
+    spoil: Callable[[Path], None], make_task: MakeTask, tmp_path: Path
+) -> None:
+    folder = make_task()
+    spoil(folder)
+    file, reason = BAD[spoil]
+    with pytest.raises(HsslError) as caught:
+        aggregate([folder], tmp_path / "store")
+    message = str(caught.value)
+    assert file in message
+    assert reason in message
+    assert "1 bad case" in message
+    assert "\n" not in message
+    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+
+    store = aggregate([folder], tmp_path / "store", config=AggregateConfig(skip_bad=True))
+    assert [case.id for case in store.cases()] == ["a", "c", "d"]
+    (line,) = store.tasks["Blobs"].skipped
+    assert line.startswith("b: ")
+    assert reason in line
+    assert sorted(path.name for path in (store.path / "images" / "Blobs").iterdir()) == [
+        "a.npy",
+        "c.npy",
+        "d.npy",
+    ]
+    assert not (store.path / "labels" / "Blobs" / "b.npy").exists()
+    store.verify()
+
+
+def test_every_bad_case_is_logged(make_task: MakeTask, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = make_task()
+    nan(folder)
+    edit(folder, "d", lambda image: np.zeros_like(image))
+    with caplog.at_level(logging.ERROR), pytest.raises(StoreError, match="first of 2 bad cases"):
+        aggregate([folder], tmp_path / "store")
+    assert "imagesTr/b.nii.gz" in caplog.text
+    assert "imagesTr/d.nii.gz" in caplog.text
+
+
+def test_a_case_listed_twice_is_refused(make_task: MakeTask, tmp_path: Path) -> None:
+    folder = make_task()
+    twice(folder)
+    with pytest.raises(HsslError, match=r"\bb\b"):
+        aggregate([folder], tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_task_without_a_usable_case_is_refused(make_task: MakeTask, tmp_path: Path) -> None:
+    folder = make_task(ids=("b",))
+    constant(folder)
+    with pytest.raises(StoreError, match="no usable case"):
+        aggregate([folder], tmp_path / "store", config=AggregateConfig(skip_bad=True))
+    assert not (tmp_path / "store").exists()
+
+
+def test_cases_with_the_same_image_are_one_subject(make_task: MakeTask, tmp_path: Path) -> None:
+    ids = tuple("abcdefgh")
+    image = np.random.default_rng(5).normal(size=(12, 10, 6)).astype(np.float32)
+    store = aggregate([make_task(ids=ids, images={"c": image, "g": image})], tmp_path / "store")
+    subjects = {case.id: case.subject for case in store.cases()}
+    assert subjects["c"] == subjects["g"] == "c"
+    assert store.tasks["Blobs"].duplicates == ["g shows the same image as c: one subject"]
+    split = store.split("Blobs")
+    assert sorted(split.train + split.val + split.test) == list("abcdefh")
+
+
+def test_the_subject_rule_keeps_frames_together(make_task: MakeTask, tmp_path: Path) -> None:
+    folder = make_task(ids=tuple(f"p{number}x{frame}" for number in range(6) for frame in "12"))
+    store = aggregate([folder], tmp_path / "store", config=AggregateConfig(subject=r"(p\d)x"))
+    split = store.split("Blobs")
+    assert sorted(split.train + split.val + split.test) == [f"p{number}" for number in range(6)]
+    train, test = ({case.id[:2] for case in store.cases("Blobs", part)} for part in (split.train, split.test))
+    assert not train & test
+
+
+def test_two_sources_of_one_name_are_refused(make_task: MakeTask, tmp_path: Path) -> None:
+    folder = make_task()
+    with pytest.raises(StoreError, match="two sources are called 'Blobs'"):
+        aggregate([folder, folder], tmp_path / "store")
+
+
+@dataclass
+class CountingSource:
+    """A source that counts how many of its images are alive."""
+
+    folder: Path
+    alive: set[int] = field(default_factory=set)
+    most: int = 0
+    task = "Blobs"
+    layout = "msd"
+    modality = "MRI"
+
+    @property
+    def path(self) -> Path:
+        return self.folder
+
+    @property
+    def labels(self) -> dict[int, str]:
+        return {1: "rim", 2: "core"}
+
+    def cases(self) -> Iterator[Case]:
+        for case in find_sources(self.folder)[0].cases():
+            yield replace(case, read_image=lambda case=case: self._counted(case.read_image()))
+
+    def _counted(self, image: np.ndarray) -> np.ndarray:
+        self.alive.add(id(image))
+        weakref.finalize(image, self.alive.discard, id(image))
+        self.most = max(self.most, len(self.alive))
+        return image
+
+
+def test_no_more_images_are_held_than_there_are_workers(make_task: MakeTask, tmp_path: Path) -> None:
+    source = CountingSource(make_task(ids=tuple(f"c{number:02d}" for number in range(24))))
+    store = aggregate_sources([source], tmp_path / "store", config=AggregateConfig(workers=2))
+    assert len(store.cases()) == 24
+    assert 1 <= source.most <= 2
+
+
+def test_options_are_checked() -> None:
+    with pytest.raises(ConfigError, match="orientation"):
+        AggregateConfig.checked({"orientation": "PLR"})
+    with pytest.raises(ConfigError, match="add up to 1"):
+        AggregateConfig.checked({"fractions": (0.5, 0.2, 0.2)})
+    assert AggregateConfig(orientation="IPL").orientation == "IPL"
+
+
+def test_a_missing_source_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="nowhere"):
+        aggregate([tmp_path / "nowhere"], tmp_path / "store")
+
+
+def test_torch_keeps_its_threads(make_task: MakeTask, tmp_path: Path) -> None:
+    import torch
+
+    before = torch.get_num_threads()
+    aggregate([make_task()], tmp_path / "store")
+    assert torch.get_num_threads() == before
+
+
+def test_permissions_follow_the_umask(make_task: MakeTask, tmp_path: Path) -> None:
+    store = aggregate([make_task()], tmp_path / "store")
+    umask = os.umask(0)
+    os.umask(umask)
+    assert store.path.stat().st_mode & 0o777 == 0o777 & ~umask
+
+
+def test_real_cases(real_data: Path, tmp_path: Path) -> None:
+    store = aggregate([real_data / "Task04_Abdomen"], tmp_path / "store")
+    assert len(store.cases()) == 18
+    assert store.tasks["Task04_Abdomen"].plan.orientation == "PLS"
+    assert sum(case.shape[0] for case in store.cases()) == 2211
+    store.verify()

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from hssl.errors import HsslError, StoreError
+from hssl.store import Store, aggregate, contact_sheet, summarise, summary_table
+
+MakeTask = Callable[..., Path]
+
+
+@pytest.fixture
+def store(make_task: MakeTask, tmp_path: Path) -> Store:
+    ids = tuple(f"s{number}" for number in range(8))
+    aggregate([make_task(ids=ids, unlabelled=("u0", "u1"))], tmp_path / "store")
+    return Store.open(tmp_path / "store")
+
+
+def test_cases_can_be_chosen(store: Store) -> None:
+    assert len(store.cases()) == len(store.cases("Blobs")) == 10
+    assert [case.id for case in store.cases("Blobs", ["u1", "s3"])] == ["s3", "u1"]
+    with pytest.raises(StoreError, match=r"no task 'Heart'.*it has Blobs"):
+        store.cases("Heart")
+
+
+def test_labelled_subjects_train_and_have_masks(store: Store) -> None:
+    train = set(store.split("Blobs").train)
+    assert {"u0", "u1"} < train
+    everybody = store.labelled("Blobs", "100%", seed=0)
+    assert set(everybody) == train - {"u0", "u1"}
+    assert store.labelled("Blobs", "5%", seed=0) == everybody[:1]
+    with pytest.raises(StoreError, match="u0"):
+        store.labelled("Blobs", ["u0"])
+    with pytest.raises(StoreError, match=store.split("Blobs").test[0]):
+        store.labelled("Blobs", store.split("Blobs").test[:1])
+
+
+def test_what_is_no_store_is_refused(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="hssl aggregate"):
+        Store.open(tmp_path)
+    (store.path / "splits.json").write_text("{}")
+    with pytest.raises(StoreError, match=r"splits.json: is damaged"):
+        Store.open(store.path)
+    index = json.loads((store.path / "index.json").read_text())
+    (store.path / "index.json").write_text(json.dumps(index | {"format": 2}))
+    with pytest.raises(StoreError, match=r"another version: format"):
+        Store.open(store.path)
+
+
+def test_verify_finds_a_changed_or_missing_array(store: Store) -> None:
+    store.verify()
+    path = store.path / "labels" / "Blobs" / "s3.npy"
+    array = np.load(path)
+    array[0, 0, 0] ^= 1
+    np.save(path, array)
+    with pytest.raises(StoreError, match=r"s3.npy: has changed"):
+        store.verify()
+    path.unlink()
+    with pytest.raises(StoreError, match=r"s3.npy: cannot be read"):
+        store.verify()
+    (record,) = store.cases(subjects=["s3"])
+    with pytest.raises(StoreError, match=r"s3.npy: cannot be read"):
+        store.label(record)
+
+
+def test_the_hash_follows_the_data_and_not_the_place(store: Store, make_task: MakeTask, tmp_path: Path) -> None:
+    copied = tmp_path / "elsewhere"
+    shutil.copytree(tmp_path / "raw" / "Blobs", copied / "Blobs")
+    assert aggregate([copied / "Blobs"], tmp_path / "copy").hash == store.hash
+    other = aggregate([make_task("Other", seed=9)], tmp_path / "other")
+    assert other.hash != store.hash
+    assert other.split_hash != store.split_hash
+
+
+def test_the_raw_case_can_be_read_again(store: Store, tmp_path: Path) -> None:
+    record = store.cases()[0]
+    case = store.source_case(record)
+    assert case.id == record.id
+    assert str(case.image_path) == record.image_path
+    np.testing.assert_array_equal(case.read_geometry().affine, record.geometry.affine)
+    shutil.rmtree(tmp_path / "raw")
+    with pytest.raises(HsslError, match="Blobs"):
+        Store.open(store.path).source_case(record)
+
+
+def test_summary(store: Store) -> None:
+    (row,) = summarise(store)
+    assert (row.cases, row.masks, row.subjects, row.slices) == (10, 8, 10, 60)
+    assert row.shape == (6, 10, 12)
+    assert row.spacing == (3, 1, 1)
+    assert sum(row.split) == 10
+    volumes = [np.count_nonzero(store.label(case) == 1) * 3 / 1000 for case in store.cases() if case.has_label]
+    assert row.labels[1].cases == 8
+    assert row.labels[1].volume_ml == pytest.approx(np.median(volumes))
+
+
+def test_the_table_names_task_labels_and_what_was_left_out(store: Store) -> None:
+    info = store.tasks["Blobs"]
+    store.index.tasks["Blobs"] = info.model_copy(update={"skipped": ["x: no contrast"]})
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(summary_table(store))
+    for text in ("Blobs", "rim", "6x10x12", "3x1x1", "10 (8 with masks)", "left out x: no contrast"):
+        assert text in captured.get()
+
+
+def test_contact_sheet(store: Store, tmp_path: Path) -> None:
+    path = contact_sheet(store, tmp_path / "sheet.png")
+    with Image.open(path) as picture:
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    assert pixels.shape[1] > pixels.shape[0]
+    colour = pixels.max(axis=-1) - pixels.min(axis=-1)
+    assert (colour > 100).any()  # contours
+    assert list(tmp_path.glob(".sheet*")) == []
