@@ -48,9 +48,7 @@ def write_msd(root: Path, modality: dict[str, str] | None = None, ids: tuple[str
     listing = {
         "modality": modality,
         "labels": {"0": "background", "1": "liver", "2": "spleen"},
-        "training": [
-            {"image": f"./imagesTr/{case}.nii.gz", "label": f"./labelsTr/{case}.nii.gz"} for case in ids
-        ],
+        "training": [{"image": f"./imagesTr/{case}.nii.gz", "label": f"./labelsTr/{case}.nii.gz"} for case in ids],
         "test": ["./imagesTs/c.nii.gz"],
     }
     write_json(root / "dataset.json", listing)
