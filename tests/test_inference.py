@@ -1,14 +1,23 @@
 from __future__ import annotations
 
 import math
+from itertools import permutations, product
+from pathlib import Path
+from types import SimpleNamespace
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
-from hssl.errors import ConfigError
-from hssl.inference import predict_volume
+from hssl.config import FinetuneConfig, NetworkConfig
+from hssl.errors import ConfigError, RunError, SourceError
+from hssl.inference import predict, predict_volume
+from hssl.networks import SegmentationNetwork, build_network
+from hssl.store import TaskInfo, TaskPlan
+from hssl.training.run import Run, RunInfo
 
 
 class TwoClasses(nn.Module):
@@ -108,3 +117,216 @@ def test_the_same_call_gives_the_same_bits() -> None:
 def test_options_out_of_range_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="cannot predict with"):
         predict_volume(nn.Identity(), volume(1, 8, 8), **{"patch_size": (8, 8), **wrong})
+
+
+# Files ----------------------------------------------------------------------------------------------------------
+
+
+class ByIntensity(nn.Module):
+    """Reads the class off the intensity: 0, 1/2 and 1 are 0, 1 and 2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.levels = nn.Parameter(torch.tensor([0.0, 0.5, 1.0]).view(1, 3, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -((x - self.levels) ** 2)
+
+
+def task(plan: TaskPlan, channel: int | None = None) -> TaskInfo:
+    labels = {1: "one", 2: "two"}
+    return TaskInfo(
+        name="T", modality="", labels=labels, plan=plan, layout="nifti", origin="", channel=channel, fingerprint=""
+    )
+
+
+VOLUMES = TaskPlan(orientation="PLS", spacing=(1.5, 1.5), window=(0, 80))
+PICTURES = TaskPlan(orientation="", spacing=(1.0, 1.0), window=(0, 200))
+GEOMETRY = np.array([[-1.5, 0, 0, 30], [0, 1.5, 0, -12.5], [0, 0, 5, 3], [0, 0, 0, 1]])
+
+
+def use_network(monkeypatch: pytest.MonkeyPatch, info: TaskInfo) -> None:
+    run = SimpleNamespace(config=FinetuneConfig(task="T", patch_size=16, precision="32"))
+    monkeypatch.setattr("hssl.inference.load_segmentation", lambda path: (ByIntensity(), run, info))
+
+
+@pytest.fixture
+def volumes(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_network(monkeypatch, task(VOLUMES))
+
+
+def truth(*shape: int) -> np.ndarray:
+    """Blocks of labels 1 and 2 that no axis swap or flip leaves in place."""
+    mask = np.zeros(shape, np.uint8)
+    rows, columns, *_ = shape
+    mask[2 : rows // 2, 3 : columns // 3] = 1
+    mask[rows // 2 : rows - 1, 1 : columns // 2] = 2
+    mask[..., : shape[-1] // 3] = 0
+    return mask
+
+
+def save(path: Path, mask: np.ndarray, affine: np.ndarray = GEOMETRY) -> Path:
+    nib.save(nib.Nifti1Image((mask * 40).astype(np.int16), affine), path)
+    return path
+
+
+@pytest.mark.parametrize("axes", list(permutations(range(3))))
+@pytest.mark.parametrize("signs", list(product((1, -1), repeat=3)))
+@pytest.mark.usefixtures("volumes")
+def test_any_orientation_gives_the_mask_on_the_grid_of_its_image(
+    tmp_path: Path, axes: tuple[int, ...], signs: tuple[int, ...]
+) -> None:
+    # The affine's columns are the array axes: their lengths are (1.5, 1.5, 5) in the body, whatever the order.
+    affine = np.eye(4)
+    affine[:3, :3] = (np.diag([1.5, 1.5, 5.0]) * signs)[:, axes]
+    affine[:3, 3] = -17, 40, 3.25
+    mask = truth(*np.array([14, 20, 9])[list(axes)])
+    image = save(tmp_path / "a.nii.gz", mask, affine)
+    (path,) = predict("run", [image], tmp_path / "out")
+    result = nib.load(path)
+    np.testing.assert_array_equal(np.asanyarray(result.dataobj), mask)
+    np.testing.assert_array_equal(result.affine, nib.load(image).affine)
+    assert result.get_data_dtype() == np.uint8
+
+
+@pytest.mark.usefixtures("volumes")
+def test_another_spacing_than_the_tasks_is_resampled_and_back(tmp_path: Path) -> None:
+    mask = truth(40, 54, 4)
+    image = save(tmp_path / "fine.nii.gz", mask, np.diag([0.8, 0.7, 3.0, 1]))
+    (path,) = predict("run", [image], tmp_path / "out")
+    found = np.asanyarray(nib.load(path).dataobj)
+    assert found.shape == mask.shape
+    # Only voxels at the edge of a label may change: those with another label within two voxels, one stored pixel.
+    inner = np.ones(mask.shape, bool)
+    for axis, step in product((0, 1), (-2, -1, 1, 2)):
+        inner &= np.roll(mask, step, axis) == mask
+    np.testing.assert_array_equal(found[inner], mask[inner])
+
+
+@pytest.mark.usefixtures("volumes")
+def test_the_header_of_the_image_is_kept(tmp_path: Path) -> None:
+    image = nib.Nifti1Image((truth(14, 20, 9) * 40).astype(np.float32), GEOMETRY)
+    image.header.set_xyzt_units("mm", "sec")
+    image.set_qform(GEOMETRY, code=1)
+    sheared = GEOMETRY.copy()
+    sheared[0, 1] = 0.2
+    image.set_sform(sheared, code=2)
+    image.header["cal_max"] = 80
+    nib.save(image, tmp_path / "a.nii")
+    (path,) = predict("run", [tmp_path / "a.nii"], tmp_path / "out")
+    assert path == tmp_path / "out" / "a.nii"
+    before, after = nib.load(tmp_path / "a.nii").header, nib.load(path).header
+    for name in ("dim", "pixdim", "qform_code", "sform_code", "srow_x", "quatern_b", "qoffset_x", "xyzt_units"):
+        np.testing.assert_array_equal(before[name], after[name])
+    assert (after["datatype"], after["cal_max"]) == (2, 0)
+    assert after.get_slope_inter() in ((1, 0), (None, None))
+
+
+@pytest.mark.usefixtures("volumes")
+def test_a_trailing_axis_of_one_and_a_chosen_channel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mask = truth(14, 20, 9)
+    save(tmp_path / "one.nii.gz", mask[..., None])
+    save(tmp_path / "two.nii.gz", np.stack([np.zeros_like(mask), mask], axis=-1))
+    with pytest.raises(SourceError, match="2 channels"):
+        predict("run", [tmp_path / "two.nii.gz"], tmp_path / "out")
+    first, second = predict("run", [tmp_path / "one.nii.gz", tmp_path / "two.nii.gz"], tmp_path / "out", channel=1)
+    np.testing.assert_array_equal(np.asanyarray(nib.load(first).dataobj), mask[..., None])
+    np.testing.assert_array_equal(np.asanyarray(nib.load(second).dataobj), mask)
+    use_network(monkeypatch, task(VOLUMES, channel=1))
+    (again,) = predict("run", [tmp_path / "two.nii.gz"], tmp_path / "again")
+    np.testing.assert_array_equal(np.asanyarray(nib.load(again).dataobj), mask)
+
+
+def test_pictures_give_png_masks_of_their_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_network(monkeypatch, task(PICTURES))
+    mask = truth(30, 41)
+    for name in ("a.png", "b.tif", "c.PNG"):
+        Image.fromarray(mask * 100).save(tmp_path / name)
+    paths = predict("run", [tmp_path], tmp_path / "out")
+    assert [path.name for path in paths] == ["a.png", "b.png", "c.png"]
+    for path in paths:
+        with Image.open(path) as result:
+            assert result.mode == "L"
+            np.testing.assert_array_equal(np.asarray(result), mask)
+
+
+@pytest.mark.usefixtures("volumes")
+def test_a_folder_is_every_image_in_it_in_order(tmp_path: Path) -> None:
+    masks = {f"{name}.nii.gz": np.roll(truth(14, 20, 9), shift, 0) for shift, name in enumerate("cab")}
+    for name, mask in masks.items():
+        save(tmp_path / name, mask)
+    (tmp_path / "notes.txt").write_text("not an image")
+    paths = predict("run", [tmp_path], tmp_path / "out" / "deep")
+    assert [path.name for path in paths] == sorted(masks)
+    assert sorted(path.name for path in (tmp_path / "out" / "deep").iterdir()) == sorted(masks)
+    for path in paths:
+        np.testing.assert_array_equal(np.asanyarray(nib.load(path).dataobj), masks[path.name])
+
+
+@pytest.mark.usefixtures("volumes")
+def test_bad_inputs_are_named_before_anything_is_predicted(tmp_path: Path) -> None:
+    good = save(tmp_path / "good.nii.gz", truth(14, 20, 9))
+    cut = tmp_path / "cut.nii.gz"
+    cut.write_bytes(good.read_bytes()[:60])
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "table.csv").write_text("a,b")
+    (tmp_path / "sub").mkdir()
+    twin = save(tmp_path / "sub" / "good.nii.gz", truth(14, 20, 9))
+    (tmp_path / "file").write_text("")
+    out = tmp_path / "out"
+    for inputs, output, message in [
+        ([good, tmp_path / "none.nii.gz"], out, "none.nii.gz: no such file"),
+        ([good, cut], out, "cut.nii.gz: cannot be read"),
+        ([good, tmp_path / "empty"], out, "empty: holds no images"),
+        ([good, tmp_path / "table.csv"], out, "table.csv: is no image"),
+    ]:
+        with pytest.raises(SourceError, match=message):
+            predict("run", inputs, output)
+    for inputs, output, message in [
+        ([good, twin], out, "masks of one name"),
+        ([good], tmp_path, "would replace an image"),
+        ([good], tmp_path / "file", "not a folder"),
+        ([good], tmp_path / "mask.nii.gz", "names a file"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            predict("run", inputs, output)
+    assert not out.exists()
+
+
+@pytest.mark.usefixtures("volumes")
+def test_an_image_that_turns_out_bad_leaves_no_partial_mask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = save(tmp_path / "a.nii.gz", truth(14, 20, 9))
+    nib.save(nib.Nifti1Image(np.full((14, 20, 9), np.nan, np.float32), GEOMETRY), tmp_path / "b.nii.gz")
+    with pytest.raises(SourceError, match=r"b\.nii\.gz: .*NaN"):
+        predict("run", [good, tmp_path / "b.nii.gz"], tmp_path / "out")
+    assert all(not path.name.startswith(".") for path in (tmp_path / "out").iterdir())
+
+    def full(image: object, path: Path) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("hssl.inference.nib.save", full)
+    with pytest.raises(OSError, match="no space"):
+        predict("run", [good], tmp_path / "full")
+    assert list((tmp_path / "full").iterdir()) == []
+
+
+def test_a_run_folder_predicts_what_its_network_does(tmp_path: Path) -> None:
+    shape = NetworkConfig(features=(4, 4, 4))
+    torch.manual_seed(0)
+    network = SegmentationNetwork(build_network(shape), 3)
+    config = FinetuneConfig(task="T", patch_size=16, precision="32", network=shape)
+    info = RunInfo(stage="finetune", network=shape, task=task(VOLUMES), subjects_seen={}, masks_seen={}, provenance={})
+    run = Run.start(tmp_path / "run", config, info)
+    run.save_weights(network)
+    image = save(tmp_path / "a.nii.gz", truth(16, 16, 3), np.diag([1.5, 1.5, 5, 1]))
+    with pytest.raises(RunError, match="has not come to its end"):
+        predict(tmp_path / "run", [image], tmp_path / "out", device="cpu")
+    run.finish({})
+    (path,) = predict(tmp_path / "run", [image], tmp_path / "out", device="cpu")
+    planes = truth(16, 16, 3).transpose(2, 1, 0)[:, ::-1, ::-1] / 2  # RAS to slices of rows P, columns L
+    with torch.no_grad():
+        expected = network.eval()(torch.from_numpy(planes.astype(np.float32).copy())[:, None]).argmax(1).numpy()
+    np.testing.assert_array_equal(np.asanyarray(nib.load(path).dataobj), expected[:, ::-1, ::-1].transpose(2, 1, 0))
+    with pytest.raises(ConfigError, match="device 'cuda:77'"):
+        predict(tmp_path / "run", [image], tmp_path / "out", device="cuda:77")

@@ -82,8 +82,7 @@ class EvaluationResult(_Entry):
         run: The run folder.
         task: The task.
         part: Part of the split.
-        space: ``source``: on the grid of the files the masks came from. ``store``: on the store's grid, resampled
-            in plane.
+        space: ``source``: on the grid of the mask files; ``store``: on the store's grid, resampled in plane.
         leaked: Subjects that training had seen; a result with any says nothing about new ones.
         tolerance: Of surface Dice, in mm.
         predictions: Folder of the masks, if they did not come from the run's network.
@@ -120,9 +119,7 @@ class EvaluationResult(_Entry):
         try:
             return cls.model_validate_json(path.read_bytes())
         except (OSError, ValidationError) as error:
-            raise RunError(
-                f"is not a readable evaluation: {str(error).splitlines()[0]}", path=path
-            ) from error
+            raise RunError(f"is not a readable evaluation: {str(error).splitlines()[0]}", path=path) from error
 
     def rows(self) -> list[dict[str, str | int | float | None]]:
         """The means of each label and of the task, ready to print; units in the names of the columns."""
@@ -152,18 +149,18 @@ def evaluate(
 ) -> EvaluationResult:
     """Scores a run on a part of its task's subjects, case by case and label by label.
 
-    The truth is the mask file that the store was made from, on its own grid and in mm, and must be unchanged.
-    The result is written to ``RUN/evaluation/PART.json`` and ``.csv``; of other spaces and of given predictions to
-    ``PART-store`` and ``PART-predictions``. A label that is in neither mask does not count, and one that is in one
-    of them counts as missed (see :mod:`hssl.metrics`).
+    The truth is the mask file that the store was made from, on its own grid and in mm; it must be unchanged.
+    A label that is in neither mask does not count, and one that is in one of them counts as missed (see
+    :mod:`hssl.metrics`). The result is written to ``RUN/evaluation/PART.json`` and ``.csv``; in the store's
+    space to ``PART-store``, for ready masks to ``PART-predictions``.
 
     Args:
         run: Folder of a fine-tuning run.
         store: The data; None for the store that the run was made from.
         part: ``test``, ``val`` or ``train``.
         allow_leak: Evaluate subjects that training has seen as well, and mark the result.
-        predictions: Folder of ready masks to score instead of the network's, each named like its case or like its
-            image file, on the grid of the true mask.
+        predictions: Folder of ready masks to score instead of the network's, each named like its case or like
+            its image file, on the grid of the true mask.
         space: ``store`` compares on the store's grid: quick, and possible without the source files.
         tolerance: Of surface Dice, in mm.
         device: As torch names it; None is a GPU where there is one.
@@ -174,7 +171,8 @@ def evaluate(
     Raises:
         LeakError: Training has seen the image or mask of a subject.
         RunError: `run` is not a complete fine-tuning run, or does not know its store.
-        StoreError: The store lacks the task or has no masks in this part, or a mask file is missing or has changed.
+        StoreError: The store lacks the task, has no masks in this part or was made with another plan than the
+            run's, or a mask file is missing or has changed.
         SourceError: A ready mask is missing or does not fit.
         ConfigError: An option is not valid.
     """
@@ -187,9 +185,7 @@ def evaluate(
         raise ConfigError("ready masks lie on the grid of their files, not on the store's", path=predictions)
     opened = Run.open(run)
     if opened.info.task is None:
-        raise RunError(
-            "is a pre-training run, which predicts no masks", path=opened.path, hint="fine-tune it first"
-        )
+        raise RunError("is a pre-training run, which predicts no masks", path=opened.path, hint="fine-tune it first")
     store = store if isinstance(store, Store) else Store.open(store or _store_of(opened))
     name = opened.info.task.name
     subjects = getattr(store.split(name), part)
@@ -205,19 +201,25 @@ def evaluate(
             hint="--allow-leak evaluates them all the same and marks the result",
         )
 
+    if space == "source":
+        for case in cases:
+            _check_truth(case)
     task = store.tasks[name]
+    masks: Iterable[Callable[[], Mask]]
     if predictions is not None:
         masks = _ready_masks(Path(predictions), cases)
     else:
         predictor = Predictor(opened.path, device=device)
+        if task.plan != predictor.task.plan:
+            raise StoreError(
+                f"task '{name}' was made with another plan than the run's", path=store.path, hint="retrain"
+            )
         masks = _predicted(predictor, store, cases, space)
 
     def score(pair: tuple[CaseRecord, Callable[[], Mask]]) -> list[CaseScore]:
         case, mask = pair
         if space == "store":
-            return _score(
-                case, task, store.label(case), mask(), task.plan.stored_spacing(case.geometry), tolerance
-            )
+            return _score(case, task, store.label(case), mask(), task.plan.stored_spacing(case.geometry), tolerance)
         return _score(case, task, _truth(case, task), mask(), case.geometry.spacing, tolerance)
 
     with ThreadPoolExecutor(1) as pool:  # scores one case while the network predicts the next
@@ -235,9 +237,7 @@ def evaluate(
         split_hash=store.split_hash,
         versions={package: version(package) for package in ("hssl", "torch", "numpy", "scipy")},
         scores=rows,
-        labels=[
-            _mean(text, [[row] for row in rows if row.label == label]) for label, text in task.labels.items()
-        ],
+        labels=[_mean(text, [[row] for row in rows if row.label == label]) for label, text in task.labels.items()],
         mean=_mean("mean", [list(case) for _, case in groupby(rows, key=lambda row: row.case)]),
     )
     _write(result, opened.path / "evaluation")
@@ -246,7 +246,7 @@ def evaluate(
 
 def _store_of(run: Run) -> str:
     """Where the store lay that the run was made from."""
-    path = run.info.provenance["data"].get("path")
+    path = run.info.provenance.get("store_path")
     if path is None:
         raise RunError("does not say where its store is", path=run.path, hint="give it with --store")
     return str(path)
@@ -273,12 +273,16 @@ def _predicted(
     for case in cases:
         scores = predictor.scores(store.image(case))
         if space == "store":
-            yield partial(np.argmax, scores, axis=0)
+            yield partial(_highest, scores)
         else:
             yield partial(predictor.task.plan.restore, scores, case.geometry)
 
 
-def _ready_masks(folder: Path, cases: Sequence[CaseRecord]) -> list[Callable[[], Mask]]:
+def _highest(scores: NDArray[np.float32]) -> Mask:
+    return np.asarray(scores.argmax(axis=0))
+
+
+def _ready_masks(folder: Path, cases: Sequence[CaseRecord]) -> Iterable[Callable[[], Mask]]:
     """Finds the mask of every case, by the id of the case or the name of its image file."""
     if not folder.is_dir():
         raise SourceError("no such folder", path=folder)
@@ -295,20 +299,18 @@ def _ready_masks(folder: Path, cases: Sequence[CaseRecord]) -> list[Callable[[],
     return masks
 
 
-def _truth(case: CaseRecord, task: TaskInfo) -> Mask:
-    """The mask of a case as its source has it.
-
-    Raises:
-        StoreError: The file is gone or not the one that the store was made from.
-    """
+def _check_truth(case: CaseRecord) -> None:
     path = Path(case.label_path or "")
     hint = "put the source back, aggregate again, or compare in the store's space"
     if not path.exists():
         raise StoreError(f"the mask of case '{case.id}' is not there", path=path, hint=hint)
     if file_hash(path) != case.label_sha256:
-        raise StoreError(
-            f"the mask of case '{case.id}' has changed since it was aggregated", path=path, hint=hint
-        )
+        raise StoreError(f"the mask of case '{case.id}' has changed since aggregation", path=path, hint=hint)
+
+
+def _truth(case: CaseRecord, task: TaskInfo) -> Mask:
+    """The mask of a case as its source has it."""
+    path = Path(case.label_path or "")
     # As its reader does, so that 255 in black and white pictures is label 1.
     white = task.layout == "images2d" and set(task.labels) == {1}
     return read_white_label(path) if white else read_label(path)

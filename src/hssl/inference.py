@@ -138,9 +138,7 @@ class Predictor:
         )
 
 
-def ahead(
-    pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item]
-) -> Iterator[Result]:
+def ahead(pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """Yields ``function(item)`` of each item in order, while the next one is being worked on in `pool`."""
     pending: deque[Future[Result]] = deque()
     for item in items:
@@ -274,9 +272,7 @@ def _listed(path: Path) -> list[Path]:
             raise SourceError("holds no images", path=path, hint="give the folder that the files are in")
         return found
     if not path.name.lower().endswith((*NIFTI, *PICTURES)):
-        raise SourceError(
-            "is no image that can be predicted", path=path, hint="give NIfTI, PNG, TIFF or JPEG"
-        )
+        raise SourceError("is no image that can be predicted", path=path, hint="give NIfTI, PNG, TIFF or JPEG")
     return [path]
 
 
@@ -296,21 +292,15 @@ def _target(path: Path, output: Path) -> Path:
 
 def _check_targets(paths: list[Path], output: Path) -> None:
     if output.exists() and not output.is_dir():
-        raise ConfigError(
-            "is not a folder", path=output, hint="masks are written into a folder, under their names"
-        )
+        raise ConfigError("is not a folder", path=output, hint="masks are written into a folder, under their names")
     if output.name.lower().endswith((*NIFTI, *PICTURES)):
-        raise ConfigError(
-            "names a file", path=output, hint="masks are written into a folder, under their names"
-        )
+        raise ConfigError("names a file", path=output, hint="masks are written into a folder, under their names")
     images = {path.resolve() for path in paths}
     taken: dict[Path, Path] = {}
     for path in paths:
         target = _target(path, output)
         if target.resolve() in images:
-            raise ConfigError(
-                "the mask would replace an image", path=target, hint="choose another output folder"
-            )
+            raise ConfigError("the mask would replace an image", path=target, hint="choose another output folder")
         if target in taken:
             raise ConfigError(
                 f"{taken[target]} and {path} give masks of one name", path=target, hint="predict them apart"

@@ -70,9 +70,7 @@ def score_labels(
         ValueError: The shapes differ, or `spacing` has not one value for each axis.
     """
     if truth.shape != predicted.shape or truth.ndim != len(spacing):
-        raise ValueError(
-            f"truth {truth.shape}, prediction {predicted.shape} and spacing {tuple(spacing)} do not fit"
-        )
+        raise ValueError(f"truth {truth.shape}, prediction {predicted.shape} and spacing {tuple(spacing)} do not fit")
     diagonal = float(np.linalg.norm(np.multiply(truth.shape, spacing)))
     extended = [axis for axis, size in enumerate(truth.shape) if size > 1] or [0]
     flat = tuple(slice(None) if axis in extended else 0 for axis in range(truth.ndim))
@@ -95,14 +93,10 @@ def _joined(first: Box | None, second: Box | None) -> Box | None:
     """The smallest box around two boxes."""
     if first is None or second is None:
         return first or second
-    return tuple(
-        slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(first, second, strict=True)
-    )
+    return tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(first, second, strict=True))
 
 
-def _score(
-    truth: Mask, predicted: Mask, spacing: NDArray[np.float64], tolerance: float, diagonal: float
-) -> LabelScore:
+def _score(truth: Mask, predicted: Mask, spacing: NDArray[np.float64], tolerance: float, diagonal: float) -> LabelScore:
     truth_voxels, predicted_voxels = int(np.count_nonzero(truth)), int(np.count_nonzero(predicted))
     if not (truth_voxels and predicted_voxels):
         return LabelScore(truth_voxels, predicted_voxels, 0.0, diagonal, 0.0)

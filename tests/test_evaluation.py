@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hssl.config import AggregateConfig, FinetuneConfig, NetworkConfig, PretrainConfig
+from hssl.errors import ConfigError, LeakError, RunError, SourceError, StoreError
+from hssl.evaluation import EvaluationResult, evaluate
+from hssl.metrics import score_labels
+from hssl.store import Store, aggregate
+from hssl.training.run import Run, RunInfo
+
+AFFINE = np.array([[0, 0, 4.0, 5], [-1.5, 0, 0, 20], [0, 1.5, 0, -7], [0, 0, 0, 1]])
+
+
+class ByIntensity(nn.Module):
+    """Reads the class off the intensity: 0, 1/2 and 1 are 0, 1 and 2."""
+
+    def __init__(self, offset: float = 0.0) -> None:
+        super().__init__()
+        self.levels = nn.Parameter(torch.tensor([0.0, 0.5, 1.0]).view(1, 3, 1, 1) + offset)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -((x - self.levels) ** 2)
+
+
+def ball(shape: tuple[int, int, int], seed: int) -> np.ndarray:
+    """A ball of label 1 with a core of label 2; odd seeds have no core."""
+    centre = np.random.default_rng(seed).uniform(0.4, 0.6, 3) * shape
+    radius = np.sqrt(sum((grid - c) ** 2 for grid, c in zip(np.indices(shape), centre, strict=True)))
+    core = 2 if seed % 2 == 0 else 1
+    return np.where(radius < 2, core, np.where(radius < 5, 1, 0)).astype(np.uint8)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """Eight subjects whose images show their masks: without resampling a network can find them exactly."""
+    raw = tmp_path / "Balls"
+    for folder in ("images", "labels"):
+        (raw / folder).mkdir(parents=True)
+    for seed in range(8):
+        mask = ball((18, 20, 12), seed)
+        pixels = mask * np.float32(40)
+        nib.save(nib.Nifti1Image(pixels, AFFINE), raw / "images" / f"p{seed}.nii.gz")
+        nib.save(nib.Nifti1Image(mask, AFFINE), raw / "labels" / f"p{seed}.nii.gz")
+    config = AggregateConfig(window=(0, 80), fractions=(0.25, 0.25, 0.5), workers=1)
+    return aggregate([raw], tmp_path / "store", config=config)
+
+
+def make_run(path: Path, store: Store, **changes: object) -> Run:
+    task = store.tasks["Balls"]
+    values: dict[str, object] = {
+        "stage": "finetune",
+        "network": NetworkConfig(features=(2, 2, 2)),
+        "task": task,
+        "subjects_seen": {"Balls": store.split("Balls").train},
+        "masks_seen": {"Balls": [*store.split("Balls").train, *store.split("Balls").val]},
+        "provenance": {"data": {}, "store_path": str(store.path)},
+        "complete": True,
+    }
+    config = FinetuneConfig(task="Balls", patch_size=24, precision="32")
+    return Run.start(path, config, RunInfo.model_validate({**values, **changes}))
+
+
+@pytest.fixture
+def run(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> Run:
+    run = make_run(tmp_path / "run", store)
+    monkeypatch.setattr("hssl.inference.load_segmentation", lambda path: (ByIntensity(), run, run.info.task))
+    return run
+
+
+def test_a_perfect_network_scores_perfectly_in_the_original_geometry(run: Run, store: Store) -> None:
+    result = evaluate(run.path)
+    assert (result.task, result.part, result.space, result.leaked) == ("Balls", "test", "source", [])
+    assert (result.store_hash, result.split_hash) == (store.hash, store.split_hash)
+    assert sorted({row.subject for row in result.scores}) == store.split("Balls").test
+    assert (result.mean.dice, result.mean.hd95, result.mean.surface_dice) == (1.0, 0.0, 1.0)
+    for row in result.scores:
+        truth = ball((18, 20, 12), int(row.case[1:]))
+        present = bool((truth == row.label).any())
+        assert row.truth_voxels == row.predicted_voxels == (truth == row.label).sum()
+        assert row.dice == (1.0 if present else None)
+    cores = sum(int(subject[1:]) % 2 == 0 for subject in store.split("Balls").test)
+    assert [mean.cases for mean in result.labels] == [4, cores]
+
+
+def test_rows_and_means_by_hand(run: Run, store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # Ready masks: one case is found, one is shifted, in one all is missed, in one the core is invented.
+    test = store.cases("Balls", store.split("Balls").test)
+    ready = tmp_path / "ready"
+    ready.mkdir()
+    truths = {case.id: ball((18, 20, 12), int(case.id[1:])) for case in test}
+    changed = [lambda m: m, lambda m: np.roll(m, 1, axis=2), np.zeros_like, lambda m: np.minimum(m * 2, 2)]
+    masks = {case.id: change(truths[case.id]) for case, change in zip(test, changed, strict=True)}
+    for name, mask in masks.items():
+        nib.save(nib.Nifti1Image(mask, AFFINE), ready / f"{name}.nii.gz")
+    result = evaluate(run.path, store, predictions=ready)
+
+    expected = {
+        name: score_labels(truths[name], mask, (1.5, 1.5, 4.0), [1, 2], tolerance=2.0) for name, mask in masks.items()
+    }
+    for row in result.scores:
+        score = expected[row.case][row.label]
+        assert (row.dice, row.hd95, row.surface_dice) == score[2:]
+    by_case = [np.mean([s.dice for s in scores.values() if s.dice is not None]) for scores in expected.values()]
+    assert result.mean.dice == pytest.approx(np.mean(by_case))
+    cores = [scores[2].dice for scores in expected.values() if scores[2].dice is not None]
+    assert result.labels[1].dice == pytest.approx(np.mean(cores))
+    assert result.labels[1].cases == len(cores)
+    assert 0 < result.mean.dice < 1
+    assert (run.path / "evaluation" / "test-predictions.json").is_file()
+
+
+def test_json_and_csv_hold_the_same_rows(run: Run) -> None:
+    result = evaluate(run.path)
+    folder = run.path / "evaluation"
+    assert sorted(path.name for path in folder.iterdir()) == ["test.csv", "test.json"]
+    assert EvaluationResult.load(folder / "test.json") == result
+    assert "NaN" not in (folder / "test.json").read_text()
+    with (folder / "test.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["case"], int(row["label"])) for row in rows] == [(r.case, r.label) for r in result.scores]
+    assert [row["dice"] for row in rows] == ["" if r.dice is None else str(r.dice) for r in result.scores]
+
+
+def test_rows_to_print_end_with_the_mean_and_name_the_tolerance(run: Run) -> None:
+    rows = evaluate(run.path, tolerance=1.5).rows()
+    assert [row["label"] for row in rows] == ["label_1", "label_2", "mean"]
+    assert rows[-1]["surface Dice (1.5 mm)"] == 1.0
+
+
+def test_subjects_whose_masks_were_seen_are_refused_or_marked(run: Run, store: Store) -> None:
+    seen = store.split("Balls").val
+    with pytest.raises(LeakError, match=f"2 of the val subjects: {', '.join(seen)}"):
+        evaluate(run.path, part="val")
+    assert not (run.path / "evaluation").exists()
+    result = evaluate(run.path, part="val", allow_leak=True)
+    assert result.leaked == seen
+    assert result.rows()[-1]["label"] == "mean (seen in training)"
+
+
+def test_a_test_subject_seen_in_pre_training_is_refused(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject = store.split("Balls").test[1]
+    run = make_run(tmp_path / "leaky", store, subjects_seen={"Balls": [subject], "Other": ["p0", "p1"]})
+    with pytest.raises(LeakError, match=f"1 of the test subjects: {subject} "):
+        evaluate(run.path)
+
+
+def test_another_task_has_other_subjects_with_the_same_names(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path / "clean", store, subjects_seen={"Other": store.split("Balls").test})
+    monkeypatch.setattr("hssl.inference.load_segmentation", lambda path: (ByIntensity(), run, run.info.task))
+    assert evaluate(run.path).leaked == []
+
+
+def test_a_mask_that_has_changed_or_is_gone_is_refused_but_not_needed_in_the_stores_space(
+    run: Run, store: Store
+) -> None:
+    label = Path(str(store.cases("Balls", store.split("Balls").test)[0].label_path))
+    nib.save(nib.Nifti1Image(ball((18, 20, 12), 99), AFFINE), label)
+    with pytest.raises(StoreError, match="has changed"):
+        evaluate(run.path)
+    label.unlink()
+    with pytest.raises(StoreError, match="is not there"):
+        evaluate(run.path)
+    result = evaluate(run.path, space="store")
+    assert result.space == "store"
+    assert result.mean.dice == 1.0
+    assert json.loads((run.path / "evaluation" / "test-store.json").read_text())["space"] == "store"
+
+
+def test_distances_are_in_mm_in_either_space(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Shifted(ByIntensity):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(torch.roll(x, 2, dims=3))  # two columns, 3 mm
+
+    run = make_run(tmp_path / "shifted", store)
+    monkeypatch.setattr("hssl.inference.load_segmentation", lambda path: (Shifted(), run, run.info.task))
+    results = [evaluate(run.path, space=space, tolerance=3.0) for space in ("source", "store")]
+    for row, same in zip(*(result.scores for result in results), strict=True):
+        assert (row.dice, row.hd95, row.surface_dice) == (same.dice, same.hd95, same.surface_dice)
+    assert results[0].labels[1].surface_dice == 1.0
+    assert results[0].labels[1].hd95 == pytest.approx(3.0)
+
+
+def test_ready_masks_must_be_there_and_fit(run: Run, store: Store, tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    with pytest.raises(SourceError, match="no such folder"):
+        evaluate(run.path, predictions=ready)
+    ready.mkdir()
+    with pytest.raises(SourceError, match="has no mask of case"):
+        evaluate(run.path, predictions=ready)
+    for case in store.cases("Balls", store.split("Balls").test):
+        nib.save(nib.Nifti1Image(np.zeros((3, 3, 3), np.uint8), AFFINE), ready / f"{case.id}.nii.gz")
+    with pytest.raises(SourceError, match="has the shape"):
+        evaluate(run.path, predictions=ready)
+
+
+def test_a_store_made_with_another_plan_is_refused(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = store.tasks["Balls"]
+    other = task.model_copy(update={"plan": task.plan.model_copy(update={"window": (0.0, 99.0)})})
+    run = make_run(tmp_path / "other", store, task=other)
+    monkeypatch.setattr("hssl.inference.load_segmentation", lambda path: (ByIntensity(), run, run.info.task))
+    with pytest.raises(StoreError, match="another plan"):
+        evaluate(run.path)
+
+
+def test_what_cannot_be_evaluated_says_so(tmp_path: Path, store: Store, run: Run) -> None:
+    with pytest.raises(ConfigError, match="part 'tset'"):
+        evaluate(run.path, part="tset")
+    with pytest.raises(ConfigError, match="ready masks"):
+        evaluate(run.path, predictions=tmp_path, space="store")
+    with pytest.raises(RunError, match="--store"):
+        evaluate(make_run(tmp_path / "elsewhere", store, provenance={"data": {}}).path)
+    pretrained = Run.start(
+        tmp_path / "pretrained",
+        PretrainConfig(),
+        run.info.model_copy(update={"stage": "pretrain", "task": None}),
+    )
+    with pytest.raises(RunError, match="pre-training run"):
+        evaluate(pretrained.path, store)
+    with pytest.raises(RunError, match="not a readable evaluation"):
+        EvaluationResult.load(tmp_path / "nothing.json")
