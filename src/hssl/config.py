@@ -98,8 +98,7 @@ class AggregateConfig(StageConfig):
             raise ValueError("a window is (low, high) with low < high")
         if self.orientation is not None:
             axes = sorted(
-                "".join(sorted(line for line in ("LR", "AP", "IS") if letter in line))
-                for letter in self.orientation
+                "".join(sorted(line for line in ("LR", "AP", "IS") if letter in line)) for letter in self.orientation
             )
             if axes != ["AP", "IS", "LR"]:
                 raise ValueError("an orientation is three letters, one each of L/R, A/P and I/S, like PLS")

@@ -117,7 +117,9 @@ def _mean_features(network: UNet, store: Store, task: str, slices: int) -> NDArr
         number = int(np.searchsorted(ends, index, side="right"))
         within = int(index) - (int(ends[number - 1]) if number else 0)
         picture = torch.from_numpy(store.image(cases[number])[within].astype(np.float32))
-        pictures.append(F.interpolate(picture[None, None], size=size, mode="bilinear", align_corners=False, antialias=True))
+        pictures.append(
+            F.interpolate(picture[None, None], size=size, mode="bilinear", align_corners=False, antialias=True)
+        )
     features = network.encode(torch.cat(pictures).to(device))[-1]
     mean: NDArray[np.float64] = grid_pool(features.float(), GRID).mean(0).double().cpu().numpy()
     return mean
@@ -135,7 +137,14 @@ def _draw_tree(grouping: Grouping, path: Path) -> None:
     heights = grouping.tree[:, 2]
     cut = float((heights[-count] + heights[1 - count]) / 2) if count > 1 else float(heights[-1]) + 1
     labels = [f"{task}  ({group})" for task, group in grouping.groups.items()]
-    dendrogram(grouping.tree, labels=labels, orientation="left", color_threshold=cut, above_threshold_color="0.5", ax=axes)
+    dendrogram(
+        grouping.tree,
+        labels=labels,
+        orientation="left",
+        color_threshold=cut,
+        above_threshold_color="0.5",
+        ax=axes,
+    )
     axes.axvline(cut, color="0.5", linestyle=":", linewidth=1)
     axes.set_xlabel("cosine distance of mean features")
     axes.set_title(f"{count} groups (mean silhouette {grouping.silhouettes[count]:.2f})", fontsize=10)

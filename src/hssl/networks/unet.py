@@ -24,10 +24,17 @@ class ConvNorm(nn.Module):
     """Convolution, instance normalisation and, unless switched off, leaky ReLU."""
 
     def __init__(
-        self, inputs: int, outputs: int, kernel: Pair, stride: Pair = (1, 1), *, bias: bool = True, act: bool = True
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: Pair,
+        stride: Pair = (1, 1),
+        *,
+        bias: bool = True,
+        act: bool = True,
     ) -> None:
         super().__init__()
-        padding = tuple((k - 1) // 2 for k in kernel)
+        padding = ((kernel[0] - 1) // 2, (kernel[1] - 1) // 2)
         self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=bias)
         self.norm = nn.InstanceNorm2d(outputs, eps=1e-5, affine=True)
         self.act = nn.LeakyReLU(inplace=True) if act else nn.Identity()
@@ -109,9 +116,7 @@ class Decoder(nn.Module):
         )
         self.stages = nn.ModuleList(
             _plain_stage(2 * here, here, kernel, (1, 1), count)
-            for (_, here), kernel, count in zip(
-                steps, reversed(config.kernels[:-1]), config.decoder_convs, strict=True
-            )
+            for (_, here), kernel, count in zip(steps, reversed(config.kernels[:-1]), config.decoder_convs, strict=True)
         )
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:

@@ -34,7 +34,7 @@ def gather(x: Tensor) -> Tensor:
     if world_size() == 1:
         return x
     if x.requires_grad:
-        return torch.cat(tuple(dist_nn.all_gather(x)))
+        return torch.cat(dist_nn.all_gather(x))  # type: ignore[no-untyped-call]
     parts = [torch.empty_like(x) for _ in range(world_size())]
     dist.all_gather(parts, x.contiguous())
     return torch.cat(parts)

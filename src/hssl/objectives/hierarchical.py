@@ -25,6 +25,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from hssl.config import StageConfig
+from hssl.errors import ConfigError
 from hssl.networks import GridPoolHead, PixelHead, UNet
 from hssl.objectives.base import Domains, Objective, PretrainBatch
 from hssl.objectives.gather import gather
@@ -32,6 +33,7 @@ from hssl.objectives.ntxent import near_neighbours, nt_xent
 from hssl.views import View, map_points
 
 Level = Literal["group", "task", "image", "region", "pixel"]
+WEIGHTS: dict[Level, float] = {"group": 0.05, "task": 0.05, "image": 0.1, "region": 0.1, "pixel": 10.0}
 
 
 class HierarchicalOptions(StageConfig):
@@ -53,9 +55,7 @@ class HierarchicalOptions(StageConfig):
         visible: Weight of the pixels that were not hidden, in the pixel level; hidden ones have 1.
     """
 
-    weights: dict[Level, NonNegativeFloat] = Field(
-        default_factory=lambda: {"group": 0.05, "task": 0.05, "image": 0.1, "region": 0.1, "pixel": 10.0}
-    )
+    weights: dict[Level, NonNegativeFloat] = Field(default=WEIGHTS, validate_default=True)
     group_stage: int = Field(1, ge=0)
     task_stage: int = Field(3, ge=0)
     region_stage: int = Field(2, ge=0)
@@ -89,7 +89,13 @@ class Hierarchical(Objective):
         super().__init__(network, domains, options)
         self.options = options
         tasks, channels = len(domains.tasks), network.channels
-        self.weights = {level: options.weights.get(level, 0.0) for level in ("group", "task", "image", "region", "pixel")}
+        deepest = {"group_stage": len(channels) - 1, "task_stage": len(channels) - 1, "region_stage": len(channels) - 2}
+        for name, last in deepest.items():
+            if getattr(options, name) > last:
+                raise ConfigError(f"option '{name}': this network has stages 0 to {last} there")
+        self.weights = {
+            level: options.weights.get(level, 0.0) for level in ("group", "task", "image", "region", "pixel")
+        }
         if tasks < 2:
             self.weights["group"] = self.weights["task"] = 0.0
         self.group_of_task: Tensor

@@ -56,7 +56,13 @@ class PretrainData(Dataset[WindowBatch]):
     """
 
     def __init__(
-        self, store: Store, tasks: Sequence[str], config: PretrainConfig, *, rank: int = 0, world_size: int = 1
+        self,
+        store: Store,
+        tasks: Sequence[str],
+        config: PretrainConfig,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         self.store, self.config, self.rank, self.world_size = store, config, rank, world_size
         self.cases: list[CaseRecord] = []
@@ -95,11 +101,14 @@ class PretrainData(Dataset[WindowBatch]):
                 corner = _draw_corner(volume.shape[1:], size, own)
                 window = cut(volume[index], corner, size)
                 rows.append((window, task, self.subject_of_case[case], case, index, index / max(len(volume) - 1, 1)))
-        windows, *numbers, positions = zip(*rows, strict=True)
+        windows, tasks, subjects, cases, slices, positions = zip(*rows, strict=True)
         return WindowBatch(
-            torch.from_numpy(np.stack(windows)[:, None]),
-            *(torch.tensor(column, dtype=torch.int64) for column in numbers),
-            torch.tensor(positions, dtype=torch.float32),
+            window=torch.from_numpy(np.stack(windows)[:, None]),
+            task=torch.tensor(tasks),
+            subject=torch.tensor(subjects),
+            case=torch.tensor(cases),
+            slice=torch.tensor(slices),
+            position=torch.tensor(positions, dtype=torch.float32),
         )
 
     def _draw_cases(self, rng: Generator) -> list[tuple[int, int]]:

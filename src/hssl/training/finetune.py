@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.losses import DiceCELoss
+from monai.losses.dice import DiceCELoss
 from torch import Generator, Tensor, nn
 from torch.utils.data import Dataset
 
@@ -17,7 +17,7 @@ from hssl.errors import RunError
 from hssl.networks import SegmentationNetwork, build_network
 from hssl.store import Store
 from hssl.training.data import FinetuneData, LabelledBatch
-from hssl.training.loop import Stage, console, fit
+from hssl.training.loop import Stage, channels_last, console, fit
 from hssl.training.pretrain import check_patch
 from hssl.training.run import Run, RunInfo, load_unet, provenance
 from hssl.views import follow, make_view
@@ -51,7 +51,7 @@ class Finetuning(Stage):
     ) -> None:
         super().__init__(config, run)
         self.store, self.labelled, self.loaded = store, labelled, loaded
-        self.network = network.to(memory_format=torch.channels_last)
+        self.network = channels_last(network)
         self.loss = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
         self.extra = {"best": -1.0}
 
@@ -97,7 +97,9 @@ class Finetuning(Stage):
         self.network.eval()
         scores = [
             dice_by_label(
-                predict_volume(self.network, self.store.image(case), patch_size=(self.config.patch_size,) * 2).argmax(0),
+                predict_volume(self.network, self.store.image(case), patch_size=(self.config.patch_size,) * 2).argmax(
+                    0
+                ),
                 self.store.label(case),
                 list(self.store.tasks[self.config.task].labels),
             )

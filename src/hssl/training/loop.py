@@ -11,7 +11,7 @@ import math
 import time
 import warnings
 from abc import abstractmethod
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import lightning.pytorch as pl
 import torch
@@ -27,6 +27,7 @@ from hssl.config import TrainingConfig
 from hssl.errors import TrainingError
 from hssl.training.run import Run
 
+Network = TypeVar("Network", bound=nn.Module)
 console = Console(stderr=True, soft_wrap=True)
 
 
@@ -111,7 +112,13 @@ class Keeper(Callback):
     """Logs, checks, shows progress and saves checkpoints."""
 
     def __init__(self, title: str) -> None:
-        columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[losses]}"))
+        columns = (
+            TextColumn(title),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[losses]}"),
+        )
         self.progress = Progress(*columns, console=console, disable=not console.is_terminal)
         self.last_line = 0.0
 
@@ -217,13 +224,18 @@ def fit(stage: Stage, title: str) -> float:
     return time.monotonic() - began
 
 
+def channels_last(network: Network) -> Network:
+    """The network with its weights laid out as convolutions like them best, on CPU and GPU alike."""
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
 def wants_bf16(config: TrainingConfig) -> bool:
     """Whether to train under bf16 autocast: as asked, else where the device computes in it."""
     if config.precision != "auto":
         return config.precision == "bf16"
     if torch.cuda.is_available() and config.accelerator != "cpu":
-        return torch.cuda.is_bf16_supported()
-    return bool(torch.backends.cpu.get_cpu_capability().startswith("AVX512"))
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def _silence() -> None:

@@ -20,7 +20,7 @@ from hssl.networks import UNet, build_network
 from hssl.objectives import Domains, Objective, PretrainBatch, build_objective
 from hssl.store import Store
 from hssl.training.data import PretrainData, WindowBatch
-from hssl.training.loop import Stage, console, fit, wants_bf16
+from hssl.training.loop import Stage, channels_last, console, fit, wants_bf16
 from hssl.training.run import Run, RunInfo, provenance
 from hssl.views import make_view
 
@@ -43,7 +43,7 @@ class Pretraining(Stage):
         super().__init__(config, run)
         self.store, self.tasks = store, tasks
         torch.manual_seed(config.seed)
-        self.network = build_network(config.network).to(memory_format=torch.channels_last)
+        self.network = channels_last(build_network(config.network))
         domains = Domains(tasks, _given(config, tasks))
         self.objective = build_objective(config.objective, self.network, domains, config.options)
 
@@ -104,7 +104,11 @@ def pretrain(store: Store | Path | str, output: Path | str, *, config: PretrainC
     seen = {task: store.split(task).train for task in tasks}
     data = {"store": store.hash, "split": store.split_hash}
     info = RunInfo(
-        stage="pretrain", network=config.network, subjects_seen=seen, masks_seen={}, provenance=provenance(config, data)
+        stage="pretrain",
+        network=config.network,
+        subjects_seen=seen,
+        masks_seen={},
+        provenance=provenance(config, data),
     )
     run = Run.start(Path(output), config, info)
     if run.info.complete:
@@ -139,8 +143,9 @@ def announce(stage: Pretraining, tasks: int) -> None:
     parameters = sum(p.numel() for p in stage.network.parameters())
     seconds, memory = _measure(stage)
     console.print(
-        f"{parameters / 1e6:.2f} M parameters, {tasks} tasks, {config.steps} steps of {config.batch_size} images in two "
-        f"views at {config.patch_size}x{config.patch_size}; about {duration(seconds * config.steps)} and {memory / 2**30:.1f} GiB",
+        f"{parameters / 1e6:.2f} M parameters, {tasks} tasks, {config.steps} steps of {config.batch_size} images in "
+        f"two views at {config.patch_size}x{config.patch_size}; about {duration(seconds * config.steps)} and "
+        f"{memory / 2**30:.1f} GiB",
         highlight=False,
     )
 
@@ -164,10 +169,10 @@ def _measure(stage: Pretraining) -> tuple[float, float]:
     for _ in range(2):
         began = time.monotonic()
         generator = torch.Generator(device).manual_seed(0)
-        views = (make_view(window, config.patch_size, config.view, generator) for _ in range(2))
+        first, second = (make_view(window, config.patch_size, config.view, generator) for _ in range(2))
         with torch.autocast(device.type, torch.bfloat16, enabled=wants_bf16(config)):
-            losses = objective(network, PretrainBatch(*views, *where))
-        torch.stack([loss for name, loss in losses.items() if not name.startswith("watch/")]).sum().backward()
+            losses = objective(network, PretrainBatch(first, second, *where))
+        torch.stack([loss for name, loss in losses.items() if not name.startswith("watch/")]).sum().backward()  # type: ignore[no-untyped-call]
         if cuda:
             torch.cuda.synchronize()
         seconds = min(seconds, time.monotonic() - began)

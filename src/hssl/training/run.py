@@ -1,11 +1,11 @@
 """Run folders: what a training was asked, what it saw, and the weights that came out.
 
-    RUN/config.json           the stage's configuration, as validated
-    RUN/run.json              stage, task, subjects and masks seen, provenance, whether it is complete
-    RUN/weights.safetensors   the network
-    RUN/metrics.csv           one line every few steps
-    RUN/tensorboard/          the same as curves
-    RUN/checkpoint/step-N/    all that is needed to continue; gone once the run is complete
+RUN/config.json           the stage's configuration, as validated
+RUN/run.json              stage, task, subjects and masks seen, provenance, whether it is complete
+RUN/weights.safetensors   the network
+RUN/metrics.csv           one line every few steps
+RUN/tensorboard/          the same as curves
+RUN/checkpoint/step-N/    all that is needed to continue; gone once the run is complete
 """
 
 from __future__ import annotations
@@ -145,7 +145,9 @@ class Run:
 
     # Checkpoints ----------------------------------------------------------------------------------------------
 
-    def save_checkpoint(self, step: int, modules: dict[str, nn.Module], optimizer: Optimizer, extra: dict[str, Any]) -> None:
+    def save_checkpoint(
+        self, step: int, modules: dict[str, nn.Module], optimizer: Optimizer, extra: dict[str, Any]
+    ) -> None:
         """Writes all that is needed to continue after `step` steps, in one move, and drops the one before."""
         folder = self.path / CHECKPOINT
         temporary = folder / f".step-{step}.tmp"
