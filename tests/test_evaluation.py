@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from hssl.config import AggregateConfig, FinetuneConfig, NetworkConfig, PretrainConfig
@@ -54,18 +56,18 @@ def store(tmp_path: Path) -> Store:
     return aggregate([raw], tmp_path / "store", config=config)
 
 
-def make_run(path: Path, store: Store, **changes: object) -> Run:
-    task = store.tasks["Balls"]
+def make_run(path: Path, store: Store, name: str = "Balls", **changes: object) -> Run:
+    task, split = store.tasks[name], store.split(name)
     values: dict[str, object] = {
         "stage": "finetune",
         "network": NetworkConfig(features=(2, 2, 2)),
         "task": task,
-        "subjects_seen": {"Balls": store.split("Balls").train},
-        "masks_seen": {"Balls": [*store.split("Balls").train, *store.split("Balls").val]},
+        "subjects_seen": {name: split.train},
+        "masks_seen": {name: [*split.train, *split.val]},
         "provenance": {"data": {}, "store_path": str(store.path)},
         "complete": True,
     }
-    config = FinetuneConfig(task="Balls", patch_size=24, precision="32")
+    config = FinetuneConfig(task=name, patch_size=24, precision="32")
     return Run.start(path, config, RunInfo.model_validate({**values, **changes}))
 
 
@@ -171,7 +173,10 @@ def test_a_mask_that_has_changed_or_is_gone_is_refused_but_not_needed_in_the_sto
     with pytest.raises(StoreError, match="has changed"):
         evaluate(run.path)
     label.unlink()
-    with pytest.raises(StoreError, match="is not there"):
+    with pytest.raises(StoreError, match="no mask any more"):
+        evaluate(run.path)
+    shutil.rmtree(label.parents[1])
+    with pytest.raises(SourceError, match="Balls"):
         evaluate(run.path)
     result = evaluate(run.path, space="store")
     assert result.space == "store"
@@ -233,3 +238,21 @@ def test_what_cannot_be_evaluated_says_so(tmp_path: Path, store: Store, run: Run
         evaluate(pretrained.path, store)
     with pytest.raises(RunError, match="not a readable evaluation"):
         EvaluationResult.load(tmp_path / "nothing.json")
+
+
+def test_black_and_white_pictures_are_scored_as_label_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = tmp_path / "Squares"
+    for folder in ("images", "masks"):
+        (raw / folder).mkdir(parents=True)
+    for number in range(4):
+        pixels = np.zeros((20, 30), np.uint8)
+        pixels[4 : 10 + number, 5:15] = 255
+        Image.fromarray(pixels // 2).save(raw / "images" / f"s{number}.png")
+        Image.fromarray(pixels).save(raw / "masks" / f"s{number}.png")
+    config = AggregateConfig(window=(0, 255), fractions=(0.25, 0.25, 0.5), workers=1)
+    store = aggregate([raw], tmp_path / "store", config=config)
+    run = make_run(tmp_path / "run", store, "Squares")
+    monkeypatch.setattr("hssl.inference.load_segmentation", lambda path: (ByIntensity(), run, run.info.task))
+    result = evaluate(run.path)
+    assert [(row.label, row.dice, row.surface_dice) for row in result.scores] == [(1, 1.0, 1.0)] * 2
+    assert result.scores[0].truth_voxels == 10 * (6 + int(result.scores[0].case[1:]))

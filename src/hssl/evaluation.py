@@ -27,7 +27,6 @@ from hssl.sources.files import (
     list_files,
     read_geometry,
     read_label,
-    read_white_label,
     stem,
 )
 from hssl.store import CaseRecord, Store, TaskInfo
@@ -173,7 +172,7 @@ def evaluate(
         RunError: `run` is not a complete fine-tuning run, or does not know its store.
         StoreError: The store lacks the task, has no masks in this part or was made with another plan than the
             run's, or a mask file is missing or has changed.
-        SourceError: A ready mask is missing or does not fit.
+        SourceError: The source is not where it was, or a ready mask is missing or does not fit.
         ConfigError: An option is not valid.
     """
     if part not in PARTS or space not in ("source", "store") or not tolerance >= 0:
@@ -201,9 +200,7 @@ def evaluate(
             hint="--allow-leak evaluates them all the same and marks the result",
         )
 
-    if space == "source":
-        for case in cases:
-            _check_truth(case)
+    truths = _truths(store, cases) if space == "source" else {}
     task = store.tasks[name]
     masks: Iterable[Callable[[], Mask]]
     if predictions is not None:
@@ -218,9 +215,9 @@ def evaluate(
 
     def score(pair: tuple[CaseRecord, Callable[[], Mask]]) -> list[CaseScore]:
         case, mask = pair
-        if space == "store":
-            return _score(case, task, store.label(case), mask(), task.plan.stored_spacing(case.geometry), tolerance)
-        return _score(case, task, _truth(case, task), mask(), case.geometry.spacing, tolerance)
+        if space == "source":
+            return _score(case, task, truths[case.id](), mask(), case.geometry.spacing, tolerance)
+        return _score(case, task, store.label(case), mask(), task.plan.stored_spacing(case.geometry), tolerance)
 
     with ThreadPoolExecutor(1) as pool:  # scores one case while the network predicts the next
         scored = ahead(pool, score, zip(cases, masks, strict=True))
@@ -299,21 +296,23 @@ def _ready_masks(folder: Path, cases: Sequence[CaseRecord]) -> Iterable[Callable
     return masks
 
 
-def _check_truth(case: CaseRecord) -> None:
-    path = Path(case.label_path or "")
+def _truths(store: Store, cases: Iterable[CaseRecord]) -> dict[str, Callable[[], Mask]]:
+    """What reads the mask of each case as its source has it.
+
+    Raises:
+        StoreError: A file is gone, or is not the one that the store was made from.
+        SourceError: The source is not where it was.
+    """
     hint = "put the source back, aggregate again, or compare in the store's space"
-    if not path.exists():
-        raise StoreError(f"the mask of case '{case.id}' is not there", path=path, hint=hint)
-    if file_hash(path) != case.label_sha256:
-        raise StoreError(f"the mask of case '{case.id}' has changed since aggregation", path=path, hint=hint)
-
-
-def _truth(case: CaseRecord, task: TaskInfo) -> Mask:
-    """The mask of a case as its source has it."""
-    path = Path(case.label_path or "")
-    # As its reader does, so that 255 in black and white pictures is label 1.
-    white = task.layout == "images2d" and set(task.labels) == {1}
-    return read_white_label(path) if white else read_label(path)
+    truths: dict[str, Callable[[], Mask]] = {}
+    for case in cases:
+        raw = store.source_case(case)
+        if raw.label_path is None or raw.read_label is None:
+            raise StoreError(f"case '{case.id}' has no mask any more", path=raw.image_path, hint=hint)
+        if file_hash(raw.label_path) != case.label_sha256:
+            raise StoreError("has changed since it was aggregated", path=raw.label_path, hint=hint)
+        truths[case.id] = raw.read_label
+    return truths
 
 
 def _score(
