@@ -133,8 +133,7 @@ def contact_sheet(store: Store, output: Path | str, *, columns: int = 6) -> Path
                 for value in info.labels:
                     if (mask == value).any():
                         axis.contour(mask == value, [0.5], colors=[f"C{value % 10}"], linewidths=0.8)
-        title = row[0].text(0, 1.15, f"{task}  {info.modality}", transform=row[0].transAxes)
-        title.set(fontsize=8, fontweight="bold", in_layout=False)
+        row[0].set_title(f"{task}  {info.modality}\n", loc="left", fontsize=8, fontweight="bold")
     partial = output.with_name(f".{output.name}.partial")
     figure.savefig(partial, format="png")
     return partial.replace(output)
