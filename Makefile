@@ -39,7 +39,7 @@ bench: $(VENV)/.installed-dev ## measure the speed of each part
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
 
 docs: $(VENV)/.installed-docs ## build the documentation into site/
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 build: $(VENV)/.installed-dev ## build the wheel, install it in a clean environment and try it
 	rm -rf dist build/smoke
@@ -47,6 +47,7 @@ build: $(VENV)/.installed-dev ## build the wheel, install it in a clean environm
 	$(PYTHON) -m venv build/smoke
 	build/smoke/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl
 	cd build && smoke/bin/hssl --version && smoke/bin/hssl config show aggregate >/dev/null
+	rm -rf build/smoke
 
 clean: ## remove what was built; .venv stays
 	rm -rf build dist site .mypy_cache .pytest_cache .ruff_cache

@@ -80,9 +80,7 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(
 
 
 def test_the_program_itself_exits_with_2_and_shows_no_traceback() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "hssl", "inspect", "nowhere"], capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-m", "hssl", "inspect", "nowhere"], capture_output=True, text=True)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
 
@@ -98,9 +96,7 @@ def test_debug_shows_the_traceback(way: str, monkeypatch: pytest.MonkeyPatch) ->
         main(arguments)
 
 
-def test_an_interrupt_exits_with_130(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_interrupt_exits_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
@@ -171,6 +167,8 @@ def test_groups_come_from_a_file(tmp_path: Path) -> None:
     file.write_text("Heart: chest\nSpleen: abdomen\n")
     assert cli._groups(str(file)) == {"Heart": "chest", "Spleen": "abdomen"}
     assert cli._groups("auto") == "auto"
+    file.write_text('{"groups": {"Heart": 0, "Spleen": 1}, "tree": null}')
+    assert cli._groups(str(file)) == {"Heart": "0", "Spleen": "1"}
     file.write_text("- Heart\n")
     with pytest.raises(HsslError, match="holds no groups"):
         cli._groups(str(file))

@@ -64,17 +64,13 @@ def test_a_room_imports_only_rooms_before_it(path: Path) -> None:
 
 def test_imports_are_found(tmp_path: Path) -> None:
     file = tmp_path / "file.py"
-    file.write_text(
-        "import hssl.cli\nfrom hssl import store\ndef f():\n    from hssl.training.run import Run\n"
-    )
+    file.write_text("import hssl.cli\nfrom hssl import store\ndef f():\n    from hssl.training.run import Run\n")
     assert imports(file) == {"cli", "store", "training"}
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["pretrain", "--help"], ["--version"]])
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
-    code = (
-        f"import sys; from hssl.cli import main; main({arguments!r}); sys.stderr.write(' '.join(sys.modules))"
-    )
+    code = f"import sys; from hssl.cli import main; main({arguments!r}); sys.stderr.write(' '.join(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "hssl" in done.stdout
     assert not HEAVY & set(done.stderr.split())

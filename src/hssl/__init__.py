@@ -23,7 +23,6 @@ _HOMES = {
     "pretrain": "hssl.training",
     "run_benchmark": "hssl.benchmark",
     "run_demo": "hssl.demo",
-    "write_report": "hssl.benchmark",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]

@@ -52,6 +52,7 @@ Set = Annotated[
 ]
 StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="A store that hssl aggregate wrote.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+Device = Annotated[str | None, typer.Option(help="As torch names it; a GPU where there is one by default.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of every random draw.")]
 Steps = Annotated[int | None, typer.Option(help="Training steps.")]
 
@@ -109,7 +110,7 @@ def phantoms(
 ) -> None:
     """Write synthetic labelled challenges, to try everything on."""
     from hssl import console
-    from hssl.sources import write_phantoms
+    from hssl.sources.phantoms import write_phantoms
 
     for path in write_phantoms(output, subjects=subjects, seed=seed):
         console.print_line(str(path))
@@ -121,23 +122,15 @@ def aggregate(
     output: Output,
     layout: Annotated[
         str | None,
-        typer.Option(help="Reader: msd, nnunet, nifti, images2d, dicom. Found by itself where clear."),
+        typer.Option(help="Reader: msd, nnunet, nifti, images2d. Found by itself where clear."),
     ] = None,
-    subject: Annotated[
-        str | None, typer.Option(help="Regular expression that finds the subject in a case id.")
-    ] = None,
-    channel: Annotated[
-        str | None, typer.Option(help="Channel to take of several, by name or number.")
-    ] = None,
+    subject: Annotated[str | None, typer.Option(help="Regular expression that finds the subject in a case id.")] = None,
+    channel: Annotated[str | None, typer.Option(help="Channel to take of several, by name or number.")] = None,
     task: Annotated[str | None, typer.Option(help="Name of the task, for a single source.")] = None,
     window: Annotated[tuple[float, float] | None, typer.Option(help="CT window in HU: low high.")] = None,
-    spacing: Annotated[
-        tuple[float, float] | None, typer.Option(help="In-plane spacing in mm: rows columns.")
-    ] = None,
+    spacing: Annotated[tuple[float, float] | None, typer.Option(help="In-plane spacing in mm: rows columns.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the split.")] = None,
-    skip_bad: Annotated[
-        bool | None, typer.Option("--skip-bad", help="Leave bad cases out and list them.")
-    ] = None,
+    skip_bad: Annotated[bool | None, typer.Option("--skip-bad", help="Leave bad cases out and list them.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; every core by default.")] = None,
     config: ConfigFile = None,
     options: Set = None,
@@ -167,21 +160,17 @@ def aggregate(
 @app.command()
 def inspect(
     store: StorePath,
-    sheet: Annotated[
-        Path | None, typer.Option(help="Write a contact sheet of all tasks to this PNG.")
-    ] = None,
+    sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet of all tasks to this PNG.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Check every file against its checksum.")] = False,
     as_json: Json = False,
 ) -> None:
     """Show what a store holds."""
-    from hssl.store import Store
+    from hssl.store import Store, contact_sheet
 
     opened = Store.open(store)
     if verify:
         opened.verify()
     if sheet is not None:
-        from hssl.store import contact_sheet
-
         contact_sheet(opened, sheet)
     _print_store(opened, as_json=as_json)
 
@@ -190,15 +179,12 @@ def inspect(
 def pretrain(
     store: StorePath,
     output: Output,
-    tasks: Annotated[
-        str | None, typer.Option(help="Tasks to learn from, with commas; all by default.")
-    ] = None,
+    tasks: Annotated[str | None, typer.Option(help="Tasks to learn from, with commas; all by default.")] = None,
     objective: Annotated[str | None, typer.Option(help="hierarchical (ours), or one of the rivals.")] = None,
     network: Annotated[str | None, typer.Option(help="small (CPU), base or large.")] = None,
-    plans: Annotated[
-        Path | None, typer.Option(help="Take the network from this nnUNetPlans.json instead.")
+    groups: Annotated[
+        str | None, typer.Option(help="auto, none, or a file with task: group lines, or of hssl groups.")
     ] = None,
-    groups: Annotated[str | None, typer.Option(help="auto, none, or a YAML file with task: group.")] = None,
     steps: Steps = None,
     seed: Seed = None,
     config: ConfigFile = None,
@@ -234,9 +220,7 @@ def finetune(
     init: Annotated[str | None, typer.Option(help="A pre-trained run, or scratch.")] = None,
     validation: Annotated[
         bool | None,
-        typer.Option(
-            "--validation/--no-validation", help="Choose the best step by the validation subjects' masks."
-        ),
+        typer.Option("--validation/--no-validation", help="Choose the best step by the validation subjects' masks."),
     ] = None,
     steps: Steps = None,
     seed: Seed = None,
@@ -266,48 +250,77 @@ def predict(
     run: RunPath,
     inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Images, or folders of images.")],
     output: Output,
+    channel: Annotated[int | None, typer.Option(min=0, help="Channel of 4D images; the run's own by default.")] = None,
+    overlap: Annotated[float, typer.Option(min=0, max=0.99, help="Share that neighbouring tiles share.")] = 0.5,
+    batch_size: Annotated[int, typer.Option(min=1, help="Tiles at once.")] = 16,
+    device: Device = None,
 ) -> None:
     """Write a mask for each image, on the image's own grid."""
     from hssl import console, inference
 
-    for path in inference.predict(run, inputs, output):
+    masks = inference.predict(
+        run, inputs, output, channel=channel, overlap=overlap, batch_size=batch_size, device=device
+    )
+    for path in masks:
         console.print_line(str(path))
 
 
 @app.command()
 def evaluate(
     run: RunPath,
-    store: Annotated[
-        Path | None, typer.Option(help="Store to evaluate on; the run's own by default.")
-    ] = None,
+    store: Annotated[Path | None, typer.Option(help="Store to evaluate on; the run's own by default.")] = None,
     part: Annotated[str, typer.Option(help="test, val or train.")] = "test",
     allow_leak: Annotated[
         bool,
         typer.Option("--allow-leak", help="Evaluate subjects that training has seen, and mark the result."),
     ] = False,
+    predictions: Annotated[
+        Path | None, typer.Option(help="Score the masks in this folder instead of the network's.")
+    ] = None,
+    tolerance: Annotated[float, typer.Option(min=0, help="Of surface Dice, in mm.")] = 2.0,
+    device: Device = None,
     as_json: Json = False,
 ) -> None:
     """Measure Dice, HD95 and surface Dice on unseen subjects."""
     from hssl import console, evaluation
 
-    result = evaluation.evaluate(run, store=store, part=part, allow_leak=allow_leak)
-    console.print_rows(result.rows(), title=f"{run.name}, {part} subjects", as_json=as_json)
+    result = evaluation.evaluate(
+        run,
+        store,
+        part=part,
+        allow_leak=allow_leak,
+        predictions=predictions,
+        tolerance=tolerance,
+        device=device,
+    )
+    if as_json:
+        console.print_json(result.model_dump())
+    else:
+        console.print_rows(result.rows(), title=f"{result.task}, {part} subjects")
 
 
 @app.command()
 def groups(
     store: StorePath,
-    run: Annotated[Path | None, typer.Option(help="Pre-trained run whose features are compared.")] = None,
-    count: Annotated[
-        int | None, typer.Option(min=1, help="Number of groups; found by itself by default.")
+    run: Annotated[Path, typer.Option(help="Pre-trained run whose features are compared.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE.json", help="Write the groups here, and the tree of tasks as PNG."
+        ),
     ] = None,
-    picture: Annotated[Path | None, typer.Option(help="Write the tree of tasks to this PNG.")] = None,
     as_json: Json = False,
 ) -> None:
     """Find which tasks belong together."""
     from hssl import console, grouping
+    from hssl.store import Store
+    from hssl.training import load_unet
 
-    found = grouping.find_groups(store, run=run, count=count, picture=picture)
+    opened = Store.open(store)
+    network, _ = load_unet(run)
+    found = grouping.find_groups(network, opened, list(opened.tasks))
+    if output is not None:
+        found.save(output)
     rows = [{"task": task, "group": group} for task, group in found.groups.items()]
     console.print_rows(rows, title="Groups of tasks", as_json=as_json)
 
@@ -317,9 +330,10 @@ def benchmark(
     plan: Annotated[Path, typer.Argument(metavar="PLAN", help="YAML: store, tasks, fractions, arms, seeds.")],
     output: Output,
     workers: Annotated[int, typer.Option(min=1, help="Runs at the same time.")] = 1,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List the runs and the hours, and stop.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs and the hours, and stop.")] = False,
+    cluster: Annotated[
+        Path | None, typer.Option(help="YAML with the resources of a job: run on a cluster, by submitit.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Compare arms over tasks, label fractions and seeds.
@@ -329,46 +343,8 @@ def benchmark(
     from hssl import benchmark as room
     from hssl import console
 
-    rows = room.run_benchmark(plan, output, workers=workers, dry_run=dry_run)
+    rows = room.run_benchmark(plan, output, workers=workers, dry_run=dry_run, cluster=cluster)
     console.print_rows(rows, title=plan.stem, as_json=as_json)
-
-
-@app.command()
-def report(
-    bench: Annotated[Path, typer.Argument(metavar="BENCH", help="A folder that hssl benchmark wrote.")],
-) -> None:
-    """Write tables and figures of a benchmark into one HTML page."""
-    from hssl import benchmark as room
-    from hssl import console
-
-    console.print_line(str(room.write_report(bench)))
-
-
-@app.command()
-def export(
-    run: RunPath,
-    to: Annotated[str, typer.Option(help="nnunet, monai-bundle, onnx or hub.")],
-    output: Output,
-) -> None:
-    """Write a trained network in another program's format."""
-    from hssl import console
-    from hssl import export as room
-
-    console.print_line(str(room.export(run, to, output)))
-
-
-@app.command()
-def push(
-    run: RunPath,
-    repository: Annotated[
-        str, typer.Argument(metavar="REPOSITORY", help="OWNER/NAME on the Hugging Face hub.")
-    ],
-) -> None:
-    """Upload a trained network to the Hugging Face hub."""
-    from hssl import console
-    from hssl import export as room
-
-    console.print_line(str(room.push(run, repository)))
 
 
 @app.command()
@@ -452,13 +428,18 @@ def _groups(text: str | None) -> str | dict[str, str] | None:
         raise ConfigError(f"not a readable YAML file: {error}", path=text) from error
     if not isinstance(groups, dict):
         raise ConfigError("holds no groups", path=text, hint="write one 'task: group' a line")
-    return groups
+    # What `hssl groups -o FILE.json` writes holds them under this key.
+    return {str(task): str(group) for task, group in groups.get("groups", groups).items()}
 
 
 def _print_store(store: Store, *, as_json: bool) -> None:
     from hssl import console
+    from hssl.store import summarise, summary_table
 
-    console.print_rows(store.summary(), title=str(store.path), as_json=as_json)
+    if as_json:
+        console.print_json([row.model_dump() for row in summarise(store)])
+    else:
+        console.print_table(summary_table(store))
 
 
 def _descriptions(cls: type[StageConfig]) -> dict[str, str]:

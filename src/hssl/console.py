@@ -10,7 +10,10 @@ import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def configure(*, quiet: bool = False, verbose: bool = False) -> None:
@@ -45,7 +48,6 @@ def print_rows(rows: Sequence[Mapping[str, Any]], *, title: str = "", as_json: b
     if as_json:
         print_json(list(rows))
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=title or None, title_justify="left", header_style="bold")
@@ -54,6 +56,13 @@ def print_rows(rows: Sequence[Mapping[str, Any]], *, title: str = "", as_json: b
         table.add_column(name, justify="right" if number else "left")
     for row in rows:
         table.add_row(*(_cell(value) for value in row.values()))
+    print_table(table)
+
+
+def print_table(table: Table) -> None:
+    """Prints a table to stdout."""
+    from rich.console import Console
+
     # A pipe has no width of its own: there, a line is as long as it needs to be.
     Console(width=None if sys.stdout.isatty() else 200).print(table)
 
