@@ -326,12 +326,10 @@ def chest(c: Canvas) -> None:
         lung = np.asarray(lung & (c.y < dome))
         c.label[lung] = 1
         c.add(lung, -aerated + 0.05 * vessels)
-        if rng.uniform() < 0.5:  # a consolidation, still lung
-            spot = (middle + rng.uniform(-0.15, 0.15), rng.uniform(-0.3, 0.4), 0.0)
-            c.add(
-                lung & c.ellipsoid(spot, (vary(0.13, 0.4), vary(0.13, 0.4), 9)),
-                rng.uniform(0.06, 0.25) + 0.03 * c.texture(12),
-            )
+        for _ in range(rng.integers(0, 4)):  # consolidations, still lung
+            spot = (middle + rng.uniform(-0.2, 0.2), rng.uniform(-0.4, 0.45), 0.0)
+            opacity = lung & c.ellipsoid(spot, (rng.uniform(0.06, 0.25), rng.uniform(0.06, 0.25), 9))
+            c.add(opacity, rng.uniform(0.06, aerated) + 0.03 * c.texture(12))
     for below in domes:
         c.add(below, rng.uniform(0.12, 0.2))
     c.add(
