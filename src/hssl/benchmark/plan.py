@@ -1,0 +1,275 @@
+"""What to compare: tasks x label fractions x arms x seeds, in one YAML file, and the runs that this takes.
+
+An arm is where fine-tuning starts from, so the claims, the rivals and the ablation are lines of a plan::
+
+    store: store
+    tasks: [Task03_Cardiac, Task06_BrainTumour]   # all of the store if left out
+    fractions: ["5%", "10%"]
+    seeds: [0, 1, 2]
+    pretrain: {steps: 10000, network: small}
+    finetune: {steps: 1000, validation: false}
+    arms:
+      scratch: {domains: none}
+      single: {domains: single, pretrain: {steps: 5000}}
+      joint: {domains: joint}
+      simclr: {domains: joint, pretrain: {objective: simclr}}
+      no-image: {domains: joint, pretrain: {options: {weights: {image: 0}}}}
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, field_validator, model_validator
+
+from hssl.config import FinetuneConfig, PretrainConfig, StageConfig
+from hssl.errors import ConfigError
+from hssl.objectives import OBJECTIVES
+from hssl.store import Store
+
+# Set by the grid, so never by hand.
+_PRETRAIN_FIXED = {"tasks"}
+_FINETUNE_FIXED = {"task", "labels", "init", "seed"}
+
+
+class Arm(StageConfig):
+    """One way to start fine-tuning.
+
+    Attributes:
+        domains: What is pre-trained on: ``joint`` (all tasks of the store), ``single`` (the task at hand alone), a
+            list of tasks, or ``none`` (from scratch).
+        pretrain: Options of pre-training that differ from the plan's.
+        finetune: Options of fine-tuning that differ from the plan's.
+    """
+
+    domains: Literal["joint", "single", "none"] | tuple[str, ...] = "joint"
+    pretrain: dict[str, Any] = Field(default_factory=dict)
+    finetune: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _scratch_is_scratch(self) -> Self:
+        if self.domains == "none" and self.pretrain:
+            raise ValueError("an arm with 'domains: none' has no pre-training to set options of")
+        return self
+
+
+class EvaluationPlan(StageConfig):
+    """How fine-tuned networks are scored.
+
+    Attributes:
+        part: ``val`` while anything is still being chosen, ``test`` for a table to publish.
+        space: ``source`` is the grid of the mask files, ``store`` the store's: quicker, for tuning.
+        tolerance: Of surface Dice, in mm.
+    """
+
+    part: Literal["val", "test"] = "test"
+    space: Literal["source", "store"] = "source"
+    tolerance: NonNegativeFloat = 2.0
+
+
+class BenchmarkPlan(StageConfig):
+    """A comparison.
+
+    Options of the plan and of an arm are joined level by level. The plan's options of the objective go to the arms
+    with the plan's objective only, since those of another are not its own.
+
+    Attributes:
+        store: The aggregated data, from the working directory.
+        tasks: Tasks to fine-tune; None is all of the store.
+        fractions: Labelled subjects: shares (``5%``) or numbers.
+        seeds: Each fixes the labelled subjects, the new head and the batches, the same for every arm.
+        arms: The arms by name.
+        pretrain: Options of pre-training that all arms share.
+        finetune: Options of fine-tuning that all arms share; the network is that of pre-training.
+        evaluation: How the networks are scored.
+        keep_weights: Keep the weights of fine-tuned networks after they have been scored.
+    """
+
+    store: str
+    tasks: tuple[str, ...] | None = None
+    fractions: tuple[str | PositiveInt, ...] = Field(("5%",), min_length=1)
+    seeds: tuple[NonNegativeInt, ...] = Field((0,), min_length=1)
+    arms: dict[str, Arm] = Field(min_length=1)
+    pretrain: dict[str, Any] = Field(default_factory=dict)
+    finetune: dict[str, Any] = Field(default_factory=dict)
+    evaluation: EvaluationPlan = Field(default_factory=EvaluationPlan)
+    keep_weights: bool = False
+
+    @field_validator("tasks", "fractions", "seeds")
+    @classmethod
+    def _no_doubles(cls, values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+        if values is not None and len(set(values)) < len(values):
+            raise ValueError("names something twice")
+        return values
+
+    @model_validator(mode="after")
+    def _fixed_by_the_grid(self) -> Self:
+        arms = self.arms.values()
+        pretraining, finetuning = [arm.pretrain for arm in arms], [arm.finetune for arm in arms]
+        for every, fixed in (
+            ([self.pretrain, *pretraining], _PRETRAIN_FIXED),
+            ([self.finetune, *finetuning], _FINETUNE_FIXED),
+        ):
+            if taken := sorted(fixed.intersection(name for options in every for name in options)):
+                raise ValueError(f"'{taken[0]}' is set by the plan's tasks, fractions, seeds and arms")
+        return self
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run that has to be made once, whichever cells of the grid need it.
+
+    Attributes:
+        stage: Pre-training or fine-tuning.
+        hash: SHA-256 over all that decides the result, first 16 digits; also the name of its folder.
+        config: The stage's configuration.
+        needs: Hash of the pre-training that must be there first; None without one.
+    """
+
+    stage: Literal["pretrain", "finetune"]
+    hash: str
+    config: PretrainConfig | FinetuneConfig
+    needs: str | None = None
+
+    @property
+    def folder(self) -> str:
+        """Its run folder, relative to that of the benchmark."""
+        return f"{'pretrain' if self.stage == 'pretrain' else 'runs'}/{self.hash}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of the grid, and the fine-tuning that fills it.
+
+    Attributes:
+        arm: Its arm.
+        task: Its task.
+        labels: Labelled subjects as the plan has them, for example ``5%``.
+        fraction: The same as a share of the training subjects with masks, in (0, 1].
+        seed: Its seed.
+        hash: Of the fine-tuning.
+    """
+
+    arm: str
+    task: str
+    labels: str
+    fraction: float
+    seed: int
+    hash: str
+
+    @property
+    def key(self) -> tuple[str, str, str, int, str]:
+        """What makes a line of the ledger this cell's, and no other configuration's."""
+        return (self.arm, self.task, self.labels, self.seed, self.hash)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A plan, spelled out.
+
+    Attributes:
+        cells: All arms of one task, fraction and seed side by side, so that an interrupted grid is still paired.
+        jobs: Every run once, in the order of the cells, each pre-training before the first that needs it.
+    """
+
+    cells: list[Cell]
+    jobs: dict[str, Job]
+
+
+def expand(plan: BenchmarkPlan, store: Store) -> Grid:
+    """Spells a plan out, and so checks every option of every run before the first one starts.
+
+    Raises:
+        ConfigError: An option is not valid.
+        StoreError: The store lacks a task, or has not so many labelled subjects.
+    """
+    tasks = plan.tasks or tuple(store.tasks)
+    data = {"store": store.hash, "split": store.split_hash}
+    cells: list[Cell] = []
+    jobs: dict[str, Job] = {}
+    for labels in plan.fractions:
+        for seed in plan.seeds:
+            for task in tasks:
+                labelled = store.labelled(task, labels, seed)
+                for name, arm in plan.arms.items():
+                    try:
+                        pretraining = _pretraining(plan, arm, task, store, data)
+                        job = _finetuning(plan, arm, task, labelled, seed, pretraining, data)
+                    except ConfigError as error:
+                        raise ConfigError(f"arm '{name}': {error.what}", hint=error.hint) from error
+                    if pretraining is not None:
+                        jobs.setdefault(pretraining.hash, pretraining)
+                    jobs.setdefault(job.hash, job)
+                    cells.append(Cell(name, task, str(labels), _fraction(labels, task, store), seed, job.hash))
+    return Grid(cells, jobs)
+
+
+def _pretraining(plan: BenchmarkPlan, arm: Arm, task: str, store: Store, data: dict[str, str]) -> Job | None:
+    if arm.domains == "none":
+        return None
+    tasks = {"joint": tuple(store.tasks), "single": (task,)}.get(str(arm.domains), arm.domains)
+    for name in tasks:
+        store.split(name)  # says so where there is no such task
+    options = _pretrain_options(plan, arm)
+    config = PretrainConfig.checked({**options, "tasks": tasks})
+    if config.objective not in OBJECTIVES:
+        raise ConfigError(f"no objective '{config.objective}'", hint=f"choose one of {', '.join(OBJECTIVES)}")
+    # Defaults of the objective decide the result as much as what was set.
+    full = OBJECTIVES[config.objective].Options.checked(config.options).model_dump(mode="json")
+    content = [config.model_dump(mode="json"), full, data]
+    return Job("pretrain", _hash(content), config)
+
+
+def _pretrain_options(plan: BenchmarkPlan, arm: Arm) -> dict[str, Any]:
+    common = dict(plan.pretrain)
+    default = PretrainConfig.model_fields["objective"].default
+    if arm.pretrain.get("objective", common.get("objective", default)) != common.get("objective", default):
+        common.pop("options", None)
+    return _joined(common, arm.pretrain)
+
+
+def _finetuning(
+    plan: BenchmarkPlan,
+    arm: Arm,
+    task: str,
+    labelled: list[str],
+    seed: int,
+    pretraining: Job | None,
+    data: dict[str, str],
+) -> Job:
+    options = _joined(plan.finetune, arm.finetune)
+    network = _pretrain_options(plan, arm).get("network")
+    if network is not None:
+        options.setdefault("network", network)
+    if pretraining is None:
+        # They concern loaded layers only: setting them must not make scratch another run.
+        options.pop("init_rate", None)
+        options.pop("frozen", None)
+    # Subjects by name: where 5 % and 10 % are the same subject, they are the same run.
+    fixed = {"task": task, "labels": tuple(sorted(labelled)), "seed": seed}
+    init = pretraining.folder if pretraining is not None else "scratch"
+    config = FinetuneConfig.checked({**options, **fixed, "init": init})
+    content = [config.model_dump(mode="json"), plan.evaluation.model_dump(mode="json"), data]
+    return Job("finetune", _hash(content), config, needs=None if pretraining is None else pretraining.hash)
+
+
+def _joined(common: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """`own` over `common`, level by level."""
+    result = dict(common)
+    for name, value in own.items():
+        below = result.get(name)
+        result[name] = _joined(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return result
+
+
+def _fraction(labels: str | int, task: str, store: Store) -> float:
+    if isinstance(labels, str) and labels.strip().endswith("%"):
+        return float(labels.strip()[:-1]) / 100
+    return len(store.labelled(task, labels)) / len(store.labelled(task, "100%"))
+
+
+def _hash(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,334 @@
+"""Makes the runs of a plan, as many at a time as are wanted, and keeps the ledger.
+
+BENCH/plan.json           the plan and its grid, as last run
+BENCH/ledger.jsonl        one line a finished fine-tuning, for each cell of the grid
+BENCH/pretraining.jsonl   one line a finished pre-training
+BENCH/pretrain/HASH/      pre-training runs, shared by the fine-tunings that start from them
+BENCH/runs/HASH/          fine-tuning runs, without weights once they have been scored
+BENCH/logs/HASH.log       what a run printed
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import rich
+import yaml
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from hssl.benchmark.executors import ClusterExecutor, Executor, Handle, LocalExecutor
+from hssl.benchmark.ledger import Ledger, Row, locked
+from hssl.benchmark.plan import BenchmarkPlan, Cell, Grid, Job, expand
+from hssl.benchmark.worker import OUTCOME, Order
+from hssl.errors import ConfigError, TrainingError
+from hssl.store import Store
+from hssl.training.pretrain import duration
+from hssl.training.run import write_text
+
+PLAN, LEDGER, PRETRAINING = "plan.json", "ledger.jsonl", "pretraining.jsonl"
+
+
+def run_benchmark(
+    plan: BenchmarkPlan | Path | str,
+    output: Path | str,
+    *,
+    workers: int = 1,
+    dry_run: bool = False,
+    cluster: Path | None = None,
+) -> list[Row]:
+    """Makes the runs of a plan that are not in the ledger yet.
+
+    An interrupted grid continues where it stopped, a grown plan makes only what is new, and runs of another
+    configuration, store or split never stand for those of this one. A run that fails does not stop the others; the
+    same command tries it again.
+
+    Args:
+        plan: The plan, or its YAML file.
+        output: Folder of the benchmark, new or to be continued.
+        workers: Runs at the same time; on GPUs one each is usual.
+        dry_run: Only list the runs and estimate their hours.
+        cluster: YAML file with parameters of submitit, to run on a cluster instead of this machine.
+
+    Returns:
+        With `dry_run` the runs to make; otherwise one row for each arm, task and fraction of the plan.
+
+    Raises:
+        ConfigError: The plan is not valid.
+        StoreError: The store is not there, or lacks what the plan asks for.
+        RunError: Another benchmark is running in `output`, or its ledger is damaged.
+        TrainingError: Some runs have failed; all others are in the ledger.
+    """
+    if not isinstance(plan, BenchmarkPlan):
+        plan = BenchmarkPlan.load(Path(plan))
+    store = Store.open(plan.store)
+    grid = expand(plan, store)
+    bench = Path(output).absolute()
+    if dry_run:
+        return _Board(plan, grid, bench).forecast(workers)
+    bench.mkdir(parents=True, exist_ok=True)
+    for name in ("orders", "logs", "pretrain", "runs"):
+        (bench / name).mkdir(exist_ok=True)
+    executor: Executor = (
+        LocalExecutor(bench, workers) if cluster is None else ClusterExecutor(bench, _parameters(cluster))
+    )
+    with locked(bench):
+        board = _Board(plan, grid, bench)
+        content = {"plan": plan.model_dump(mode="json"), "cells": [asdict(cell) for cell in grid.cells]}
+        write_text(bench / PLAN, json.dumps(content, indent=1))
+        board.run(executor, workers)
+    if board.failed:
+        raise TrainingError(
+            f"{len(board.failed)} of {len(grid.jobs)} runs have failed: {next(iter(board.failed.values()))}",
+            path=bench / "logs",
+            hint="the others are in the ledger; the same command tries these again",
+        )
+    return board.summary()
+
+
+class _Board:
+    """What is done, what is running and what is left."""
+
+    def __init__(self, plan: BenchmarkPlan, grid: Grid, bench: Path) -> None:
+        self.plan, self.grid, self.bench = plan, grid, bench
+        self.ledger, self.pretraining = Ledger(bench / LEDGER), Ledger(bench / PRETRAINING)
+        self.known = {_key(row) for row in self.ledger.rows()}
+        self.cells: dict[str, list[Cell]] = {}
+        for cell in grid.cells:
+            self.cells.setdefault(cell.hash, []).append(cell)
+        self.failed: dict[str, str] = {}
+        self.left = self._left()
+        self.total = len(self.left)
+        self.clock = _Clock(grid, self.ledger.rows(), self.pretraining.rows())
+
+    def _left(self) -> dict[str, Job]:
+        """Fine-tunings with a cell that is not in the ledger, and the pre-trainings that they still need."""
+        wanted = {h for h, cells in self.cells.items() if any(cell.key not in self.known for cell in cells)}
+        needed = {job.needs for h, job in self.grid.jobs.items() if h in wanted and not self._outcome(job).exists()}
+        return {
+            h: job
+            for h, job in self.grid.jobs.items()
+            if h in wanted or (h in needed and not self._outcome(job).exists())
+        }
+
+    def _outcome(self, job: Job) -> Path:
+        return self.bench / job.folder / OUTCOME
+
+    # Running ------------------------------------------------------------------------------------------------------
+
+    def run(self, executor: Executor, workers: int) -> None:
+        """Makes all that is left; leaves no process behind."""
+        running: dict[int, tuple[Job, Handle, float]] = {}
+        console = rich.get_console()
+        columns = (TextColumn("benchmark"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._adopt()
+        try:
+            with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+                bar = progress.add_task("", total=self.total, completed=self.total - len(self.left))
+                while self.left or running:
+                    for slot in set(range(workers)) - running.keys():
+                        busy = {job.hash for job, _, _ in running.values()}
+                        if (job := self._next(busy)) is not None:
+                            running[slot] = (job, self._start(executor, job, slot), time.monotonic())
+                    for slot, (job, handle, began) in list(running.items()):
+                        if (status := handle.poll()) is not None:
+                            del running[slot]
+                            self.left.pop(job.hash)
+                            self._finish(job, status, time.monotonic() - began, workers)
+                    progress.update(bar, completed=self.total - len(self.left))
+                    if running:
+                        time.sleep(0.2)
+        finally:
+            for _, handle, _ in running.values():
+                handle.kill()
+
+    def _adopt(self) -> None:
+        """Enters runs that were finished when an earlier benchmark stopped, or under another name of the arm."""
+        for job in list(self.left.values()):
+            if self._outcome(job).exists():
+                self._enter(job)
+                self.left.pop(job.hash)
+
+    def _next(self, busy: Collection[str]) -> Job | None:
+        for job in list(self.left.values()):
+            if job.needs in self.failed:
+                self.failed[job.hash] = f"{self._named(job)} needs a pre-training that has failed"
+                self.left.pop(job.hash)
+            elif job.hash not in busy and job.needs not in self.left:
+                return job
+        return None
+
+    def _start(self, executor: Executor, job: Job, slot: int) -> Handle:
+        order = Order(
+            store=str(Path(self.plan.store).absolute()),
+            folder=job.folder,
+            config=job.config,
+            evaluation=self.plan.evaluation,
+            keep_weights=self.plan.keep_weights,
+        )
+        path = self.bench / "orders" / f"{job.hash}.json"
+        write_text(path, order.model_dump_json(indent=1))
+        return executor.start(path, self._log(job), slot)
+
+    def _finish(self, job: Job, status: int, seconds: float, workers: int) -> None:
+        count = f"[{self.total - len(self.left)}/{self.total}]"
+        if status == 0 and self._outcome(job).exists():
+            outcome = self._enter(job)
+            self.clock.add(job, seconds)
+            result = f"Dice {outcome['dice']:.3f}" if outcome.get("dice") is not None else "done"
+            text = f"{self._named(job)}: {result} in {duration(seconds)}; {self._left_text(workers)}"
+        else:
+            self.failed[job.hash] = f"{self._named(job)}: {_last_line(self._log(job)) or f'exit status {status}'}"
+            text = f"failed: {self.failed[job.hash]}"
+        rich.get_console().print(f"{count} {text}", highlight=False, markup=False, soft_wrap=True)
+
+    def _enter(self, job: Job) -> Row:
+        """Adds a finished run to the ledger, for each cell that it fills."""
+        outcome: Row = json.loads(self._outcome(job).read_text(encoding="utf-8"))
+        if job.stage == "pretrain":
+            if job.hash not in {row["config_hash"] for row in self.pretraining.rows()}:
+                self.pretraining.append({"config_hash": job.hash, **outcome})
+            return outcome
+        for cell in self.cells[job.hash]:
+            if cell.key not in self.known:
+                place = {"arm": cell.arm, "task": cell.task, "fraction": cell.fraction, "labels": cell.labels}
+                hashes = {"config_hash": job.hash, "pretrain_hash": job.needs}
+                self.ledger.append({**place, "seed": cell.seed, **hashes, **outcome})
+                self.known.add(cell.key)
+        return outcome
+
+    def _log(self, job: Job) -> Path:
+        return self.bench / "logs" / f"{job.hash}.log"
+
+    def _named(self, job: Job) -> str:
+        if job.stage == "finetune":
+            cell = self.cells[job.hash][0]
+            return f"{cell.arm} {cell.task} {cell.labels} seed {cell.seed}"
+        arms = dict.fromkeys(c.arm for c in self.grid.cells if self.grid.jobs[c.hash].needs == job.hash)
+        tasks: tuple[str, ...] = getattr(job.config, "tasks", None) or ()
+        return f"pre-training of {', '.join(arms)} on {', '.join(tasks) if len(tasks) == 1 else f'{len(tasks)} tasks'}"
+
+    # Telling ------------------------------------------------------------------------------------------------------
+
+    def _left_text(self, workers: int) -> str:
+        seconds = self.clock.seconds(self.left.values()) / workers
+        return f"about {duration(seconds)} left" if self.left else "nothing left"
+
+    def forecast(self, workers: int) -> list[Row]:
+        """A row for each run to make, with its hours, and one for all of them."""
+        self.clock.measure(self.left.values())
+        rows: list[Row] = [
+            {"run": self._named(job), "steps": job.config.steps, "hours": self.clock.seconds([job]) / 3600}
+            for job in self.left.values()
+        ]
+        steps, hours = sum(row["steps"] for row in rows), self.clock.seconds(self.left.values()) / 3600 / workers
+        finished = len({cell.key for cell in self.grid.cells} & self.known)
+        name = f"all {len(rows)} runs, {workers} at a time; {finished} of {len(self.grid.cells)} cells are done"
+        return [*rows, {"run": name, "steps": steps, "hours": hours}]
+
+    def summary(self) -> list[Row]:
+        """Mean over seeds of each arm, task and fraction of the plan."""
+        keys = {cell.key for cell in self.grid.cells}
+        found: dict[tuple[str, str, str], list[Row]] = {}
+        for row in self.ledger.rows():
+            if _key(row) in keys:
+                found.setdefault((row["task"], row["labels"], row["arm"]), []).append(row)
+        return [
+            {"task": task, "labels": labels, "arm": arm, "seeds": len(rows), "Dice": _mean(row["dice"] for row in rows)}
+            for (task, labels, arm), rows in found.items()
+        ]
+
+
+class _Clock:
+    """Seconds per pixel that a stage trains on: from finished runs, else measured."""
+
+    def __init__(self, grid: Grid, *ledgers: list[Row]) -> None:
+        self._spent = {"pretrain": (0.0, 0.0), "finetune": (0.0, 0.0)}
+        self._measured: dict[str, float] = {}
+        seconds = {row["config_hash"]: row["seconds"] for rows in ledgers for row in rows}
+        for hash_, job in grid.jobs.items():
+            if hash_ in seconds:
+                self.add(job, seconds[hash_])
+
+    def add(self, job: Job, seconds: float) -> None:
+        """Learns from a finished run."""
+        spent, pixels = self._spent[job.stage]
+        self._spent[job.stage] = (spent + seconds, pixels + _pixels(job))
+
+    def seconds(self, jobs: Iterable[Job]) -> float:
+        """What these runs will take, one after the other."""
+        total = 0.0
+        for job in jobs:
+            spent, pixels = self._spent[job.stage]
+            rate = spent / pixels if pixels else self._measured.get(job.stage) or self._other(job.stage)
+            total += rate * _pixels(job)
+        return total
+
+    def _other(self, stage: str) -> float:
+        spent, pixels = self._spent["finetune" if stage == "pretrain" else "pretrain"]
+        return spent / pixels if pixels else 0.0
+
+    def measure(self, jobs: Iterable[Job]) -> None:
+        """Times a training step of the bare network for stages that nothing is known of; evaluation is not in it."""
+        for job in jobs:
+            if not self._spent[job.stage][1] and job.stage not in self._measured:
+                self._measured[job.stage] = _step_seconds(job) * job.config.steps / _pixels(job)
+
+
+def _pixels(job: Job) -> float:
+    views = 2 if job.stage == "pretrain" else 1
+    return float(job.config.steps * job.config.batch_size * views * job.config.patch_size**2)
+
+
+def _step_seconds(job: Job) -> float:
+    import torch
+
+    from hssl.networks import build_network
+    from hssl.training.loop import channels_last, wants_bf16
+
+    config = job.config
+    device = "cuda" if torch.cuda.is_available() and config.accelerator != "cpu" else "cpu"
+    network = channels_last(build_network(config.network)).to(device)
+    views = 2 if job.stage == "pretrain" else 1
+    batch = torch.rand((config.batch_size * views, 1, config.patch_size, config.patch_size), device=device)
+    seconds = []
+    for _ in range(3):
+        began = time.monotonic()
+        with torch.autocast(device, torch.bfloat16, enabled=wants_bf16(config)):
+            loss = network(batch).float().mean()
+        loss.backward()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.monotonic() - began)
+    return min(seconds)
+
+
+def _key(row: Mapping[str, Any]) -> tuple[str, str, str, int, str]:
+    return (row["arm"], row["task"], row["labels"], row["seed"], row["config_hash"])
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    present = [value for value in values if value is not None]
+    return sum(present) / len(present) if present else None
+
+
+def _parameters(path: Path) -> dict[str, Any]:
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"not a readable YAML file: {error}", path=path) from error
+    if not isinstance(loaded, dict):
+        raise ConfigError("holds no parameters", path=path, hint="write one 'name: value' a line")
+    return loaded
+
+
+def _last_line(path: Path) -> str:
+    with suppress(FileNotFoundError):
+        lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return lines[-1].strip() if lines else ""
+    return ""

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hssl.benchmark import BenchmarkPlan, run_benchmark
+from hssl.benchmark.ledger import Ledger, locked
+from hssl.benchmark.plan import expand
+from hssl.config import AggregateConfig
+from hssl.errors import ConfigError, RunError, StoreError, TrainingError
+from hssl.store import Store, aggregate
+
+MakePlan = Callable[..., BenchmarkPlan]
+NETWORK = {"features": [4, 8, 8, 8]}
+
+
+@pytest.fixture(scope="session")
+def store(phantom_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    sources = sorted(path for path in phantom_root.iterdir() if path.is_dir())[:2]
+    return aggregate(sources, tmp_path_factory.mktemp("bench") / "store", config=AggregateConfig(workers=1))
+
+
+@pytest.fixture
+def make_plan(store: Store) -> MakePlan:
+    def make(**changes: Any) -> BenchmarkPlan:
+        values: dict[str, Any] = {
+            "store": str(store.path),
+            "tasks": [next(iter(store.tasks))],
+            "fractions": ["50%"],
+            "seeds": [0],
+            "arms": {"scratch": {"domains": "none"}, "joint": {"domains": "joint"}},
+            "pretrain": {"steps": 2, "patch_size": 16, "batch_size": 4, "network": NETWORK},
+            "finetune": {"steps": 2, "patch_size": 16, "batch_size": 2, "validation": False},
+            "evaluation": {"part": "test", "space": "store"},
+        }
+        return BenchmarkPlan.checked(values | changes)
+
+    return make
+
+
+def test_grid_is_paired_and_shares_runs(make_plan: MakePlan, store: Store) -> None:
+    tasks = list(store.tasks)
+    arms = {"scratch": {"domains": "none"}, "single": {"domains": "single"}, "joint": {"domains": "joint"}}
+    grid = expand(make_plan(tasks=tasks, seeds=[0, 1], arms=arms), store)
+    assert [(cell.seed, cell.task, cell.arm) for cell in grid.cells] == [
+        (seed, task, arm) for seed in (0, 1) for task in tasks for arm in arms
+    ]
+    pretrained = [job for job in grid.jobs.values() if job.stage == "pretrain"]
+    assert [job.config.tasks for job in pretrained] == [(tasks[0],), tuple(tasks), (tasks[1],)]  # type: ignore[union-attr]
+    assert len(grid.jobs) == 3 + 2 * 2 * 3
+    # A pre-training comes before the first that needs it.
+    order = list(grid.jobs)
+    assert all(job.needs is None or order.index(job.needs) < order.index(job.hash) for job in grid.jobs.values())
+
+
+def test_same_subjects_are_the_same_run(make_plan: MakePlan, store: Store) -> None:
+    grid = expand(make_plan(fractions=["5%", 1], arms={"scratch": {"domains": "none"}}), store)
+    assert len(grid.cells) == 2
+    assert len(grid.jobs) == 1
+    assert [cell.labels for cell in grid.cells] == ["5%", "1"]
+
+
+def test_options_join_level_by_level(make_plan: MakePlan, store: Store) -> None:
+    weights = {"pixel": 1.0, "image": 0.5}
+    common = {"steps": 2, "patch_size": 16, "network": NETWORK, "options": {"weights": weights}}
+    arms = {
+        "scratch": {"domains": "none"},
+        "joint": {"finetune": {"init_rate": 0.5}},
+        "no-image": {"pretrain": {"options": {"weights": {"image": 0}}}},
+    }
+    grid = expand(make_plan(pretrain=common, arms=arms), store)
+    options = [job.config.options for job in grid.jobs.values() if job.stage == "pretrain"]  # type: ignore[union-attr]
+    assert options == [{"weights": weights}, {"weights": {"pixel": 1.0, "image": 0}}]
+    tuned = {cell.arm: grid.jobs[cell.hash].config for cell in grid.cells}
+    assert tuned["joint"].init_rate == 0.5  # type: ignore[union-attr]
+    assert tuned["scratch"].network.features == (4, 8, 8, 8)  # type: ignore[union-attr]
+
+
+def test_scratch_does_not_depend_on_options_of_loaded_layers(make_plan: MakePlan, store: Store) -> None:
+    first, second = (
+        {cell.arm: cell.hash for cell in expand(make_plan(finetune={"init_rate": rate}), store).cells}
+        for rate in (1.0, 0.3)
+    )
+    assert first["scratch"] == second["scratch"]
+    assert first["joint"] != second["joint"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arms": {"a": {"domains": "none", "pretrain": {"steps": 3}}}}, "no pre-training"),
+        ({"finetune": {"seed": 3}}, "'seed' is set by the plan"),
+        ({"seeds": [1, 1]}, "twice"),
+        ({"arms": {}}, "arms"),
+    ],
+)
+def test_mistakes_in_a_plan(make_plan: MakePlan, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_plan(**changes)
+
+
+def test_mistakes_that_show_in_the_store(make_plan: MakePlan, store: Store, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="arm 'joint': no objective 'nonesuch'"):
+        run_benchmark(make_plan(arms={"joint": {"pretrain": {"objective": "nonesuch"}}}), tmp_path / "bench")
+    with pytest.raises(StoreError, match="no task"):
+        run_benchmark(make_plan(arms={"joint": {"domains": ["nowhere"]}}), tmp_path / "bench")
+    assert not (tmp_path / "bench").exists()
+
+
+def test_ledger_drops_a_torn_line(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.append({"a": 1})
+    with ledger.path.open("a") as file:
+        file.write('{"a": 2, "b')
+    assert ledger.rows() == [{"a": 1}]
+    ledger.append({"a": 3})
+    assert ledger.rows() == [{"a": 1}, {"a": 3}]
+    ledger.path.write_text('{"a": 1}\nnonsense\n')
+    with pytest.raises(RunError, match="damaged"):
+        ledger.rows()
+
+
+def test_only_one_benchmark_in_a_folder(tmp_path: Path) -> None:
+    with locked(tmp_path), pytest.raises(RunError, match="another benchmark"), locked(tmp_path):
+        pass
+
+
+def test_grid_runs_continues_and_grows(make_plan: MakePlan, tmp_path: Path) -> None:
+    """One long test, since every run is a process that has to import torch."""
+    bench = tmp_path / "bench"
+    forecast = run_benchmark(make_plan(), bench, dry_run=True)
+    assert not bench.exists()
+    assert [row["run"].split()[0] for row in forecast] == ["scratch", "pre-training", "joint", "all"]
+    assert all(row["hours"] > 0 for row in forecast)
+
+    summary = run_benchmark(make_plan(), bench, workers=2)
+    assert [(row["arm"], row["seeds"]) for row in summary] == [("scratch", 1), ("joint", 1)]
+    rows = Ledger(bench / "ledger.jsonl").rows()
+    assert [row["arm"] for row in rows] == ["scratch", "joint"]
+    row = rows[1]
+    assert row["fraction"] == 0.5
+    assert 0 <= row["dice"] <= 1
+    means = [score["dice"] for score in row["scores"]]
+    assert means
+    assert row["config_hash"] != row["pretrain_hash"]
+    assert str(tmp_path) not in (bench / "ledger.jsonl").read_text()
+    assert [line["config_hash"] for line in Ledger(bench / "pretraining.jsonl").rows()] == [row["pretrain_hash"]]
+    folder = bench / "runs" / row["config_hash"]
+    assert not (folder / "weights.safetensors").exists()
+    assert (folder / "overlays.npz").exists()
+    assert (bench / "pretrain" / row["pretrain_hash"] / "weights.safetensors").exists()
+
+    # Interrupted before the last line was written: entered again without a new run.
+    before = (folder / "run.json").stat().st_mtime_ns
+    lines = (bench / "ledger.jsonl").read_text().splitlines(keepends=True)
+    (bench / "ledger.jsonl").write_text(lines[0])
+    run_benchmark(make_plan(), bench)
+    assert Ledger(bench / "ledger.jsonl").rows() == rows
+    assert (folder / "run.json").stat().st_mtime_ns == before
+
+    # Grown by a seed, and one arm changed: old lines stay, and the changed arm is another run.
+    grown = make_plan(seeds=[0, 1], arms={"scratch": {"domains": "none", "finetune": {"steps": 3}}})
+    run_benchmark(grown, bench)
+    now = Ledger(bench / "ledger.jsonl").rows()
+    assert now[:2] == rows
+    assert [(line["arm"], line["seed"], line["steps"]) for line in now[2:]] == [("scratch", 0, 3), ("scratch", 1, 3)]
+    assert {line["config_hash"] for line in now[2:]}.isdisjoint({rows[0]["config_hash"]})
+
+
+def test_a_failure_is_told_and_stops_nobody_else(make_plan: MakePlan, tmp_path: Path) -> None:
+    bench = tmp_path / "bench"
+    arms = {"bad": {"domains": "joint", "pretrain": {"patch_size": 17}}, "scratch": {"domains": "none"}}
+    with pytest.raises(TrainingError, match=r"2 of 3 runs have failed: pre-training of bad on 2 tasks: .*17"):
+        run_benchmark(make_plan(arms=arms), bench)
+    assert [row["arm"] for row in Ledger(bench / "ledger.jsonl").rows()] == ["scratch"]
+    assert json.loads((bench / "plan.json").read_text())["cells"][0]["arm"] == "bad"
