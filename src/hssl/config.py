@@ -25,7 +25,8 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 class StageConfig(BaseModel):
     """Base of every configuration: unknown keys are errors, values are frozen once validated."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Infinity and NaN have no place in the JSON that a run keeps.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @classmethod
     def load(cls, path: Path | None = None, **overrides: Any) -> Self:
@@ -58,7 +59,7 @@ class StageConfig(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             name = ".".join(str(part) for part in first["loc"]) or cls.__name__
-            raise ConfigError(f"option '{name}': {first['msg']}", path=path) from error
+            raise ConfigError(f"option '{name}': {first['msg'].removeprefix('Value error, ')}", path=path) from error
 
 
 class AggregateConfig(StageConfig):
@@ -131,8 +132,9 @@ class NetworkConfig(StageConfig):
             if values not in PRESETS:
                 raise ValueError(f"no network preset '{values}', choose one of {', '.join(PRESETS)}")
             values = dict(PRESETS[values])
-        if isinstance(values, dict):
-            stages = len(values.get("features", cls.model_fields["features"].default))
+        features = values.get("features", cls.model_fields["features"].default) if isinstance(values, dict) else None
+        if isinstance(features, list | tuple):
+            stages = len(features)
             values = {
                 "blocks": (2,) * stages,
                 "decoder_convs": (2,) * (stages - 1),
@@ -148,6 +150,10 @@ class NetworkConfig(StageConfig):
         lengths = (len(self.blocks), len(self.decoder_convs) + 1, len(self.kernels), len(self.strides))
         if stages < 3 or any(length != stages for length in lengths):
             raise ValueError("a network needs at least 3 stages, and one entry for each stage in every list")
+        if self.strides[0] != (1, 1):
+            raise ValueError("the first stride must be (1, 1): the decoder ends at the first stage's resolution")
+        if any(side % 2 == 0 for kernel in self.kernels for side in kernel):
+            raise ValueError("kernel sizes must be odd")
         return self
 
 

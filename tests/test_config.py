@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hssl.config import (
+    PRESETS,
+    AggregateConfig,
+    FinetuneConfig,
+    NetworkConfig,
+    PretrainConfig,
+    StageConfig,
+    TrainingConfig,
+    ViewConfig,
+)
+from hssl.errors import ConfigError
+
+STAGES = [
+    AggregateConfig(),
+    AggregateConfig(channel=2, window=(-100, 300.5), spacing=(0.5, 1), orientation="LPS", fractions=(0.5, 0.25, 0.25)),
+    AggregateConfig(channel="T1w", layout="nnunet", skip_bad=True, workers=2),
+    PretrainConfig(),
+    PretrainConfig(
+        tasks=("A", "B"),
+        options={"weights": {"image": 0.5}, "points": 3},
+        network="large",
+        groups={"A": "x", "B": "y"},
+        view={"scale": (0.5, 1.5), "flip": (0.5, 0)},
+    ),
+    FinetuneConfig(task="A"),
+    FinetuneConfig(
+        task="A", labels=3, init="run", network={"features": (4, 8, 8), "strides": ((1, 1), (2, 1), (2, 2))}
+    ),
+    FinetuneConfig(task="A", labels=("a", "b"), network="base", validation=False, workers=0, window_size=128),
+]
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "options.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("config", STAGES, ids=lambda config: type(config).__name__)
+def test_round_trip_through_json(config):
+    again = type(config).model_validate_json(config.model_dump_json())
+    assert again == config
+    assert again.model_dump_json() == config.model_dump_json()
+
+
+@pytest.mark.parametrize("config", STAGES, ids=lambda config: type(config).__name__)
+def test_a_saved_configuration_can_be_loaded(config, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(config.model_dump_json(indent=1))
+    assert type(config).load(path) == config
+
+
+def test_yaml(tmp_path):
+    path = write(
+        tmp_path,
+        "steps: 20\nlearning_rate: 1.0e-2\nnetwork: small\ngroups: {A: x}\ntasks: [A, B]\nview:\n  scale: [0.5, 2]\n",
+    )
+    config = PretrainConfig.load(path)
+    assert (config.steps, config.learning_rate, config.tasks) == (20, 0.01, ("A", "B"))
+    assert config.network == NetworkConfig.model_validate("small")
+    assert config.groups == {"A": "x"}
+    assert config.view.scale == (0.5, 2.0)
+    assert config.batch_size == PretrainConfig().batch_size
+
+
+def test_overrides(tmp_path):
+    path = write(tmp_path, "steps: 20\nseed: 3\n")
+    config = PretrainConfig.load(path, steps=30, seed=None)
+    assert (config.steps, config.seed) == (30, 3)
+    assert PretrainConfig.load(seed=4).seed == 4
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n"])
+def test_an_empty_file_is_the_defaults(tmp_path, text):
+    assert PretrainConfig.load(write(tmp_path, text)) == PretrainConfig()
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "message"),
+    [
+        (PretrainConfig, {"stepz": 3}, "option 'stepz'"),
+        (PretrainConfig, {"steps": 0}, "option 'steps'"),
+        (PretrainConfig, {"steps": "many"}, "option 'steps'"),
+        (PretrainConfig, {"learning_rate": -1}, "option 'learning_rate'"),
+        (PretrainConfig, {"learning_rate": float("inf")}, "option 'learning_rate'"),
+        (PretrainConfig, {"learning_rate": float("nan")}, "option 'learning_rate'"),
+        (PretrainConfig, {"tempering": 1.5}, "option 'tempering'"),
+        (PretrainConfig, {"precision": "16"}, "option 'precision'"),
+        (PretrainConfig, {"network": "huge"}, "option 'network'.*no network preset 'huge'.*small, base, large"),
+        (PretrainConfig, {"network": {"features": [4, 8]}}, "option 'network'.*at least 3 stages"),
+        (PretrainConfig, {"network": {"features": 16}}, "option 'network.features'"),
+        (PretrainConfig, {"network": {"features": [4, 8, 8], "blocks": [1, 1]}}, "option 'network'"),
+        (PretrainConfig, {"network": {"features": [4, 8, 8], "kernels": [[3, 3]] * 2}}, "option 'network'"),
+        (PretrainConfig, {"network": {"features": [4, 8, 8], "kernels": [[3, 3], [2, 3], [3, 3]]}}, "kernel.*odd"),
+        (PretrainConfig, {"network": {"features": [4, 8, 8], "strides": [[2, 2]] * 3}}, "first stride"),
+        (PretrainConfig, {"network": {"width": 3}}, "option 'network.width'"),
+        (PretrainConfig, {"view": {"scale": [1.5, 0.5]}}, r"option 'view'.*\(smallest, largest\)"),
+        (PretrainConfig, {"view": {"rotate": 200}}, "option 'view.rotate'"),
+        (PretrainConfig, {"window_size": 64}, "window_size must not be smaller than patch_size"),
+        (FinetuneConfig, {}, "option 'task'"),
+        (FinetuneConfig, {"task": "A", "labels": 0}, "option 'labels"),
+        (FinetuneConfig, {"task": "A", "foreground": 2}, "option 'foreground'"),
+        (AggregateConfig, {"fractions": [0.5, 0.1, 0.1]}, "fractions must add up to 1"),
+        (AggregateConfig, {"window": [3, 3]}, "low < high"),
+        (AggregateConfig, {"orientation": "LRS"}, "three letters"),
+        (AggregateConfig, {"orientation": "PL"}, "three letters"),
+        (AggregateConfig, {"layout": "zip"}, "option 'layout'"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_field(kind, values, message, tmp_path):
+    path = tmp_path / "options.json"
+    path.write_text(json.dumps(values).replace("Infinity", "1e999").replace("NaN", '"nan"'))
+    for attempt in (lambda: kind.load(path), lambda: kind.checked(values, path=path)):
+        with pytest.raises(ConfigError, match=message) as caught:
+            attempt()
+        assert "\n" not in str(caught.value)
+        assert str(caught.value).startswith(str(path))
+
+
+@pytest.mark.parametrize("text", ["steps: [", "- steps", "just text", "\ta: b"])
+def test_files_that_hold_no_options(tmp_path, text):
+    with pytest.raises(ConfigError) as caught:
+        PretrainConfig.load(write(tmp_path, text))
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(ConfigError, match="not a readable YAML file"):
+        PretrainConfig.load(tmp_path / "missing.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="not a readable YAML file"):
+        PretrainConfig.load(tmp_path / "binary.yaml")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_network_presets(preset):
+    network = NetworkConfig.model_validate(preset)
+    assert network == NetworkConfig.model_validate(PRESETS[preset])
+    assert PretrainConfig.load(network=preset).network == network
+    assert network.encoder == ("residual" if preset == "large" else "plain")
+
+
+def test_lists_of_a_network_are_filled_in():
+    network = NetworkConfig(features=(4, 8, 8, 8))
+    assert network.blocks == (2, 2, 2, 2)
+    assert network.decoder_convs == (2, 2, 2)
+    assert network.kernels == ((3, 3),) * 4
+    assert network.strides == ((1, 1), (2, 2), (2, 2), (2, 2))
+    assert NetworkConfig() == NetworkConfig.model_validate("small")
+
+
+@pytest.mark.parametrize(("patch", "window"), [(96, 128), (64, 88), (16, 24), (128, 176), (6, 8)])
+def test_window_is_four_thirds_of_the_patch(patch, window):
+    config = TrainingConfig(patch_size=patch)
+    assert config.window == window
+    assert config.window >= 4 / 3 * patch
+    assert TrainingConfig(patch_size=patch, window_size=patch).window == patch
+
+
+def test_values_are_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        PretrainConfig().steps = 3
+    assert all(kind.model_config["extra"] == "forbid" for kind in StageConfig.__subclasses__())
+
+
+def test_stages_have_their_own_views():
+    assert PretrainConfig().view == ViewConfig(hide=0.3)
+    assert FinetuneConfig(task="A").view == ViewConfig(elastic=0.02)
