@@ -110,8 +110,8 @@ def _mean_features(network: UNet, store: Store, task: str, slices: int) -> NDArr
     ends = np.cumsum([case.shape[0] for case in cases])
     total = int(ends[-1])
     device = next(network.parameters()).device
-    size = [16 * network.divisor[axis] // min(network.divisor[axis], 16) for axis in (0, 1)]
-    size = [max(extent, 96 // divisor * divisor) for extent, divisor in zip(size, network.divisor, strict=True)]
+    # About 96 pixels, and no fewer than leave each cell of the grid a pixel of its own.
+    size = [max(96 // divisor, GRID) * divisor for divisor in network.divisor]
     pictures = []
     for index in np.unique(np.linspace(0, total - 1, min(slices, total)).round().astype(int)):
         number = int(np.searchsorted(ends, index, side="right"))

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import pdist, squareform
+from sklearn.metrics import silhouette_score
+
+from hssl import grouping
+from hssl.config import AggregateConfig, NetworkConfig
+from hssl.errors import ConfigError
+from hssl.grouping import find_groups, given_groups, silhouette
+from hssl.networks import UNet
+from hssl.store import Store, aggregate
+
+TASKS = ["CT liver", "MR heart", "CT spleen", "MR brain", "CT lung", "X-ray"]
+FAMILIES = {"CT": 0, "MR": 1, "X-": 2}
+
+
+@pytest.fixture
+def features(monkeypatch):
+    """Tasks of three families, whose features point in three directions."""
+
+    def point(_network, _store, task, _slices):
+        family, own = (np.random.default_rng(seed) for seed in (FAMILIES[task[:2]], 10 + TASKS.index(task)))
+        return 5 + family.normal(0, 1, 64) + own.normal(0, 0.3, 64)
+
+    monkeypatch.setattr(grouping, "_mean_features", point)
+    return point
+
+
+@pytest.fixture(scope="module")
+def store(phantom_root, tmp_path_factory) -> Store:
+    sources = sorted(path for path in phantom_root.iterdir() if path.is_dir())
+    return aggregate(sources, tmp_path_factory.mktemp("grouping") / "store", config=AggregateConfig(workers=1))
+
+
+def test_families_are_found(features):
+    found = find_groups(None, None, TASKS)
+    assert found.groups == {"CT liver": 0, "MR heart": 1, "CT spleen": 0, "MR brain": 1, "CT lung": 0, "X-ray": 2}
+    assert found.tree.shape == (5, 4)
+    assert sorted(found.silhouettes) == [2, 3, 4, 5]
+    assert max(found.silhouettes, key=found.silhouettes.get) == 3
+
+
+def test_numbers_follow_the_order_of_the_tasks(features):
+    found = find_groups(None, None, TASKS[::-1])
+    assert list(found.groups) == TASKS[::-1]
+    assert found.groups == {"X-ray": 0, "CT lung": 1, "MR brain": 2, "CT spleen": 1, "MR heart": 2, "CT liver": 1}
+
+
+def test_the_number_of_groups_is_the_one_with_the_best_silhouette(features):
+    found = find_groups(None, None, TASKS)
+    points = np.stack([features(None, None, task, 0) for task in TASKS])
+    points = (points - points.mean(0)) / (points.std(0) + 1e-6)
+    distance = squareform(pdist(points, "cosine"))
+    tree = linkage(pdist(points, "cosine"), "average")
+    np.testing.assert_array_equal(found.tree, tree)
+    for count, value in found.silhouettes.items():
+        labels = fcluster(tree, count, "maxclust")
+        assert value == pytest.approx(silhouette_score(distance, labels, metric="precomputed"))
+
+
+def test_silhouette_by_hand():
+    points = np.array([0.0, 1.0, 10.0, 12.0])
+    distance = np.abs(points[:, None] - points[None])
+    # (b - a) / max(a, b) of each point: a to its own cluster, b to the other.
+    expected = np.mean([(11 - 1) / 11, (10 - 1) / 10, (9.5 - 2) / 9.5, (11.5 - 2) / 11.5])
+    assert silhouette(distance, np.array([1, 1, 2, 2])) == pytest.approx(expected)
+    assert silhouette(distance, np.array([1, 2, 3, 3])) == pytest.approx((0 + 0 + (9 - 2) / 9 + (11 - 2) / 11) / 4)
+    assert silhouette(distance, np.array([1, 1, 1, 1])) == -1
+
+
+@pytest.mark.parametrize("tasks", [["A"], ["A", "B"]])
+def test_fewer_than_three_tasks_are_groups_of_their_own(tasks):
+    found = find_groups(None, None, tasks)
+    assert found.groups == {task: number for number, task in enumerate(tasks)}
+    assert found.tree is None
+
+
+def test_three_tasks(features):
+    assert find_groups(None, None, ["CT liver", "MR heart", "CT spleen"]).groups == {
+        "CT liver": 0,
+        "MR heart": 1,
+        "CT spleen": 0,
+    }
+
+
+def test_given_groups():
+    found = given_groups(["A", "B", "C"], {"C": "x", "A": "y", "B": "x", "Z": "other"})
+    assert found.groups == {"A": 0, "B": 1, "C": 1}
+    assert found.tree is None
+    with pytest.raises(ConfigError, match="task 'B' has none"):
+        given_groups(["A", "B"], {"A": "y"})
+
+
+def test_saved_groups_can_be_read(features, tmp_path):
+    found = find_groups(None, None, TASKS)
+    found.save(tmp_path / "groups.json")
+    content = json.loads((tmp_path / "groups.json").read_text())
+    assert content["groups"] == found.groups
+    assert content["silhouettes"] == {str(count): value for count, value in found.silhouettes.items()}
+    np.testing.assert_array_equal(content["tree"], found.tree)
+    from PIL import Image
+
+    with Image.open(tmp_path / "groups.png") as picture:
+        picture.load()
+        assert min(picture.size) > 200
+    assert {path.name for path in tmp_path.iterdir()} == {"groups.json", "groups.png"}
+
+
+def test_given_groups_have_no_tree_to_draw(tmp_path):
+    given_groups(["A"], {"A": "x"}).save(tmp_path / "groups.json")
+    assert json.loads((tmp_path / "groups.json").read_text()) == {"groups": {"A": 0}, "silhouettes": None, "tree": None}
+    assert not (tmp_path / "groups.png").exists()
+
+
+def test_features_of_real_slices(store, monkeypatch):
+    torch.manual_seed(0)
+    network = UNet(NetworkConfig(features=(4, 8, 8)))
+    monkeypatch.setattr(type(store), "label", lambda *_: pytest.fail("a mask was read"))
+    read = []
+    image = type(store).image
+    monkeypatch.setattr(type(store), "image", lambda self, case: read.append(case) or image(self, case))
+    tasks = sorted(store.tasks)
+    found = find_groups(network, store, tasks, slices=8)
+    assert list(found.groups) == tasks
+    assert sorted(set(found.groups.values())) == list(range(max(found.groups.values()) + 1))
+    assert 2 <= max(found.groups.values()) + 1 < len(tasks)
+    assert {(case.task, case.subject) for case in read} <= {
+        (task, subject) for task in tasks for subject in store.split(task).train
+    }
+    again = find_groups(network, store, tasks, slices=8)
+    assert again.groups == found.groups
+    np.testing.assert_array_equal(again.tree, found.tree)
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("strides", [((1, 1), (3, 5), (2, 2)), ((1, 1), (8, 8), (8, 16))])
+def test_any_divisor_will_do(store, strides):
+    network = UNet(NetworkConfig(features=(2, 2, 2), strides=strides))
+    task = min(store.tasks)
+    assert grouping._mean_features(network, store, task, 2).shape == (2 * grouping.GRID**2,)
+
+
+def test_the_mean_is_over_slices_spread_evenly(store):
+    class Recorder(torch.nn.Module):
+        divisor = (4, 4)
+
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(1))
+
+        def encode(self, x):
+            self.seen = x
+            return [x, x]
+
+    network, task = Recorder(), min(store.tasks)
+    total = sum(case.shape[0] for case in store.cases(task, store.split(task).train))
+    mean = grouping._mean_features(network, store, task, 3)
+    assert network.seen.shape == (3, 1, 96, 96)
+    np.testing.assert_allclose(mean, network.seen.mean(0).view(3, 32, 3, 32).mean((1, 3)).flatten(), rtol=1e-5)
+    grouping._mean_features(network, store, task, 10_000)
+    assert len(network.seen) == total
