@@ -1,0 +1,170 @@
+"""The claims of the abstract (arXiv 2107.04886), held against a ledger.
+
+The abstract names directions and figures, not when a claim counts as confirmed; those rules are ours and are written
+out beside each verdict.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Literal
+
+from hssl.benchmark.plan import BenchmarkPlan
+from hssl.benchmark.statistics import Difference, Row, compare, summarise
+from hssl.config import PretrainConfig
+
+ABSTRACT_GAINS = (0.69, 18.60)
+"""Smallest and largest gain over scratch with 5 % of the labels that the abstract reports, in Dice points."""
+MOST_TASKS = 8 / 9
+CLOSE, CLOSE_TASKS = 0.95, 6 / 9
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Which arm plays which part.
+
+    Attributes:
+        scratch: The first arm without pre-training.
+        single: The first arm that is pre-trained on the task at hand, by the hierarchical objective.
+        joint: The first arm that is pre-trained on all tasks, by the hierarchical objective.
+        rivals: Arms with another objective.
+        variants: All other arms: the ablation.
+    """
+
+    scratch: str | None
+    single: str | None
+    joint: str | None
+    rivals: tuple[str, ...]
+    variants: tuple[str, ...]
+
+    @property
+    def main(self) -> tuple[str, ...]:
+        """Scratch, single-domain and joint, as far as they are in the plan."""
+        return tuple(arm for arm in (self.scratch, self.single, self.joint) if arm is not None)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim and what came of it.
+
+    Attributes:
+        text: What the abstract says.
+        rule: When it counts as holding here.
+        verdict: What came out.
+        number: The figures behind it.
+    """
+
+    text: str
+    rule: str
+    verdict: Literal["holds", "does not hold", "not tested"]
+    number: str
+
+
+def find_roles(plan: BenchmarkPlan) -> Roles:
+    """Finds the part of each arm in what it does, whatever its name."""
+    default = PretrainConfig.model_fields["objective"].default
+    objectives = {
+        name: arm.pretrain.get("objective", plan.pretrain.get("objective", default)) for name, arm in plan.arms.items()
+    }
+    first: dict[str, str] = {}
+    for name, arm in plan.arms.items():
+        if arm.domains == "none" or objectives[name] == default:
+            first.setdefault(str(arm.domains), name)
+    scratch, single, joint = first.get("none"), first.get("single"), first.get("joint")
+    others = [name for name in plan.arms if name not in (scratch, single, joint)]
+    rivals = tuple(name for name in others if plan.arms[name].domains != "none" and objectives[name] != default)
+    return Roles(scratch, single, joint, rivals, tuple(name for name in others if name not in rivals))
+
+
+def check_claims(rows: Sequence[Row], roles: Roles) -> list[Claim]:
+    """Holds the claims against finished runs; what has not been run is not tested."""
+    shares = {row["labels"]: row["fraction"] for row in rows}
+    few = min(shares, key=lambda labels: shares[labels], default="5%")
+    five, ten, all_ = (_named(shares, share) for share in (0.05, 0.10, 1.0))
+    return [
+        _joint_beats_single(_compared(rows, roles.joint, roles.single, few), few),
+        _both_beat_scratch(
+            _compared(rows, roles.joint, roles.scratch, five), _compared(rows, roles.single, roles.scratch, five)
+        ),
+        _gains(_compared(rows, roles.joint, roles.scratch, five)),
+        _ten_is_close(rows, roles, ten, all_),
+    ]
+
+
+def _joint_beats_single(differences: list[Difference], labels: str) -> Claim:
+    text = "Joint multi-domain pre-training beats single-domain pre-training."
+    rule = "Higher mean Dice on at least eight tasks of nine."
+    if not differences:
+        return Claim(text, rule, "not tested", "")
+    gains = [100 * each.mean for each in differences]
+    wins = sum(gain > 0 for gain in gains)
+    number = f"{labels} of the labels: higher on {wins} of {len(gains)} tasks, {_range(gains)}"
+    return Claim(text, rule, _verdict(wins >= _share(MOST_TASKS, len(gains))), number)
+
+
+def _both_beat_scratch(joint: list[Difference], single: list[Difference]) -> Claim:
+    text = "Both beat training from scratch when 5 % of the labels are used."
+    rule = "Higher mean Dice on every task, for both."
+    if not joint or not single:
+        return Claim(text, rule, "not tested", "")
+    both = {"joint": [100 * each.mean for each in joint], "single-domain": [100 * each.mean for each in single]}
+    number = "; ".join(
+        f"{name}: higher on {sum(gain > 0 for gain in gains)} of {len(gains)} tasks, {_range(gains)}"
+        for name, gains in both.items()
+    )
+    return Claim(text, rule, _verdict(min(map(min, both.values())) > 0), number)
+
+
+def _gains(joint: list[Difference]) -> Claim:
+    low, high = ABSTRACT_GAINS
+    text = f"The gain over scratch with 5 % of the labels is +{low:.2f} to +{high:.2f} Dice points."
+    rule = f"Joint: every task above +{low:.2f}, the best above +{high:.2f}."
+    if not joint:
+        return Claim(text, rule, "not tested", "")
+    gains = [100 * each.mean for each in joint]
+    return Claim(text, rule, _verdict(min(gains) > low and max(gains) > high), _range(gains))
+
+
+def _ten_is_close(rows: Sequence[Row], roles: Roles, ten: str | None, all_: str | None) -> Claim:
+    text = "Joint pre-training with 10 % of the labels comes close to training with 100 %."
+    rule = "At least 95 % of the Dice of scratch with all labels, on at least six tasks of nine."
+    means = {(each.task, each.labels, each.arm): each.mean for each in summarise(rows)}
+    shares = []
+    for task in dict.fromkeys(row["task"] for row in rows):
+        part, whole = (
+            means.get((task, ten or "", roles.joint or "")),
+            means.get((task, all_ or "", roles.scratch or "")),
+        )
+        if part is not None and whole:
+            shares.append(part / whole)
+    if not shares:
+        return Claim(text, rule, "not tested", "")
+    near = sum(share >= CLOSE for share in shares)
+    number = (
+        f"at least 95 % on {near} of {len(shares)} tasks; "
+        f"{100 * min(shares):.1f} to {100 * max(shares):.1f} %, mean {100 * fmean(shares):.1f} %"
+    )
+    return Claim(text, rule, _verdict(near >= _share(CLOSE_TASKS, len(shares))), number)
+
+
+def _compared(rows: Sequence[Row], arm: str | None, reference: str | None, labels: str | None) -> list[Difference]:
+    return compare(rows, arm, reference, labels) if arm and reference and labels else []
+
+
+def _named(shares: dict[str, float], share: float) -> str | None:
+    return next((labels for labels, value in shares.items() if labels.endswith("%") and value == share), None)
+
+
+def _share(part: float, tasks: int) -> int:
+    return math.ceil(part * tasks - 1e-9)
+
+
+def _range(gains: list[float]) -> str:
+    return f"{min(gains):+.2f} to {max(gains):+.2f} points, mean {fmean(gains):+.2f}"
+
+
+def _verdict(holds: bool) -> Literal["holds", "does not hold"]:
+    return "holds" if holds else "does not hold"

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hssl.benchmark.statistics import bootstrap, case_values, compare, holm, mean_ranks, signed_rank, summarise
+
+
+def make_row(arm: str, task: str, seed: int, cases: dict[str, float | None], **more: Any) -> dict[str, Any]:
+    present = [dice for dice in cases.values() if dice is not None]
+    row = {
+        "arm": arm,
+        "task": task,
+        "labels": "5%",
+        "fraction": 0.05,
+        "seed": seed,
+        "dice": float(np.mean(present)),
+        "scores": [
+            {"case": case, "subject": case, "label": 1, "name": "organ", "dice": dice, "hd95": 1.0, "nsd": dice}
+            for case, dice in cases.items()
+        ],
+    }
+    return row | more
+
+
+ROWS = [
+    make_row("scratch", "A", 0, {"x": 0.4, "y": 0.2, "z": None}),
+    make_row("scratch", "A", 1, {"x": 0.6, "y": 0.4, "z": 0.5}),
+    make_row("joint", "A", 0, {"x": 0.5, "y": 0.5, "z": 0.9}),
+    make_row("joint", "A", 1, {"x": 0.7, "y": 0.5, "z": 0.6}),
+    make_row("joint", "A", 2, {"x": 1.0, "y": 1.0, "z": 1.0}),  # no partner
+    make_row("scratch", "B", 0, {"u": 0.5}),
+    make_row("joint", "B", 0, {"u": 0.4}),
+]
+
+
+def test_mean_and_spread_over_seeds() -> None:
+    first, second, third, _ = summarise(ROWS)
+    assert (first.task, first.arm, first.seeds) == ("A", "scratch", 2)
+    assert first.mean == pytest.approx((0.3 + 0.5) / 2)
+    assert first.spread == pytest.approx(0.2 / 2**0.5)
+    assert second.seeds == 3
+    assert (third.seeds, third.mean, third.spread) == (1, 0.5, None)
+
+
+def test_labels_that_are_nowhere_do_not_count() -> None:
+    row = make_row("a", "A", 0, {"x": 0.4, "y": None})
+    row["scores"].append({**row["scores"][0], "label": 2, "dice": 0.8})
+    assert case_values(row) == {"x": pytest.approx(0.6)}
+
+
+def test_differences_pair_by_seed_and_case() -> None:
+    first, second = compare(ROWS, "joint", "scratch", "5%")
+    assert (first.task, first.seeds, first.cases) == ("A", 2, 3)
+    # x: +0.1 and +0.1; y: +0.3 and +0.1; z: +0.1 with the second seed alone.
+    assert first.mean == pytest.approx((0.1 + 0.2 + 0.1) / 3)
+    assert first.low == pytest.approx(0.1)
+    assert first.high == pytest.approx(0.2)
+    assert first.p == pytest.approx(0.25)  # three differences of one sign: 2 * 0.5**3
+    assert first.p_holm == first.p  # the only test
+    assert (second.cases, second.low, second.p, second.p_holm) == (1, None, None, None)
+    assert second.mean == pytest.approx(-0.1)
+    assert compare(ROWS, "joint", "scratch", "10%") == []
+
+
+def test_bootstrap_interval() -> None:
+    values = np.random.default_rng(1).normal(0.05, 0.1, 400)
+    low, high = bootstrap(values)
+    assert low is not None
+    assert high is not None
+    error = values.std() / 20
+    assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.001)
+    assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.001)
+    assert bootstrap(values) == (low, high)
+
+
+def test_signed_rank() -> None:
+    # Ranks of 1, 2, 3, 4, -5: the smaller sum is 5; of 32 sign patterns 10 have a sum of at most 5.
+    assert signed_rank(np.array([1.0, 2, 3, 4, -5])) == pytest.approx(2 * 10 / 32)
+    assert signed_rank(np.zeros(4)) == 1.0
+    assert signed_rank(np.ones(1)) is None
+
+
+def test_holm() -> None:
+    assert holm([0.01, None, 0.04, 0.03, 0.005]) == pytest.approx([0.03, None, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.9]) == [1.0, 1.0]
+
+
+def test_mean_ranks_over_tasks_that_all_have() -> None:
+    rows = [
+        make_row(arm, task, 0, {"x": dice})
+        for task, values in {"A": (0.1, 0.2, 0.3), "B": (0.5, 0.5, 0.1)}.items()
+        for arm, dice in zip("abc", values, strict=True)
+    ]
+    rows.append(make_row("a", "C", 0, {"x": 1.0}))
+    assert mean_ranks(rows, "abc", "5%") == {"a": (3 + 1.5) / 2, "b": (2 + 1.5) / 2, "c": (1 + 3) / 2}
+    assert mean_ranks(rows, "ad", "5%") == {}
