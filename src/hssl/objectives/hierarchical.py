@@ -40,7 +40,7 @@ class HierarchicalOptions(StageConfig):
     """Weight, place and details of each level.
 
     Attributes:
-        weights: Weight of each level; 0 switches it off.
+        weights: Weight of each level; 0 switches it off, and so does leaving it out of a mapping that is given.
         group_stage: Encoder stage of the group level (0 is full resolution).
         task_stage: Encoder stage of the task level.
         region_stage: Resolution of the region level: the decoder stage beside this encoder stage.
@@ -79,7 +79,7 @@ class Hierarchical(Objective):
         options: Weights and details.
 
     Raises:
-        ConfigError: A level is put on a stage that the network does not have.
+        ConfigError: A level is put on a stage that the network does not have, or no level is on.
     """
 
     Options = HierarchicalOptions
@@ -98,6 +98,8 @@ class Hierarchical(Objective):
         }
         if tasks < 2:
             self.weights["group"] = self.weights["task"] = 0.0
+        if not any(self.weights.values()):
+            raise ConfigError("option 'weights': no level is on", hint="levels that are not named are off; name one")
         self.group_of_task: Tensor
         self.register_buffer("group_of_task", torch.tensor(domains.groups, dtype=torch.int64))
         # As many outputs as tasks: there are never more groups, and the shape holds when they are found later.
@@ -132,7 +134,9 @@ class Hierarchical(Objective):
             decoded = network.decode(features)
             if self.weights["region"]:
                 first, second = self.region_head(decoded[-1 - self.options.region_stage]).split(count)
-                losses["region"] = self._region_loss(first, second, batch)
+                # In bf16 a coordinate would be off by a quarter of a pixel.
+                with torch.autocast(first.device.type, enabled=False):
+                    losses["region"] = self._region_loss(first, second, batch)
             if self.weights["pixel"]:
                 first, second = self.pixel_head(decoded[-1]).float().split(count)
                 losses["pixel"] = (self._pixel_loss(first, batch.first) + self._pixel_loss(second, batch.second)) / 2

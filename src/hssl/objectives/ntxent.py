@@ -46,7 +46,9 @@ def nt_xent(
     count = len(first)
     all_first, all_second = gather(first), gather(second)
     total = len(all_first)
-    logits = torch.cat((first, second)) @ torch.cat((all_first, all_second)).T / temperature
+    # Autocast would round similarities to bf16 before the temperature magnifies the error.
+    with torch.autocast(first.device.type, enabled=False):
+        logits = torch.cat((first, second)) @ torch.cat((all_first, all_second)).T / temperature
     rows = torch.arange(count, device=first.device)
     own = rows + rank() * count
 

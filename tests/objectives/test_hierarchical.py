@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, cast
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hssl.errors import ConfigError
+from hssl.networks import UNet
+from hssl.objectives import Domains, PretrainBatch, build_objective
+from hssl.objectives.hierarchical import WEIGHTS, Hierarchical
+from hssl.objectives.ntxent import nt_xent
+from hssl.views import map_points
+
+MakeBatch = Callable[..., PretrainBatch]
+ONE_TASK = Domains(("A",), (-1,))
+
+
+class Stub:
+    """Stands in for a network whose features are known."""
+
+    def __init__(self, deepest: Tensor | None = None, decoded: Tensor | None = None) -> None:
+        self.deepest, self.decoded = deepest, decoded
+
+    def encode(self, x: Tensor) -> list[Any]:
+        return [self.deepest]
+
+    def decode(self, features: list[Any]) -> list[Any]:
+        return [self.decoded]
+
+
+def alone(level: str, network: UNet, domains: Domains, **options: Any) -> Hierarchical:
+    options = {"weights": {level: 1.0}, "region_stage": 0, **options}
+    return cast("Hierarchical", build_objective("hierarchical", network, domains, options))
+
+
+def value(objective: Hierarchical, stub: Stub, batch: PretrainBatch) -> Tensor:
+    return cast("Tensor", objective(cast("UNet", stub), batch)[next(n for n, w in objective.weights.items() if w)])
+
+
+def image_value(network: UNet, domains: Domains, batch: PretrainBatch, features: Tensor, **options: Any) -> Tensor:
+    objective = alone("image", network, domains, **options)
+    objective.image_head = cast("Any", nn.Identity())
+    return value(objective, Stub(deepest=features), batch)
+
+
+def random_features(count: int, seed: int = 0) -> Tensor:
+    return torch.randn(count, 5, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("place_affinity", [0.0, 0.5])
+def test_image_level_is_one_contrast_per_task(
+    network: UNet, make_batch: MakeBatch, three_tasks: Domains, place_affinity: float
+) -> None:
+    batch, features = make_batch(6), random_features(12)
+    expected = 0.0
+    for task in range(3):
+        first, second = features[:6][task::3], features[6:][task::3]
+        apart = batch.position[task] - batch.position[task + 3]
+        affinity = place_affinity * torch.exp(-0.5 * (apart / 0.3) ** 2).expand(2, 2)
+        expected += nt_xent(first, second, 0.1, affinity=affinity).item() / 3
+    options = {"place_affinity": place_affinity, "place_width": 0.3}
+    assert image_value(network, three_tasks, batch, features, **options).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_neighbours_in_a_case_are_no_negatives(network: UNet, make_batch: MakeBatch) -> None:
+    batch = make_batch(4, tasks=1)
+    same = torch.zeros(4, dtype=torch.int64)
+    batch = replace(batch, subject=same, case=same, slice=torch.tensor([0, 3, 7, 20]))
+    features = random_features(8).requires_grad_()
+    rows = features.reshape(2, 4, 5)
+    ignore = torch.tensor([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], dtype=torch.bool)
+    loss = image_value(network, ONE_TASK, batch, features)  # one subject: no other subject at the same place
+    torch.testing.assert_close(loss, nt_xent(rows[0], rows[1], 0.1, ignore=ignore))
+    everything = image_value(network, ONE_TASK, batch, features, neighbours=20)
+    assert everything.item() == pytest.approx(0, abs=1e-6)
+
+
+def position_code(theta: Tensor, size: int) -> Tensor:
+    """Features that tell where in the window each pixel of a view lies, ``[B, 16, size, size]``."""
+    where = F.affine_grid(theta, [len(theta), 1, size, size], align_corners=False).permute(0, 3, 1, 2)
+    waves = [wave(frequency * where) for frequency in (1, 2, 4, 8) for wave in (torch.sin, torch.cos)]
+    return torch.cat(waves, dim=1)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_region_level_knows_points_by_their_place(network: UNet, make_batch: MakeBatch, autocast: bool) -> None:
+    batch = make_batch(4, size=64)
+    objective = alone("region", network, ONE_TASK, min_distance=0.15, region_temperature=0.02)
+    objective.region_head = cast("Any", nn.Identity())
+    first, second = (position_code(view.theta, 64) for view in (batch.first, batch.second))
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        torch.manual_seed(0)
+        right = value(objective, Stub(decoded=torch.cat((first, second))), batch)
+        torch.manual_seed(0)
+        wrong = value(objective, Stub(decoded=torch.cat((first, second.roll(1, 0)))), batch)
+    assert right.item() < 0.05
+    assert wrong.item() > 10 * right.item()
+    assert right.dtype == torch.float32
+
+
+def test_points_that_the_other_view_lacks_count_nothing(network: UNet, make_batch: MakeBatch) -> None:
+    batch = make_batch(2)
+    # The second view shows the left half of the window, the first all of it.
+    whole, left = torch.eye(2, 3).expand(2, 2, 3), torch.tensor([[0.5, 0, -0.5], [0, 1, 0]]).expand(2, 2, 3)
+    batch = replace(batch, first=replace(batch.first, theta=whole), second=replace(batch.second, theta=left))
+    objective = alone("region", network, ONE_TASK, region_temperature=0.02)
+    objective.region_head = cast("Any", nn.Identity())
+    first, second = (position_code(theta, 32) for theta in (whole, left))
+    decoded = torch.cat((first, second)).requires_grad_()
+    torch.manual_seed(0)
+    loss = value(objective, Stub(decoded=decoded), batch)
+    loss.backward()
+    assert decoded.grad is not None
+    assert loss.item() < 0.2
+    nowhere = torch.tensor([[1.0, 0, 5], [0, 1, 0]]).expand(2, 2, 3)
+    unseen = replace(batch, second=replace(batch.second, theta=nowhere))
+    assert value(objective, Stub(decoded=decoded), unseen).item() == 0
+
+
+def test_map_points_leads_to_the_same_place(make_batch: MakeBatch) -> None:
+    batch = make_batch(3)
+    here = torch.rand((3, 7, 2), generator=torch.Generator().manual_seed(0)) * 2 - 1
+    there = map_points(here, batch.first.theta, batch.second.theta)
+
+    def in_window(points: Tensor, theta: Tensor) -> Tensor:
+        return torch.einsum("bij,bkj->bki", theta[:, :, :2], points) + theta[:, None, :, 2]
+
+    torch.testing.assert_close(in_window(there, batch.second.theta), in_window(here, batch.first.theta))
+    torch.testing.assert_close(map_points(here, batch.first.theta, batch.first.theta), here)
+
+
+@pytest.mark.parametrize("visible", [0.0, 0.5])
+def test_pixel_level_weighs_hidden_pixels_by_one(network: UNet, make_batch: MakeBatch, visible: float) -> None:
+    batch = make_batch(2)
+    objective = alone("pixel", network, ONE_TASK, visible=visible)
+    objective.pixel_head = cast("Any", nn.Identity())
+    restored = torch.rand((4, 1, 32, 32), generator=torch.Generator().manual_seed(0))
+    expected = 0.0
+    for part, view in zip(restored.split(2), (batch.first, batch.second), strict=True):
+        error = (part - view.clean).abs().double()
+        error = torch.where(error < 0.1, error**2 / 0.2, error - 0.05)
+        weight = torch.where(view.hidden, 1.0, visible).double()
+        expected += (error * weight).sum().item() / weight.sum().item() / 2
+    assert value(objective, Stub(decoded=restored), batch).item() == pytest.approx(expected, rel=1e-5)
+
+
+# Which levels are on
+
+
+def losses_of(network: UNet, domains: Domains, batch: PretrainBatch, **options: Any) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = build_objective("hierarchical", network, domains, options)(network, batch)
+    return found
+
+
+@pytest.mark.parametrize("level", list(WEIGHTS))
+def test_a_level_alone_and_a_level_off(network: UNet, make_batch: MakeBatch, three_tasks: Domains, level: str) -> None:
+    batch = make_batch(6)
+    alone_ = losses_of(network, three_tasks, batch, weights={level: 1.0})
+    assert {name for name in alone_ if not name.startswith("watch/")} == {level}
+    off = losses_of(network, three_tasks, batch, weights={**WEIGHTS, level: 0})
+    assert {name for name in off if not name.startswith("watch/")} == set(WEIGHTS) - {level}
+
+
+def test_weights_multiply(network: UNet, make_batch: MakeBatch, three_tasks: Domains) -> None:
+    batch = make_batch(6)
+
+    def found(weight: float) -> Tensor:
+        torch.manual_seed(0)
+        return losses_of(network, three_tasks, batch, weights={"task": weight})["task"]
+
+    torch.testing.assert_close(found(3.0), 3 * found(1.0))
+
+
+def test_group_level_waits_for_groups(network: UNet, make_batch: MakeBatch, three_tasks: Domains) -> None:
+    batch = make_batch(6)
+    unknown = Domains(three_tasks.tasks, (-1, -1, -1))
+    objective = build_objective("hierarchical", network, unknown, {"weights": {"group": 1.0}})
+    waiting = objective(network, batch)["group"]
+    waiting.backward()
+    assert waiting.item() == 0
+    assert all(p.grad is None or not p.grad.any() for p in network.parameters())
+    objective.set_groups(torch.tensor([0, 0, 1]))
+    objective(network, batch)["group"].backward()
+    weight = network.encoder.stages[0][0].conv.weight  # type: ignore[index,union-attr]
+    assert weight.grad.any()
+    # The groups that were found are part of the checkpoint.
+    other = build_objective("hierarchical", network, unknown, {"weights": {"group": 1.0}})
+    other.load_state_dict(objective.state_dict())
+    assert torch.equal(other(network, batch)["group"], objective(network, batch)["group"])
+
+
+def test_one_task_asks_no_question_about_tasks(network: UNet, make_batch: MakeBatch) -> None:
+    found = losses_of(network, ONE_TASK, make_batch(4, tasks=1))
+    assert {name for name in found if not name.startswith("watch/")} == {"image", "region", "pixel"}
+
+
+def test_no_level_at_all_is_an_error(network: UNet, three_tasks: Domains) -> None:
+    for domains, weights in ((three_tasks, {"image": 0}), (ONE_TASK, {"task": 1})):
+        with pytest.raises(ConfigError, match="no level is on"):
+            build_objective("hierarchical", network, domains, {"weights": weights})
+
+
+@pytest.mark.parametrize("option", ["group_stage", "task_stage", "region_stage"])
+def test_a_stage_that_is_not_there(network: UNet, three_tasks: Domains, option: str) -> None:
+    with pytest.raises(ConfigError, match=f"'{option}': this network has stages 0 to"):
+        build_objective("hierarchical", network, three_tasks, {option: 4})
