@@ -107,10 +107,15 @@ class Run:
         """
         if (path / INFO).exists():
             run = cls.open(path)
-            if run.config != config:
-                changed = [name for name in type(config).model_fields if _differs(run.config, config, name)]
+            if run.info.stage != info.stage:
                 raise RunError(
-                    f"holds a run with other options ({', '.join(changed) or 'another stage'})",
+                    f"holds a run of another stage ({run.info.stage})", path=path, hint="give another folder"
+                )
+            # As JSON, for that is what was read back: a list and a tuple are the same option.
+            before, now = (each.model_dump(mode="json") for each in (run.config, config))
+            if changed := [name for name in now if now[name] != before[name]]:
+                raise RunError(
+                    f"holds a run with other options ({', '.join(changed)})",
                     path=path,
                     hint="give another folder, or the same options to continue it",
                 )
@@ -175,6 +180,7 @@ class Run:
         folder = self.path / CHECKPOINT
         steps = [int(path.name.removeprefix("step-")) for path in folder.glob("step-*")]
         if not steps:
+            self._trim_metrics(0)
             return {"step": 0}
         source = folder / f"step-{max(steps)}"
         for name, module in modules.items():
@@ -200,7 +206,7 @@ class Run:
         path = self.path / METRICS
         new = not path.exists()
         with path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
+            writer = csv.writer(file, lineterminator="\n")
             if new:
                 writer.writerow(("step", "name", "value"))
             writer.writerows((step, name, f"{value:.6g}") for name, value in values.items())
@@ -224,7 +230,7 @@ def load_unet(path: Path | str) -> tuple[UNet, Run]:
     if run.info.stage == "finetune":
         weights = {key.removeprefix("unet."): value for key, value in weights.items() if key.startswith("unet.")}
     network = build_network(run.info.network)
-    network.load_state_dict(weights)
+    _put(weights, network, run.path / WEIGHTS)
     return network.eval(), run
 
 
@@ -238,7 +244,7 @@ def load_segmentation(path: Path | str) -> tuple[SegmentationNetwork, Run, TaskI
     if run.info.task is None:
         raise RunError("is a pre-training run, which predicts no masks", path=run.path, hint="fine-tune it first")
     network = SegmentationNetwork(build_network(run.info.network), run.info.task.classes)
-    network.load_state_dict(run.load_weights())
+    _put(run.load_weights(), network, run.path / WEIGHTS)
     return network.eval(), run, run.info.task
 
 
@@ -291,5 +297,8 @@ def _load_tensors(path: Path) -> dict[str, Tensor]:
         raise RunError(f"cannot be read: {error}", path=path) from error
 
 
-def _differs(first: BaseModel, second: BaseModel, name: str) -> bool:
-    return getattr(first, name, None) != getattr(second, name, None)
+def _put(weights: dict[str, Tensor], network: nn.Module, path: Path) -> None:
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise RunError("are not the weights of this run's network", path=path) from error

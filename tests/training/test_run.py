@@ -1,0 +1,283 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.optim import AdamW
+
+from hssl.config import FinetuneConfig, PretrainConfig
+from hssl.errors import RunError
+from hssl.networks import SegmentationNetwork, UNet
+from hssl.training.run import Run, RunInfo, load_segmentation, load_unet, provenance
+
+
+def info(config, **given) -> RunInfo:
+    values = {
+        "stage": "pretrain" if isinstance(config, PretrainConfig) else "finetune",
+        "network": config.network,
+        "subjects_seen": {"Blobs": ["b"]},
+        "masks_seen": {},
+        "provenance": provenance(config, {"store": "s", "split": "p"}),
+    }
+    return RunInfo.model_validate({**values, **given})
+
+
+@pytest.fixture
+def run(tmp_path, pretrain_config) -> Run:
+    config = pretrain_config()
+    return Run.start(tmp_path / "run", config, info(config))
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def trained(seed: int) -> tuple[nn.Module, AdamW]:
+    torch.manual_seed(seed)
+    network = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1))
+    optimizer = AdamW(network.parameters(), lr=0.1)
+    for _ in range(3):
+        step(network, optimizer)
+    return network, optimizer
+
+
+def step(network: nn.Module, optimizer: AdamW) -> None:
+    optimizer.zero_grad()
+    network(torch.linspace(0, 1, 6).view(2, 3)).square().sum().backward()
+    optimizer.step()
+
+
+def test_a_new_run_can_be_opened(run):
+    opened = Run.open(run.path)
+    assert opened.config == run.config
+    assert opened.info == run.info
+    assert names(run.path) == {"config.json", "run.json"}
+    assert not opened.info.complete
+    assert opened.info.provenance["seed"] == 0
+    assert {"hssl", "torch", "python"} <= opened.info.provenance["versions"].keys()
+
+
+def test_the_same_options_continue_a_run(run):
+    again = Run.start(run.path, run.config, info(run.config))
+    assert again.info == run.info
+
+
+def test_options_given_as_other_types_are_the_same_options(tmp_path, pretrain_config):
+    config = pretrain_config(options={"weights": {"image": 1}, "places": (1, 2)})
+    Run.start(tmp_path / "run", config, info(config))
+    assert Run.start(tmp_path / "run", config, info(config)).config.options["weights"] == {"image": 1}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"steps": 9}, r"other options \(steps\)"),
+        ({"seed": 1, "view": {"rotate": 3}}, r"other options \(seed, view\)"),
+        ({"network": "small"}, r"other options \(network\)"),
+    ],
+)
+def test_other_options_are_refused_by_name(run, pretrain_config, given, message):
+    before = {path.name: path.read_bytes() for path in run.path.iterdir()}
+    config = pretrain_config(**given)
+    with pytest.raises(RunError, match=message):
+        Run.start(run.path, config, info(config))
+    assert {path.name: path.read_bytes() for path in run.path.iterdir()} == before
+
+
+def test_another_stage_is_refused(run, finetune_config):
+    config = finetune_config()
+    with pytest.raises(RunError, match="another stage"):
+        Run.start(run.path, config, info(config))
+
+
+def test_other_data_is_refused(run):
+    other = info(run.config, provenance=provenance(run.config, {"store": "other", "split": "p"}))
+    with pytest.raises(RunError, match="from other data"):
+        Run.start(run.path, run.config, other)
+
+
+def test_a_folder_with_something_else_is_left_alone(tmp_path, pretrain_config):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    config = pretrain_config()
+    with pytest.raises(RunError, match="is not a run folder, and not empty"):
+        Run.start(tmp_path, config, info(config))
+    assert names(tmp_path) == {"thesis.txt"}
+    with pytest.raises(RunError, match="is not a run folder"):
+        Run.start(tmp_path / "thesis.txt", config, info(config))
+
+
+def test_what_is_no_run_cannot_be_opened(tmp_path, run):
+    with pytest.raises(RunError, match="is not a run folder"):
+        Run.open(tmp_path)
+    with pytest.raises(RunError, match="is not a run folder"):
+        load_unet(tmp_path / "missing")
+    (run.path / "config.json").unlink()
+    with pytest.raises(RunError, match="cannot be read"):
+        Run.open(run.path)
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"stage": "pretrain"}', '{"stage": "bake"}'])
+def test_damaged_run_files(run, text):
+    (run.path / "run.json").write_text(text)
+    with pytest.raises(RunError) as caught:
+        Run.open(run.path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_brings_everything_back(run):
+    network, optimizer = trained(0)
+    run.save_checkpoint(3, {"net": network}, optimizer, {"best": 0.25})
+    copy, fresh = trained(1)
+    fresh = AdamW(copy.parameters(), lr=0.1)
+    assert run.load_checkpoint({"net": copy}, fresh) == {"step": 3, "best": 0.25}
+    for _ in range(2):
+        step(network, optimizer)
+        step(copy, fresh)
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), copy.parameters(), strict=True))
+
+
+def test_only_the_latest_checkpoint_is_kept(run):
+    network, optimizer = trained(0)
+    for number in (2, 10, 4):
+        run.save_checkpoint(number, {"net": network}, optimizer, {})
+    assert names(run.path / "checkpoint") == {"step-4"}
+    assert names(run.path / "checkpoint" / "step-4") == {"net.safetensors", "optimizer.safetensors", "state.json"}
+
+
+def test_the_later_of_two_checkpoints_counts(run):
+    network, optimizer = trained(0)
+    run.save_checkpoint(9, {"net": network}, optimizer, {})
+    (run.path / "checkpoint" / "step-9").rename(run.path / "kept")
+    run.save_checkpoint(10, {"net": network}, optimizer, {})
+    (run.path / "kept").rename(run.path / "checkpoint" / "step-9")  # as if stopped before it was dropped
+    assert run.load_checkpoint({"net": network}, optimizer)["step"] == 10
+
+
+def test_half_a_checkpoint_is_harmless(run, monkeypatch):
+    network, optimizer = trained(0)
+    run.save_checkpoint(3, {"net": network}, optimizer, {})
+    expected = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    step(network, optimizer)
+    with monkeypatch.context() as patch:
+        patch.setattr("hssl.training.run.write_text", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+        with pytest.raises(OSError, match="disk full"):
+            run.save_checkpoint(4, {"net": network}, optimizer, {})
+    assert names(run.path / "checkpoint") == {"step-3", ".step-4.tmp"}
+    copy, fresh = trained(1)
+    assert run.load_checkpoint({"net": copy}, fresh)["step"] == 3
+    assert all(torch.equal(copy.state_dict()[name], tensor) for name, tensor in expected.items())
+    run.save_checkpoint(4, {"net": network}, optimizer, {})
+    assert names(run.path / "checkpoint") == {"step-4"}
+
+
+def test_a_damaged_checkpoint_is_named(run):
+    network, optimizer = trained(0)
+    run.save_checkpoint(3, {"net": network}, optimizer, {})
+    file = run.path / "checkpoint" / "step-3" / "net.safetensors"
+    file.write_bytes(file.read_bytes()[:-5])
+    with pytest.raises(RunError, match=r"net\.safetensors: cannot be read"):
+        run.load_checkpoint({"net": network}, optimizer)
+
+
+def test_metrics_are_one_value_a_row(run):
+    run.log(1, {"loss": 1 / 3, "rate": 1e-3})
+    run.log(2, {"dice": 0.5})
+    text = "step,name,value\n1,loss,0.333333\n1,rate,0.001\n2,dice,0.5\n"
+    assert (run.path / "metrics.csv").read_bytes() == text.encode()
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_metrics_after_the_checkpoint_are_dropped(run, saved):
+    network, optimizer = trained(0)
+    run.log(2, {"loss": 1.0})
+    if saved:
+        run.save_checkpoint(2, {"net": network}, optimizer, {})
+    run.log(3, {"loss": 2.0})
+    run.load_checkpoint({"net": network}, optimizer)
+    assert (run.path / "metrics.csv").read_text() == "step,name,value\n" + "2,loss,1\n" * saved
+
+
+def finished(path: Path, config: PretrainConfig | FinetuneConfig, network: nn.Module, **given: object) -> Run:
+    run = Run.start(path, config, info(config, **given))
+    run.save_weights(network)
+    run.finish({"loss": 0.5})
+    return run
+
+
+def test_finish_drops_the_checkpoint(run):
+    network, optimizer = trained(0)
+    run.save_checkpoint(3, {"net": network}, optimizer, {})
+    run.save_weights(network)
+    run.finish({"loss": 0.5})
+    assert names(run.path) == {"config.json", "run.json", "weights.safetensors"}
+    assert Run.open(run.path).info.complete
+    assert Run.open(run.path).info.result == {"loss": 0.5}
+
+
+def test_load_unet(tmp_path, pretrain_config):
+    torch.manual_seed(0)
+    network = UNet(pretrain_config().network)
+    finished(tmp_path / "run", pretrain_config(), network)
+    loaded, run = load_unet(tmp_path / "run")
+    assert not loaded.training
+    assert run.info.stage == "pretrain"
+    assert loaded.state_dict().keys() == network.state_dict().keys()
+    assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in network.state_dict().items())
+
+
+def test_load_segmentation(tmp_path, finetune_config, make_store):
+    torch.manual_seed(0)
+    task = make_store().tasks["Blobs"]
+    config = finetune_config()
+    network = SegmentationNetwork(UNet(config.network), 2)
+    finished(tmp_path / "run", config, network, task=task)
+    loaded, run, found = load_segmentation(tmp_path / "run")
+    assert (loaded.training, found, run.path) == (False, task, tmp_path / "run")
+    image = torch.rand(1, 1, 16, 16)
+    assert torch.equal(loaded(image), network(image))
+    # Its encoder and decoder can be the start of another run.
+    unet, _ = load_unet(tmp_path / "run")
+    assert torch.equal(unet(image), network.unet(image))
+
+
+def test_channels_last_weights_are_saved_as_they_are(tmp_path, pretrain_config):
+    network = UNet(pretrain_config().network).to(memory_format=torch.channels_last)
+    finished(tmp_path / "run", pretrain_config(), network)
+    saved = load_file(tmp_path / "run" / "weights.safetensors")
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in network.state_dict().items())
+
+
+def test_an_unfinished_run_cannot_be_loaded(run):
+    with pytest.raises(RunError, match=r"has not come to its end.*run the same command again"):
+        load_unet(run.path)
+
+
+def test_a_pretraining_run_predicts_nothing(tmp_path, pretrain_config):
+    finished(tmp_path / "run", pretrain_config(), UNet(pretrain_config().network))
+    with pytest.raises(RunError, match="predicts no masks"):
+        load_segmentation(tmp_path / "run")
+
+
+def test_damaged_weights(tmp_path, pretrain_config):
+    run = finished(tmp_path / "run", pretrain_config(), UNet(pretrain_config().network))
+    weights = run.path / "weights.safetensors"
+    save_file({"foreign": torch.zeros(1)}, weights)
+    with pytest.raises(RunError, match="are not the weights of this run's network"):
+        load_unet(run.path)
+    weights.write_bytes(b"\x80\x04 not safetensors")
+    with pytest.raises(RunError, match=r"weights\.safetensors: cannot be read"):
+        load_unet(run.path)
+    weights.unlink()
+    with pytest.raises(RunError, match=r"weights\.safetensors: cannot be read"):
+        load_unet(run.path)
+
+
+def test_run_json_is_plain(run):
+    content = json.loads((run.path / "run.json").read_text())
+    assert content["stage"] == "pretrain"
+    assert content["subjects_seen"] == {"Blobs": ["b"]}
+    assert content["provenance"]["data"] == {"store": "s", "split": "p"}
