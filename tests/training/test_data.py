@@ -105,6 +105,12 @@ def test_more_domains_than_tasks_is_all_tasks(make_store, pretrain_config):
     assert data[0].task.tolist() == [0] * 4
 
 
+def test_no_more_domains_than_images(make_store, pretrain_config):
+    store = make_store({"A": 5, "B": 5})
+    data = PretrainData(store, ["A", "B"], pretrain_config(batch_size=1, domains_per_batch=2))
+    assert data[0].task.shape == (1,)
+
+
 def test_every_subject_before_any_comes_twice(make_store, pretrain_config):
     store = make_store({"A": 6})  # four to train on
     data = PretrainData(store, ["A"], pretrain_config(batch_size=6))

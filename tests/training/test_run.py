@@ -29,7 +29,13 @@ def info(config, **given) -> RunInfo:
 @pytest.fixture
 def run(tmp_path, pretrain_config) -> Run:
     config = pretrain_config()
-    return Run.start(tmp_path / "run", config, info(config))
+    return created(tmp_path / "run", config)
+
+
+def created(path: Path, config: PretrainConfig | FinetuneConfig, **given: object) -> Run:
+    run = Run.start(path, config, info(config, **given))
+    run.create()
+    return run
 
 
 def names(folder: Path) -> set[str]:
@@ -62,13 +68,22 @@ def test_a_new_run_can_be_opened(run):
 
 
 def test_the_same_options_continue_a_run(run):
+    written = (run.path / "run.json").stat().st_mtime_ns
     again = Run.start(run.path, run.config, info(run.config))
+    again.create()
     assert again.info == run.info
+    assert (run.path / "run.json").stat().st_mtime_ns == written
+
+
+def test_nothing_is_written_before_create(tmp_path, pretrain_config):
+    config = pretrain_config()
+    Run.start(tmp_path / "run", config, info(config))
+    assert not names(tmp_path)
 
 
 def test_options_given_as_other_types_are_the_same_options(tmp_path, pretrain_config):
     config = pretrain_config(options={"weights": {"image": 1}, "places": (1, 2)})
-    Run.start(tmp_path / "run", config, info(config))
+    created(tmp_path / "run", config)
     assert Run.start(tmp_path / "run", config, info(config)).config.options["weights"] == {"image": 1}
 
 
@@ -202,7 +217,7 @@ def test_metrics_after_the_checkpoint_are_dropped(run, saved):
 
 
 def finished(path: Path, config: PretrainConfig | FinetuneConfig, network: nn.Module, **given: object) -> Run:
-    run = Run.start(path, config, info(config, **given))
+    run = created(path, config, **given)
     run.save_weights(network)
     run.finish({"loss": 0.5})
     return run

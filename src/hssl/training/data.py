@@ -112,7 +112,7 @@ class PretrainData(Dataset[WindowBatch]):
         )
 
     def _draw_cases(self, rng: Generator) -> list[tuple[int, int]]:
-        count = min(self.config.domains_per_batch, len(self.by_subject))
+        count = min(self.config.domains_per_batch, len(self.by_subject), self.config.batch_size)
         tasks = rng.choice(len(self.by_subject), size=count, replace=False, p=self.task_weights)
         drawn = []
         for share, task in zip(np.array_split(np.arange(self.config.batch_size), count), tasks, strict=True):

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from hssl.config import FinetuneConfig
 from hssl.errors import RunError
-from hssl.networks import SegmentationNetwork, build_network
+from hssl.networks import SegmentationNetwork, build_network, predict_volume
 from hssl.store import Store
 from hssl.training.data import FinetuneData, LabelledBatch
 from hssl.training.loop import Stage, channels_last, console, fit
@@ -92,14 +92,10 @@ class Finetuning(Stage):
 
     def validate(self) -> float:
         """Mean Dice over validation cases and labels, in the store's grid."""
-        from hssl.inference import predict_volume
-
         self.network.eval()
         scores = [
             dice_by_label(
-                predict_volume(self.network, self.store.image(case), patch_size=(self.config.patch_size,) * 2).argmax(
-                    0
-                ),
+                predict_volume(self.network, self.store.image(case), patch_size=self.config.patch_size).argmax(0),
                 self.store.label(case),
                 list(self.store.tasks[self.config.task].labels),
             )
@@ -171,6 +167,7 @@ def finetune(store: Store | Path | str, output: Path | str, *, config: FinetuneC
     if run.info.complete:
         console.print(f"{run.path} is complete: nothing to do", highlight=False)
         return run
+    run.create()
     count = len(labelled)
     console.print(
         f"{config.task}: masks of {count} subject{'s' * (count > 1)} ({', '.join(labelled[:4])}{' ...' * (count > 4)})"

@@ -44,6 +44,7 @@ class Stage(pl.LightningModule):
         self.config, self.run = config, run
         self.start = 0
         self.extra: dict[str, Any] = {}
+        self.latest: dict[str, Tensor] = {}
 
     @abstractmethod
     def losses(self, batch: Any, step: int, generator: Generator) -> dict[str, Tensor]:
@@ -137,16 +138,17 @@ class Keeper(Callback):
         step = stage.step_number()
         stage.after_step(step)
         last = step == stage.config.steps
-        if step % stage.config.log_every == 0 or last:
+        logs, saves = step % stage.config.log_every == 0 or last, step % stage.config.checkpoint_every == 0 or last
+        if logs or saves:  # what is checked here never replaces a good checkpoint by a bad one
             values = {name: float(value) for name, value in stage.latest.items()}
             check(values, step)
-            if trainer.is_global_zero:
+            if logs and trainer.is_global_zero:
                 rate = {"learning_rate": trainer.optimizers[0].param_groups[0]["lr"]}
                 stage.run.log(step, values | rate)
                 for logger in trainer.loggers:
                     logger.log_metrics(values | rate, step)
                 self._show(step, stage.config.steps, values)
-        if (step % stage.config.checkpoint_every == 0 or last) and trainer.is_global_zero:
+        if saves and trainer.is_global_zero:
             stage.run.save_checkpoint(step, stage.trained(), trainer.optimizers[0], stage.extra)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

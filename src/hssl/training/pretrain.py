@@ -117,6 +117,7 @@ def pretrain(store: Store | Path | str, output: Path | str, *, config: PretrainC
     stage = Pretraining(config, store, run, tasks)
     check_patch(config.patch_size, stage.network)
     announce(stage, len(tasks))
+    run.create()
     if isinstance(config.groups, dict):
         _report_groups(given_groups(tasks, config.groups), run)
     seconds = fit(stage, f"pretrain {len(tasks)} task{'s' * (len(tasks) > 1)}")
@@ -126,7 +127,7 @@ def pretrain(store: Store | Path | str, output: Path | str, *, config: PretrainC
 
 
 def check_patch(patch: int, network: UNet) -> None:
-    """Checks that the network can halve a patch as often as it has stages.
+    """Checks that the network can halve a patch as often as it has stages, and has two pixels left to normalise.
 
     Raises:
         ConfigError: It cannot.
@@ -135,6 +136,8 @@ def check_patch(patch: int, network: UNet) -> None:
     if patch % divisor:
         nearest = max(round(patch / divisor), 1) * divisor
         raise ConfigError(f"patch size {patch} is not a multiple of {divisor}", hint=f"take {nearest}")
+    if all(patch == each for each in network.divisor):
+        raise ConfigError(f"patch size {patch} leaves the deepest stage one pixel", hint=f"take {2 * divisor}")
 
 
 def announce(stage: Pretraining, tasks: int) -> None:

@@ -100,7 +100,7 @@ class Run:
 
     @classmethod
     def start(cls, path: Path, config: PretrainConfig | FinetuneConfig, info: RunInfo) -> Run:
-        """Makes a run folder, or opens the one that is there to continue it.
+        """Opens the run folder that is there to continue it, or a new run; nothing is written before `create`.
 
         Raises:
             RunError: The folder holds another run or something else, and is left as it is.
@@ -124,11 +124,14 @@ class Run:
             return run
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise RunError("is not a run folder, and not empty", path=path, hint="give another folder")
-        path.mkdir(parents=True, exist_ok=True)
-        run = cls(path, config, info)
-        write_text(path / CONFIG, config.model_dump_json(indent=1))
-        run.write_info()
-        return run
+        return cls(path, config, info)
+
+    def create(self) -> None:
+        """Makes the folder of a new run; to be called once every option is known to fit."""
+        if not (self.path / INFO).exists():
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_text(self.path / CONFIG, self.config.model_dump_json(indent=1))
+            self.write_info()
 
     def write_info(self) -> None:
         """Writes ``run.json``."""
