@@ -348,6 +348,17 @@ def benchmark(
 
 
 @app.command()
+def report(
+    bench: Annotated[Path, typer.Argument(metavar="BENCH", help="A folder that hssl benchmark wrote.")],
+) -> None:
+    """Write tables and figures of a benchmark into one HTML page."""
+    from hssl import benchmark as room
+    from hssl import console
+
+    console.print_line(str(room.write_report(bench)))
+
+
+@app.command()
 def demo(
     output: Output = Path("demo"),
     seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,

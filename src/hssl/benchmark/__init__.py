@@ -1,6 +1,25 @@
-"""The comparison: a plan of arms, its grid of runs, their ledger, statistics and report."""
+"""The comparison: a plan of arms, its grid of runs, their ledger, statistics and report.
 
-from hssl.benchmark.plan import Arm, BenchmarkPlan
-from hssl.benchmark.runner import run_benchmark
+Names are imported when they are first used: a worker process needs none of what the report draws with.
+"""
 
-__all__ = ["Arm", "BenchmarkPlan", "run_benchmark"]
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hssl.benchmark.plan import Arm, BenchmarkPlan
+    from hssl.benchmark.report import write_report
+    from hssl.benchmark.runner import run_benchmark
+
+_HOMES = {"Arm": "plan", "BenchmarkPlan": "plan", "run_benchmark": "runner", "write_report": "report"}
+
+__all__ = ["Arm", "BenchmarkPlan", "run_benchmark", "write_report"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name on first use."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'hssl.benchmark' has no attribute {name!r}")
+    return getattr(import_module(f"hssl.benchmark.{_HOMES[name]}"), name)

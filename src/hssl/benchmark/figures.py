@@ -1,0 +1,201 @@
+"""The figures of the report, each as a data URI to put into the page."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from scipy.cluster.hierarchy import dendrogram
+
+from hssl.benchmark.pictures import Features, Overlay
+from hssl.benchmark.statistics import Difference, Summary
+
+GREY = "#6b7280"
+MAIN_COLOURS = ("#8b93a1", "#e08e2b", "#1d5fae")
+"""Of scratch, single-domain and joint."""
+OTHER_COLOURS = ("#3a9a77", "#a44a9c", "#c4453c", "#7a6a2f", "#5a55c0", "#2f8fa8", "#93602f", "#4d4d4d")
+STYLE: dict[Any, Any] = {
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#c3c8d0",
+    "axes.labelcolor": "#374151",
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "xtick.color": "#4b5563",
+    "ytick.color": "#4b5563",
+    "xtick.major.size": 3,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+    "svg.hashsalt": "hssl",
+}
+
+
+def colours(main: Sequence[str], others: Sequence[str]) -> dict[str, str]:
+    """A colour for each arm, the same in every figure."""
+    shared = {arm: OTHER_COLOURS[number % len(OTHER_COLOURS)] for number, arm in enumerate(others)}
+    return dict(zip(main, MAIN_COLOURS[-len(main) :] if len(main) < 3 else MAIN_COLOURS, strict=False)) | shared
+
+
+def gain_bars(groups: Mapping[str, Sequence[Difference]], colour: Mapping[str, str], unit: str) -> str:
+    """Bars of paired differences with their intervals, one block a task.
+
+    Args:
+        groups: Differences to draw, by the name of their series.
+        colour: Of each series.
+        unit: What the axis shows.
+    """
+    tasks = list(dict.fromkeys(each.task for series in groups.values() for each in series))
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(8.2, 0.9 + len(tasks) * (0.2 * len(groups) + 0.16)), layout="constrained")
+        axes = figure.subplots()
+        height = 0.8 / len(groups)
+        for number, (name, series) in enumerate(groups.items()):
+            at = [tasks.index(each.task) + (number + 0.5) * height - 0.4 for each in series]
+            values = [100 * each.mean for each in series]
+            axes.barh(at, values, height * 0.86, color=colour[name], label=name)
+            for y, each in zip(at, series, strict=True):
+                if each.low is not None and each.high is not None:
+                    axes.plot([100 * each.low, 100 * each.high], [y, y], color="#1f2937", linewidth=1)
+        axes.axvline(0, color="#374151", linewidth=0.8)
+        axes.set_yticks(range(len(tasks)), tasks)
+        axes.set_ylim(len(tasks) - 0.45, -0.55)
+        axes.grid(axis="x", color="#e5e7eb", linewidth=0.7)
+        axes.set_axisbelow(True)
+        axes.set_xlabel(unit)
+        axes.spines["left"].set_visible(False)
+        figure.legend(loc="outside upper left", ncols=len(groups))
+        return _svg(figure)
+
+
+def efficiency_curves(
+    summaries: Sequence[Summary], shares: Mapping[str, float], arms: Sequence[str], colour: Mapping[str, str]
+) -> str:
+    """Dice over the share of the labels, one small chart a task; bars are the standard deviation over seeds."""
+    tasks = list(dict.fromkeys(each.task for each in summaries))
+    columns = min(3, len(tasks))
+    rows = -(-len(tasks) // columns)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(8.2, 2.2 * rows + 0.4), layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False)
+        for axes in grid.flat[len(tasks) :]:
+            axes.remove()
+        for axes, task in zip(grid.flat, tasks, strict=False):
+            for arm in arms:
+                points = sorted(
+                    (shares[each.labels], 100 * each.mean, 100 * (each.spread or 0))
+                    for each in summaries
+                    if (each.task, each.arm) == (task, arm) and each.mean is not None
+                )
+                if points:
+                    x, y, spread = zip(*points, strict=True)
+                    line = {"color": colour[arm], "linewidth": 1.6, "markersize": 3.5, "capsize": 2, "elinewidth": 0.8}
+                    axes.errorbar(x, y, spread, marker="o", label=arm, **line)
+            axes.set_title(task)
+            axes.set_xscale("log")
+            ticks = {shares[each.labels]: each.labels for each in summaries if each.task == task}
+            axes.set_xticks(list(ticks), list(ticks.values()))
+            axes.minorticks_off()
+            axes.grid(axis="y", color="#e5e7eb", linewidth=0.7)
+        figure.supxlabel("labelled training subjects", fontsize=9, color="#374151")
+        figure.supylabel("Dice (%)", fontsize=9, color="#374151")
+        handles, names = grid[0, 0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside upper left", ncols=len(arms))
+        return _svg(figure)
+
+
+def group_tree(groups: Mapping[str, Any]) -> str | None:
+    """The tree of tasks by which groups were found; None where they were set by hand.
+
+    Args:
+        groups: What ``groups.json`` of a pre-training holds.
+    """
+    if not groups.get("tree"):
+        return None
+    members, tree = groups["groups"], np.array(groups["tree"], np.float64)
+    count = len(set(members.values()))
+    heights = tree[:, 2]
+    cut = float((heights[-count] + heights[1 - count]) / 2) if count > 1 else float(heights[-1]) * 1.1
+    with mpl.rc_context({**STYLE, "lines.linewidth": 1.6}):
+        figure = Figure(figsize=(8.2, 0.34 * len(members) + 0.8), layout="constrained")
+        axes = figure.subplots()
+        labels = [f"{task}  · group {group + 1}" for task, group in members.items()]
+        dendrogram(
+            tree, labels=labels, orientation="left", color_threshold=cut, above_threshold_color="#9ca3af", ax=axes
+        )
+        axes.axvline(cut, color="#9ca3af", linestyle=":", linewidth=1)
+        axes.set_xlabel("cosine distance of mean features")
+        axes.spines["left"].set_visible(False)
+        axes.tick_params(axis="y", labelsize=9)
+        return _svg(figure)
+
+
+def feature_map(before: Features, after: Features) -> str:
+    """Two maps of slices, a colour for each task."""
+    tasks = list(dict.fromkeys(after.tasks))
+    palette = mpl.colormaps["tab10"].colors  # type: ignore[attr-defined]
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(8.2, 4.3), layout="constrained")
+        for axes, features, title in zip(
+            figure.subplots(1, 2), (before, after), ("random start", "after joint pre-training"), strict=True
+        ):
+            names = np.array(features.tasks)
+            for number, task in enumerate(tasks):
+                x, y = features.points[names == task].T
+                axes.scatter(x, y, s=9, color=palette[number % 10], label=task, linewidths=0, alpha=0.85)
+            axes.set_title(f"{title}: nearest neighbour of another subject has the same task in {features.purity:.0%}")
+            axes.title.set(fontsize=8)
+            axes.set(xticks=[], yticks=[])
+            axes.spines[["left", "bottom"]].set_visible(False)
+        handles, names_ = axes.get_legend_handles_labels()
+        figure.legend(handles, names_, loc="outside lower center", ncols=5, markerscale=2, fontsize=8)
+        return _png(figure)
+
+
+def overlay_rows(overlays: Sequence[Overlay]) -> str:
+    """A row for each case: image, truth, and the mask of each arm."""
+    columns = ["image", "truth", *overlays[0].masks]
+    with mpl.rc_context(STYLE):
+        layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
+        figure = Figure(figsize=(1.45 * len(columns), 1.62 * len(overlays) + 0.1), layout=layout)
+        grid = figure.subplots(len(overlays), len(columns), squeeze=False)
+        for row, overlay in zip(grid, overlays, strict=True):
+            for axes, name in zip(row, columns, strict=True):
+                axes.imshow(overlay.image, "gray", vmin=0, vmax=1, aspect=overlay.aspect)
+                if name != "image":
+                    _draw_mask(axes, overlay.truth if name == "truth" else overlay.masks[name])
+                title = {"image": overlay.title, "truth": "truth"}.get(name)
+                axes.set_title(title or f"{name}  {100 * overlay.dice[name]:.0f}", fontsize=7)
+                axes.set_axis_off()
+        return _png(figure)
+
+
+def _draw_mask(axes: Axes, mask: np.ndarray[Any, Any]) -> None:
+    palette = mpl.colormaps["tab10"].colors  # type: ignore[attr-defined]
+    for value in np.unique(mask[mask > 0]):
+        colour = palette[(int(value) + 2) % 10]
+        layer = np.zeros((*mask.shape, 4))
+        layer[mask == value] = (*colour, 0.4)
+        axes.imshow(layer, interpolation="nearest", aspect=axes.get_aspect())
+        axes.contour(mask == value, [0.5], colors=[colour], linewidths=0.7)
+
+
+def _svg(figure: Figure) -> str:
+    with io.BytesIO() as file:
+        figure.savefig(file, format="svg", metadata={"Date": None})
+        return f"data:image/svg+xml;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _png(figure: Figure) -> str:
+    with io.BytesIO() as file:
+        figure.savefig(file, format="png", dpi=150)
+        return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

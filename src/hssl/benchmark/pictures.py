@@ -1,0 +1,192 @@
+"""What the report shows of images and networks; needs the store and the run folders beside the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from scipy.spatial.distance import cdist
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+
+from hssl.benchmark.statistics import Row, case_values
+from hssl.benchmark.worker import OVERLAYS, widest_slice
+from hssl.networks import UNet, build_network, grid_pool
+from hssl.store import CaseRecord, Store
+from hssl.training import load_unet
+
+GRID = 3
+SLICES = 40
+SIDE = 128
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """One slice of a case, and what was found there.
+
+    Attributes:
+        title: Which case it is.
+        image: float32 ``[rows, columns]`` in [0, 1].
+        truth: uint8 ``[rows, columns]``, label values.
+        masks: The same from each arm.
+        dice: Of each arm, over the whole case, in [0, 1].
+        aspect: Height of a pixel over its width.
+    """
+
+    title: str
+    image: NDArray[np.float32]
+    truth: NDArray[np.uint8]
+    masks: dict[str, NDArray[np.uint8]]
+    dice: dict[str, float]
+    aspect: float
+
+
+@dataclass(frozen=True)
+class Features:
+    """Slices on a map.
+
+    Attributes:
+        points: float ``[slices, 2]``.
+        tasks: Task of each slice.
+        purity: Share of slices whose nearest neighbour among other subjects, in the full feature space, is of their
+            task.
+    """
+
+    points: NDArray[np.float64]
+    tasks: list[str]
+    purity: float
+
+
+def find_overlays(bench: Path, store: Store, rows: Sequence[Row], arms: Sequence[str]) -> dict[str, list[Overlay]]:
+    """The worst, the median and the best case of each task by the Dice of the last of `arms`.
+
+    Args:
+        bench: Folder of the benchmark.
+        store: The data that it was run on.
+        rows: Lines of the ledger, with one share of the labels.
+        arms: Whose masks to show; a task where they lack a common seed, or their masks are gone, is left out.
+    """
+    found = {}
+    for task in dict.fromkeys(row["task"] for row in rows):
+        runs: dict[int, dict[str, Row]] = {}
+        for row in rows:
+            if row["task"] == task and row["arm"] in arms and (_folder(bench, row) / OVERLAYS).exists():
+                runs.setdefault(row["seed"], {})[row["arm"]] = row
+        complete = [runs[seed] for seed in sorted(runs) if len(runs[seed]) == len(arms)]
+        if complete and task in store.tasks:
+            found[task] = _overlays(bench, store, complete[0], arms)
+    return {task: overlays for task, overlays in found.items() if overlays}
+
+
+def _overlays(bench: Path, store: Store, runs: Mapping[str, Row], arms: Sequence[str]) -> list[Overlay]:
+    dice = {arm: case_values(runs[arm]) for arm in arms}
+    ranked = sorted(dice[arms[-1]], key=lambda case: dice[arms[-1]][case])
+    chosen = {name: ranked[at] for name, at in (("worst", 0), ("median", len(ranked) // 2), ("best", -1)) if ranked}
+    records = {case.id: case for case in store.cases(runs[arms[-1]]["task"])}
+    masks = {arm: dict(np.load(_folder(bench, runs[arm]) / OVERLAYS, allow_pickle=False)) for arm in arms}
+    return [
+        _overlay(
+            f"{name}: {case}", store, records[case], {a: masks[a][case] for a in arms}, {a: dice[a][case] for a in arms}
+        )
+        for name, case in chosen.items()
+        if case in records and all(case in masks[arm] and case in dice[arm] for arm in arms)
+    ]
+
+
+def _overlay(
+    title: str, store: Store, case: CaseRecord, masks: dict[str, NDArray[np.uint8]], dice: dict[str, float]
+) -> Overlay:
+    number = widest_slice(store.label(case))
+    truth = np.asarray(store.label(case)[number])
+    window = _window(np.any([truth, *masks.values()], axis=0))
+    _, height, width = store.tasks[case.task].plan.stored_spacing(case.geometry)
+    return Overlay(
+        title,
+        np.asarray(store.image(case)[number], np.float32)[window],
+        truth[window],
+        {arm: mask[window] for arm, mask in masks.items()},
+        dice,
+        height / width,
+    )
+
+
+def _window(shown: NDArray[np.bool_]) -> tuple[slice, slice]:
+    """A square around all that is marked, with room around it, as far as the image goes."""
+    if not shown.any():
+        return slice(None), slice(None)
+    ends = [np.flatnonzero(shown.any(axis=axis))[[0, -1]] for axis in (1, 0)]
+    side = max(64, int(1.6 * max(last - first for first, last in ends)))
+    starts = [
+        max(0, min((first + last - side) // 2, size - side))
+        for (first, last), size in zip(ends, shown.shape, strict=True)
+    ]
+    return slice(int(starts[0]), int(starts[0]) + side), slice(int(starts[1]), int(starts[1]) + side)
+
+
+def map_features(run: Path, store: Store) -> tuple[Features, Features]:
+    """Maps validation slices by the deepest features of a pre-trained network, before and after its training.
+
+    Features are pooled on a 3 x 3 grid, standardised, brought to 30 dimensions by PCA and to two by t-SNE.
+
+    Args:
+        run: The pre-training.
+        store: The data that it was run on.
+
+    Raises:
+        RunError: The run is not complete, or its weights are gone.
+    """
+    after, opened = load_unet(run)
+    torch.manual_seed(opened.config.seed)
+    before = build_network(opened.info.network).eval()
+    cases = [
+        (task, case)
+        for task in opened.info.subjects_seen
+        for case in store.cases(task, store.split(task).val or store.split(task).test)
+    ]
+    pictures, tasks, subjects = _pictures(store, cases)
+    return _mapped(before, pictures, tasks, subjects), _mapped(after, pictures, tasks, subjects)
+
+
+def _pictures(store: Store, cases: Sequence[tuple[str, CaseRecord]]) -> tuple[torch.Tensor, list[str], list[str]]:
+    pictures, tasks, subjects = [], [], []
+    for task in dict.fromkeys(name for name, _ in cases):
+        own = [case for name, case in cases if name == task]
+        slices = [(case, number) for case in own for number in range(case.shape[0])]
+        for index in np.unique(np.linspace(0, len(slices) - 1, min(SLICES, len(slices))).round().astype(int)):
+            case, number = slices[index]
+            picture = torch.from_numpy(store.image(case)[number].astype(np.float32))[None, None]
+            pictures.append(
+                F.interpolate(picture, size=(SIDE, SIDE), mode="bilinear", align_corners=False, antialias=True)
+            )
+            tasks.append(task)
+            subjects.append(f"{task}/{case.subject}")
+    return torch.cat(pictures), tasks, subjects
+
+
+@torch.inference_mode()
+def _mapped(network: UNet, pictures: torch.Tensor, tasks: list[str], subjects: list[str]) -> Features:
+    pooled = [grid_pool(network.encode(part)[-1].float(), GRID) for part in torch.split(pictures, 32)]
+    features: NDArray[np.float64] = torch.cat(pooled).double().numpy()
+    features = (features - features.mean(0)) / (features.std(0) + 1e-6)
+    small = PCA(min(30, *features.shape), random_state=0).fit_transform(features)
+    perplexity = min(30, (len(small) - 1) / 3)
+    points = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(small)
+    return Features(points, tasks, _purity(features, np.array(tasks), np.array(subjects)))
+
+
+def _purity(features: NDArray[np.float64], tasks: NDArray[Any], subjects: NDArray[Any]) -> float:
+    distance = cdist(features, features)
+    other = subjects[:, None] != subjects[None]
+    distance[~other] = np.inf
+    fair = (other & (tasks[:, None] == tasks[None])).any(axis=1)  # a task with one subject cannot find its like
+    return float((tasks[distance.argmin(axis=1)] == tasks)[fair].mean()) if fair.any() else 0.0
+
+
+def _folder(bench: Path, row: Row) -> Path:
+    return bench / "runs" / str(row["config_hash"])

@@ -1,0 +1,351 @@
+"""One HTML page of a benchmark, with everything in it, and its tables as Markdown; made again from the ledger alone."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader
+
+from hssl.benchmark import figures, tables
+from hssl.benchmark.claims import Roles, check_claims, find_roles
+from hssl.benchmark.ledger import Ledger, Row
+from hssl.benchmark.pictures import find_overlays, map_features
+from hssl.benchmark.plan import BenchmarkPlan
+from hssl.benchmark.runner import LEDGER, PLAN, PRETRAINING
+from hssl.benchmark.statistics import compare, summarise
+from hssl.errors import HsslError, RunError
+from hssl.store import Store
+from hssl.training.run import write_text
+
+REPORT, TABLES = "report.html", "tables.md"
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page.
+
+    Attributes:
+        title: Its heading.
+        text: A paragraph below it.
+        figures: Caption and data URI of each figure.
+        tables: Tables below them.
+        narrow: Put the figures side by side.
+    """
+
+    title: str
+    text: str = ""
+    figures: list[tuple[str, str]] = field(default_factory=list)
+    tables: list[tables.Table] = field(default_factory=list)
+    narrow: bool = False
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """A benchmark, read back: only lines of the ledger that belong to the plan as last run."""
+
+    path: Path
+    plan: BenchmarkPlan
+    roles: Roles
+    cells: list[dict[str, Any]]
+    rows: list[Row]
+    pretraining: list[Row]
+    store: Store | None
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Labels as the plan has them, as shares, the smallest first."""
+        found = {row["labels"]: float(row["fraction"]) for row in self.rows}
+        return dict(sorted(found.items(), key=lambda item: item[1]))
+
+    @property
+    def arms(self) -> list[str]:
+        return [*self.roles.main, *self.roles.rivals, *self.roles.variants]
+
+    @property
+    def colour(self) -> dict[str, str]:
+        return figures.colours(self.roles.main, [*self.roles.rivals, *self.roles.variants])
+
+    def pretrained(self) -> dict[str, str]:
+        """Arms by the hash of their pre-training."""
+        found: dict[str, dict[str, None]] = {}
+        for row in self.rows:
+            if row["pretrain_hash"]:
+                found.setdefault(row["pretrain_hash"], {})[row["arm"]] = None
+        return {hash_: ", ".join(arms) for hash_, arms in found.items()}
+
+    def joint(self) -> Row | None:
+        """The pre-training of the joint arm."""
+        hashes = {row["pretrain_hash"] for row in self.rows if row["arm"] == self.roles.joint}
+        return next((row for row in self.pretraining if row["config_hash"] in hashes), None)
+
+
+def write_report(bench: Path | str) -> Path:
+    """Writes ``report.html`` and ``tables.md`` into the folder of a benchmark.
+
+    The plan, the ledger and the ledger of pre-trainings are enough; pictures of images and features need the store
+    and the run folders too, and are left out, with a line that says so, where those are not there.
+
+    Args:
+        bench: The folder.
+
+    Returns:
+        The page.
+
+    Raises:
+        RunError: The folder holds no benchmark, or none of its runs is finished.
+    """
+    read = _read(Path(bench))
+    claims = check_claims(read.rows, read.roles)
+    sections = [
+        *_score_sections(read),
+        _gain_section(read),
+        _curve_section(read),
+        *_variant_sections(read),
+        _group_section(read),
+        _feature_section(read),
+        *_overlay_sections(read),
+        _method_section(read),
+    ]
+    environment = Environment(
+        loader=PackageLoader("hssl.benchmark", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    page = environment.get_template("report.html.jinja").render(
+        tiles=_tiles(read),
+        claims=claims,
+        sections=[s for s in sections if s is not None],
+        facts=_facts(read),
+        provisional=_provisional(read),
+    )
+    parts = [tables.claim_table(claims), *(table for section in sections if section for table in section.tables)]
+    write_text(read.path / TABLES, "\n".join(part.markdown() for part in parts))
+    write_text(read.path / REPORT, page)
+    return read.path / REPORT
+
+
+def _read(bench: Path) -> _Bench:
+    if not (bench / PLAN).exists():
+        raise RunError("holds no benchmark", path=bench, hint="make one with 'hssl benchmark PLAN -o BENCH'")
+    content = json.loads((bench / PLAN).read_text(encoding="utf-8"))
+    plan = BenchmarkPlan.checked(content["plan"], path=bench / PLAN)
+    cells = content["cells"]
+    wanted = {(c["arm"], c["task"], c["labels"], c["seed"], c["hash"]): number for number, c in enumerate(cells)}
+    found = {}
+    for row in Ledger(bench / LEDGER).rows():
+        key = (row["arm"], row["task"], row["labels"], row["seed"], row["config_hash"])
+        if key in wanted:
+            found[wanted[key]] = row
+    if not found:
+        raise RunError("none of its runs is finished", path=bench)
+    rows = [found[number] for number in sorted(found)]
+    pretraining = Ledger(bench / PRETRAINING).rows()
+    return _Bench(bench, plan, find_roles(plan), cells, rows, pretraining, _store(plan, rows))
+
+
+def _store(plan: BenchmarkPlan, rows: Sequence[Row]) -> Store | None:
+    try:
+        store = Store.open(plan.store)
+    except HsslError as error:
+        logger.warning("pictures are left out: %s", error)
+        return None
+    if store.hash != rows[0]["store_hash"]:
+        logger.warning("pictures are left out: %s holds other data than the benchmark was run on", plan.store)
+        return None
+    return store
+
+
+# Head -----------------------------------------------------------------------------------------------------------
+
+
+def _tiles(bench: _Bench) -> list[tuple[str, str]]:
+    labels = next(iter(bench.shares))
+    tiles = []
+    for arm, other in ((bench.roles.joint, bench.roles.scratch), (bench.roles.joint, bench.roles.single)):
+        gains = [100 * each.mean for each in compare(bench.rows, arm, other, labels)] if arm and other else []
+        if gains:
+            tiles.append((f"{fmean(gains):+.1f}", f"Dice points, {arm} over {other}, mean of {len(gains)} tasks"))
+            above = sum(gain > 0 for gain in gains)
+            tiles.append((f"{above} of {len(gains)}", f"tasks on which {arm} is above {other}"))
+    return [(number, f"{text}, {labels} of the labels") for number, text in tiles]
+
+
+def _facts(bench: _Bench) -> list[str]:
+    plan, rows = bench.plan, bench.rows
+    cases = {(row["task"], score["case"]) for row in rows for score in row["scores"]}
+    part = {"test": "test", "val": "validation"}[plan.evaluation.part]
+    grid = {"source": "the grid of the mask files", "store": "the store's grid"}[plan.evaluation.space]
+    return [
+        f"{len({row['task'] for row in rows})} tasks",
+        f"{len(cases)} {part} cases, on {grid}",
+        f"{', '.join(bench.shares)} of the labels",
+        f"{len(bench.arms)} arms",
+        f"{len(plan.seeds)} seed{'s' * (len(plan.seeds) > 1)}",
+        f"{len(rows)} of {len(bench.cells)} runs finished",
+    ]
+
+
+def _provisional(bench: _Bench) -> str:
+    remarks = []
+    if bench.plan.evaluation.part == "val":
+        remarks.append("Scored on validation subjects: figures for tuning, not a result.")
+    if len(bench.rows) < len(bench.cells):
+        remarks.append(f"{len(bench.cells) - len(bench.rows)} runs are still to be made; figures will change.")
+    return " ".join(remarks)
+
+
+# Sections -------------------------------------------------------------------------------------------------------
+
+
+def _score_sections(bench: _Bench) -> list[Section]:
+    arms = [*bench.roles.main, *bench.roles.rivals] or bench.arms
+    found = [tables.score_table(bench.rows, arms, labels) for labels in bench.shares]
+    surface = [
+        tables.score_table(bench.rows, bench.roles.main or bench.arms, labels, metric)
+        for labels in list(bench.shares)[:1]
+        for metric in ("nsd", "hd95")
+    ]
+    return [
+        Section("Dice by task", tables=found),
+        Section(
+            "Distance between surfaces",
+            f"Surface Dice at a tolerance of {bench.plan.evaluation.tolerance:g} mm: higher is better. "
+            "HD95, the 95th percentile of the distance: lower is better.",
+            tables=surface,
+        ),
+    ]
+
+
+def _pairs(bench: _Bench) -> list[tuple[str, str]]:
+    scratch, single, joint = bench.roles.scratch, bench.roles.single, bench.roles.joint
+    return [
+        (a, b) for a, b in ((joint, scratch), (single, scratch), (joint, single)) if a is not None and b is not None
+    ]
+
+
+def _gain_section(bench: _Bench) -> Section | None:
+    pairs = _pairs(bench)
+    if not pairs:
+        return None
+    drawn, found = [], []
+    for labels in bench.shares:
+        colour = dict(zip((f"{a} − {b}" for a, b in pairs), ("#1d5fae", "#e08e2b", "#3a9a77"), strict=False))
+        groups = {f"{a} − {b}": compare(bench.rows, a, b, labels) for a, b in pairs}
+        groups = {name: series for name, series in groups.items() if series}
+        if groups:
+            unit = f"difference in Dice points, {labels} of the labels"
+            drawn.append((f"{labels} of the labels", figures.gain_bars(groups, colour, unit)))
+            found.append(tables.difference_table(bench.rows, pairs, labels))
+    text = "Bars to the right of 0 are gains. Lines are 95 % bootstrap intervals over cases, paired."
+    return Section("Gains, paired by case", text, drawn, found) if drawn else None
+
+
+def _curve_section(bench: _Bench) -> Section:
+    title = "Label efficiency"
+    if len(bench.shares) < 2:
+        return Section(title, f"One share of the labels was run ({next(iter(bench.shares))}): there is no curve yet.")
+    arms = [arm for arm in (*bench.roles.main, *bench.roles.rivals) if arm in {row["arm"] for row in bench.rows}]
+    drawn = figures.efficiency_curves(summarise(bench.rows), bench.shares, arms, bench.colour)
+    return Section(
+        title, figures=[("Dice over the share of labelled subjects; bars: standard deviation over seeds", drawn)]
+    )
+
+
+def _variant_sections(bench: _Bench) -> list[Section]:
+    if bench.roles.joint is None:
+        return []
+    found = []
+    for title, arms in (("Rivals", bench.roles.rivals), ("Ablation", bench.roles.variants)):
+        own = [
+            tables.variant_table(bench.rows, (bench.roles.joint, *arms), bench.roles.joint, bench.roles.scratch, labels)
+            for labels in bench.shares
+            if any(row["labels"] == labels and row["arm"] in arms for row in bench.rows)
+        ]
+        text = "" if own else "Not run yet."
+        found.append(Section(title, text, tables=own))
+    return found
+
+
+def _group_section(bench: _Bench) -> Section:
+    title, joint = "Groups of tasks", bench.joint()
+    groups = joint["groups"] if joint is not None else None
+    if not groups:
+        return Section(title, "The joint pre-training of this benchmark has no groups.")
+    tree = figures.group_tree(groups)
+    members: dict[int, list[str]] = {}
+    for task, group in groups["groups"].items():
+        members.setdefault(group, []).append(task)
+    text = "; ".join(f"group {group + 1}: {', '.join(tasks)}" for group, tasks in sorted(members.items()))
+    how = (
+        "Found during joint pre-training by clustering mean deep features, without any mask. "
+        if tree
+        else "Set by hand. "
+    )
+    return Section(title, f"{how}{text}.", [("Average linkage on cosine distance", tree)] if tree else [])
+
+
+def _feature_section(bench: _Bench) -> Section:
+    title, joint = "What the network sees", bench.joint()
+    path = bench.path / "pretrain" / joint["config_hash"] if joint is not None else None
+    if bench.store is None or path is None or not path.exists():
+        return Section(title, "The map of features is left out: the store or the pre-trained weights are not here.")
+    try:
+        before, after = map_features(path, bench.store)
+    except HsslError as error:
+        return Section(title, f"The map of features is left out: {error.what}.")
+    caption = "Validation slices by their deepest features (t-SNE), a colour for each task"
+    return Section(title, figures=[(caption, figures.feature_map(before, after))])
+
+
+def _overlay_sections(bench: _Bench) -> list[Section]:
+    labels = next(iter(bench.shares))
+    arms = [arm for arm in (bench.roles.scratch, bench.roles.joint) if arm is not None]
+    title = f"Worst, median and best case, {labels} of the labels"
+    rows = [row for row in bench.rows if row["labels"] == labels]
+    found = find_overlays(bench.path, bench.store, rows, arms) if bench.store is not None and arms else {}
+    if not found:
+        return [Section(title, "Left out: the store or the masks of the runs are not here.")]
+    text = (
+        f"By the Dice of {arms[-1]} with the first seed. The slice is the one with most of the truth; "
+        "numbers are the Dice (%) of the whole case."
+    )
+    drawn = [(task, figures.overlay_rows(overlays)) for task, overlays in found.items()]
+    return [Section(title, text, drawn, narrow=True)]
+
+
+def _method_section(bench: _Bench) -> Section:
+    rows, plan = bench.rows, bench.plan
+    hours = sum(row["seconds"] for row in {row["config_hash"]: row for row in rows}.values()) / 3600
+    used = [row for row in bench.pretraining if row["config_hash"] in bench.pretrained()]
+    options = {"pretrain": plan.pretrain, "finetune": plan.finetune}
+    options |= {"arms": {name: arm.model_dump(mode="json", exclude_defaults=True) for name, arm in plan.arms.items()}}
+    facts = [
+        ["Labelled subjects", "; ".join(_labelled(bench, labels) for labels in bench.shares)],
+        ["Fine-tuning and scoring", f"{hours:.1f} hours"],
+        ["Pre-training", f"{sum(row['seconds'] for row in used) / 3600:.1f} hours"],
+        ["Store", rows[0]["store_hash"][:16]],
+        ["Split", rows[0]["split_hash"][:16]],
+        ["Revision", ", ".join(sorted({str(row["git"]) for row in rows}))],
+        ["Versions", "; ".join(sorted({", ".join(f"{k} {v}" for k, v in row["versions"].items()) for row in rows}))],
+        ["Machine", "; ".join(sorted({row["machine"] for row in rows}))],
+        ["Options", yaml.safe_dump(options, sort_keys=False, default_flow_style=None, width=100).strip()],
+    ]
+    text = (
+        "A seed fixes the labelled subjects, the weights of the new head and the order of batches, the same for every "
+        "arm. One pre-training serves all seeds, so the spread over seeds does not hold the chance in pre-training."
+    )
+    found = [tables.Table("Facts", ["", ""], [[tables.Cell(text) for text in row] for row in facts])]
+    if used:
+        found.insert(0, tables.pretraining_table(used, bench.pretrained()))
+    return Section("How it was made", text, tables=found)
+
+
+def _labelled(bench: _Bench, labels: str) -> str:
+    counts: dict[str, int] = {row["task"]: len(row["labelled"]) for row in bench.rows if row["labels"] == labels}
+    return f"{labels}: " + ", ".join(f"{task} {count}" for task, count in counts.items())

@@ -1,0 +1,173 @@
+"""The tables of the report, once, for the page and for Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import NamedTuple
+
+from hssl.benchmark.claims import Claim
+from hssl.benchmark.statistics import Difference, Row, Summary, compare, mean_ranks, summarise
+
+
+class Cell(NamedTuple):
+    """A cell; `best` ones stand out."""
+
+    text: str
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table.
+
+    Attributes:
+        title: What it shows.
+        header: Names of the columns; the first column is text, the others are numbers.
+        rows: Cells.
+        note: How to read it.
+        summary: How many rows at the end sum up the others.
+    """
+
+    title: str
+    header: list[str]
+    rows: list[list[Cell]]
+    note: str = ""
+    summary: int = field(default=0)
+
+    def markdown(self) -> str:
+        """The table in Markdown, its title as a heading."""
+        lines = [f"## {self.title}", "", _line(self.header), _line([":--", *["--:"] * (len(self.header) - 1)])]
+        lines += [_line([f"**{c.text}**" if c.best and c.text else c.text for c in row]) for row in self.rows]
+        return "\n".join([*lines, "", self.note, ""] if self.note else [*lines, ""])
+
+
+METRICS = {"dice": ("Dice (%)", 100), "nsd": ("surface Dice (%)", 100), "hd95": ("HD95 (mm)", 1)}
+
+
+def score_table(rows: Sequence[Row], arms: Sequence[str], labels: str, metric: str = "dice") -> Table:
+    """Mean and standard deviation over seeds of each arm and task, with means and ranks over tasks."""
+    name, factor = METRICS[metric]
+    means = {(each.task, each.arm): each for each in summarise(rows, metric) if each.labels == labels}
+    present = [arm for arm in arms if any(key[1] == arm for key in means)]
+    tasks = list(dict.fromkeys(task for task, _ in means))
+    best: Callable[[Sequence[float]], float] = min if metric == "hd95" else max
+    body = []
+    for task in tasks:
+        values = [means.get((task, arm)) for arm in present]
+        body.append([Cell(task), *_marked([_spread(each, factor) for each in values], _values(values), best)])
+    shared = [task for task in tasks if all(_has(means.get((task, arm))) for arm in present)]
+    averages = [[means[task, arm].mean or 0.0 for task in shared] for arm in present]
+    summary = 0
+    if len(shared) > 1:
+        overall = [fmean(each) for each in averages]
+        ranks = mean_ranks(rows, present, labels, metric)
+        over = f"mean of {len(shared)} tasks" + (" that all have" if len(shared) < len(tasks) else "")
+        body.append([Cell(over), *_marked([f"{factor * each:.1f}" for each in overall], overall, best)])
+        body.append(
+            [Cell("mean rank"), *_marked([f"{ranks[a]:.2f}" for a in present], [ranks[a] for a in present], min)]
+        )
+        summary = 2
+    note = "Mean over cases and labels; ± standard deviation over seeds."
+    return Table(f"{name} with {labels} of the labels", ["task", *present], body, note, summary)
+
+
+def difference_table(rows: Sequence[Row], pairs: Iterable[tuple[str, str]], labels: str) -> Table:
+    """Paired differences with intervals and tests, a row for each pair of arms and task."""
+    body = [
+        [
+            Cell(each.task),
+            Cell(f"{each.arm} − {each.reference}"),
+            Cell(f"{100 * each.mean:+.2f}", best=each.low is not None and each.low > 0),
+            Cell(interval(each)),
+            Cell(_p(each.p_holm)),
+            Cell(str(each.cases)),
+            Cell(str(each.seeds)),
+        ]
+        for arm, reference in pairs
+        for each in compare(rows, arm, reference, labels)
+    ]
+    note = (
+        "Paired by case after the mean over seeds. Interval: percentile bootstrap over cases, 10,000 resamples; it "
+        "leaves out which subjects were labelled. p: Wilcoxon signed-rank, Holm's correction over tasks. "
+        "Bold: the interval lies above 0."
+    )
+    header = ["task", "arms", "Dice points", "95 % interval", "p (Holm)", "cases", "seeds"]
+    return Table(f"Differences with {labels} of the labels", header, body, note)
+
+
+def variant_table(rows: Sequence[Row], arms: Sequence[str], reference: str, scratch: str | None, labels: str) -> Table:
+    """Each arm against `reference` and scratch: mean difference over tasks, and on how many tasks it is above."""
+    body = []
+    for arm in arms:
+        cells = [Cell(arm)]
+        for other in (reference, scratch):
+            found = compare(rows, arm, other, labels) if other is not None and other != arm else []
+            gains = [100 * each.mean for each in found]
+            cells.append(Cell(f"{fmean(gains):+.2f}" if gains else "–"))
+            cells.append(Cell(f"{sum(gain > 0 for gain in gains)} of {len(gains)}" if gains else "–"))
+        if any(cell.text != "–" for cell in cells[1:]):
+            body.append(cells)
+    header = ["arm", f"against {reference}", "tasks above", f"against {scratch or 'scratch'}", "tasks above"]
+    return Table(f"{labels} of the labels, Dice points", header, body, "Mean over tasks of the paired differences.")
+
+
+def claim_table(claims: Sequence[Claim]) -> Table:
+    """The claims of the abstract, for Markdown."""
+    rows = [[Cell(each.text), Cell(each.verdict, best=True), Cell(each.number), Cell(each.rule)] for each in claims]
+    return Table("The claims of the abstract", ["claim", "verdict", "figures", "holds when"], rows)
+
+
+def pretraining_table(rows: Sequence[Row], arms: dict[str, str]) -> Table:
+    """Pre-trainings: length, time and last losses."""
+    body = [
+        [
+            Cell(arms[row["config_hash"]]),
+            Cell(row["tasks"][0] if len(row["tasks"]) == 1 else f"{len(row['tasks'])} tasks"),
+            Cell(f"{row['steps']:,}"),
+            Cell(f"{row['seconds'] / 60:.0f}"),
+            Cell(", ".join(f"{name} {value:.3g}" for name, value in row["losses"].items() if "/" not in name)),
+        ]
+        for row in rows
+        if row["config_hash"] in arms
+    ]
+    return Table("Pre-training", ["arm", "tasks", "steps", "minutes", "weighted losses at the end"], body)
+
+
+def interval(difference: Difference) -> str:
+    """The bootstrap interval in Dice points."""
+    if difference.low is None or difference.high is None:
+        return "–"
+    return f"{100 * difference.low:+.2f} to {100 * difference.high:+.2f}"
+
+
+def _values(summaries: Sequence[Summary | None]) -> list[float | None]:
+    return [each.mean if each is not None else None for each in summaries]
+
+
+def _has(summary: Summary | None) -> bool:
+    return summary is not None and summary.mean is not None
+
+
+def _spread(summary: Summary | None, factor: int) -> str:
+    if summary is None or summary.mean is None:
+        return "–"
+    spread = f" ± {factor * summary.spread:.1f}" if summary.spread is not None else ""
+    return f"{factor * summary.mean:.1f}{spread}"
+
+
+def _marked(
+    texts: Sequence[str], values: Sequence[float | None], best: Callable[[Sequence[float]], float]
+) -> list[Cell]:
+    present = [value for value in values if value is not None]
+    target = best(present) if len(present) > 1 else None
+    return [Cell(text, value is not None and value == target) for text, value in zip(texts, values, strict=True)]
+
+
+def _p(value: float | None) -> str:
+    return "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
