@@ -13,7 +13,7 @@ from torch import Generator, Tensor, nn
 from torch.utils.data import Dataset
 
 from hssl.config import FinetuneConfig
-from hssl.errors import RunError
+from hssl.errors import ConfigError, RunError
 from hssl.networks import SegmentationNetwork, build_network, predict_volume
 from hssl.store import Store
 from hssl.training.data import FinetuneData, LabelledBatch
@@ -91,7 +91,7 @@ class Finetuning(Stage):
                 self.run.save_weights(self.network)
 
     def validate(self) -> float:
-        """Mean Dice over validation cases and labels, in the store's grid."""
+        """Mean Dice over validation cases and labels, in the store's grid; 0 where there is nothing to score."""
         self.network.eval()
         scores = [
             dice_by_label(
@@ -103,7 +103,8 @@ class Finetuning(Stage):
             if case.has_label
         ]
         self.network.train()
-        return float(np.nanmean([np.nanmean(row) if not np.isnan(row).all() else np.nan for row in scores]))
+        means = [np.nanmean(row) for row in scores if not np.isnan(row).all()]
+        return float(np.mean(means)) if means else 0.0
 
 
 def dice_by_label(prediction: np.ndarray[Any, Any], truth: np.ndarray[Any, Any], labels: list[int]) -> list[float]:
@@ -137,8 +138,13 @@ def finetune(store: Store | Path | str, output: Path | str, *, config: FinetuneC
     split = store.split(config.task)
     labels = config.labels if isinstance(config.labels, str | int) else list(config.labels)
     labelled = store.labelled(config.task, labels, config.seed)
-    validation = split.val if config.validation else []
-    images_seen = {config.task: sorted({*labelled, *validation})}
+    validation = sorted({case.subject for case in store.cases(config.task, split.val) if case.has_label})
+    if not config.validation:
+        validation = []
+    elif not validation:
+        raise ConfigError(f"task '{config.task}' has no validation subject with a mask", hint="use --no-validation")
+    masks_seen = {config.task: sorted({*labelled, *validation})}
+    images_seen = dict(masks_seen)
     # One generator for the body and one for the head: a seed gives every arm the same new head.
     torch.manual_seed(config.seed)
     unet = build_network(config.network)
@@ -149,6 +155,8 @@ def finetune(store: Store | Path | str, output: Path | str, *, config: FinetuneC
             _check_split(source, store)
         for task, subjects in source.info.subjects_seen.items():
             images_seen[task] = sorted({*images_seen.get(task, []), *subjects})
+        for task, subjects in source.info.masks_seen.items():
+            masks_seen[task] = sorted({*masks_seen.get(task, []), *subjects})
         console.print(f"loaded encoder and decoder of {config.init}; new: segmentation head", highlight=False)
     else:
         console.print("from scratch: encoder, decoder and segmentation head are new", highlight=False)
@@ -160,7 +168,7 @@ def finetune(store: Store | Path | str, output: Path | str, *, config: FinetuneC
         network=unet.config,
         task=store.tasks[config.task],
         subjects_seen=images_seen,
-        masks_seen={config.task: sorted({*labelled, *validation})},
+        masks_seen=masks_seen,
         provenance=provenance(config, {"store": store.hash, "split": store.split_hash}),
     )
     run = Run.start(Path(output), config, info)

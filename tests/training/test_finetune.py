@@ -1,0 +1,351 @@
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hssl.config import FinetuneConfig
+from hssl.errors import ConfigError, RunError, StoreError, TrainingError
+from hssl.inference import predict_volume
+from hssl.networks import build_network
+from hssl.store import Split
+from hssl.training import Run, finetune, load_segmentation, load_unet, pretrain
+from hssl.training.finetune import Finetuning, dice_by_label
+
+TWO = {"Blobs": 6, "Other": 5}
+
+
+class Stop(Exception):
+    """As if the power failed."""
+
+
+def stop_at(monkeypatch, step):
+    original = Finetuning.after_step
+
+    def after_step(self, number):
+        original(self, number)
+        if number == step:
+            raise Stop
+
+    monkeypatch.setattr(Finetuning, "after_step", after_step)
+
+
+def values(run: Path, name: str) -> dict[int, float]:
+    with (run / "metrics.csv").open(newline="") as file:
+        return {int(step): float(value) for step, found, value in list(csv.reader(file))[1:] if found == name}
+
+
+def assert_same_runs(first: Path, second: Path) -> None:
+    weights, others = (load_file(path / "weights.safetensors") for path in (first, second))
+    assert weights.keys() == others.keys()
+    assert all(torch.equal(tensor, others[name]) for name, tensor in weights.items())
+    assert (first / "metrics.csv").read_bytes() == (second / "metrics.csv").read_bytes()
+    results = [Run.open(path).info.result | {"seconds": 0} for path in (first, second)]
+    assert results[0] == results[1]
+
+
+@pytest.fixture
+def pretrained(make_store, pretrain_config, tmp_path) -> Callable[..., Path]:
+    def make(store, **given) -> Path:
+        return pretrain(store, tmp_path / "pretrained", config=pretrain_config(steps=2, **given)).path
+
+    return make
+
+
+def test_what_a_run_leaves(make_store, finetune_config, tmp_path):
+    store = make_store(TWO)
+    run = finetune(store, tmp_path / "run", config=finetune_config())
+    files = {path.relative_to(run.path).as_posix() for path in run.path.rglob("*") if path.is_file()}
+    files = {name for name in files if not name.startswith("tensorboard/")}
+    assert files == {"config.json", "metrics.csv", "run.json", "weights.safetensors"}
+    labelled = store.labelled("Blobs", 2, 0)
+    split = store.split("Blobs")
+    assert run.info.complete
+    assert run.info.task == store.tasks["Blobs"]
+    assert run.info.result["labelled"] == labelled
+    # Whoever chose the checkpoint counts as labelled.
+    assert run.info.masks_seen == {"Blobs": sorted([*labelled, *split.val])}
+    assert run.info.subjects_seen == run.info.masks_seen
+    network, _, task = load_segmentation(run.path)
+    assert task.classes == 2
+    assert network(torch.rand(1, 1, 16, 16)).shape == (1, 2, 16, 16)
+
+
+def test_without_validation(make_store, finetune_config, tmp_path, monkeypatch):
+    store = make_store()
+    monkeypatch.setattr(Finetuning, "validate", lambda _: pytest.fail("validated"))
+    run = finetune(store, tmp_path / "run", config=finetune_config(validation=False, labels=("blobs2",)))
+    assert run.info.masks_seen == run.info.subjects_seen == {"Blobs": ["blobs2"]}
+    assert "best_step" not in run.info.result
+    assert not values(run.path, "validation_dice")
+
+
+def test_only_labelled_and_validation_masks_are_read(make_store, finetune_config, tmp_path, monkeypatch):
+    store = make_store(TWO)
+    read, label = set(), type(store).label
+    monkeypatch.setattr(type(store), "label", lambda self, case: read.add(case.subject) or label(self, case))
+    finetune(store, tmp_path / "run", config=finetune_config(labels=("blobs1",)))
+    assert read == {"blobs1", *store.split("Blobs").val}
+
+
+def test_the_best_checkpoint_is_kept(make_store, finetune_config, tmp_path, monkeypatch):
+    weights = {}
+
+    def validate(self):
+        step = self.step_number()
+        weights[step] = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
+        return {2: 0.1, 4: 0.7, 6: 0.7}[step]
+
+    monkeypatch.setattr(Finetuning, "validate", validate)
+    run = finetune(make_store(), tmp_path / "run", config=finetune_config())
+    assert (run.info.result["best"], run.info.result["best_step"]) == (0.7, 4)
+    assert values(run.path, "validation_dice") == {2: 0.1, 4: 0.7, 6: 0.7}
+    saved = run.load_weights()
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in weights[4].items())
+    assert not all(torch.equal(tensor, saved[name]) for name, tensor in weights[6].items())
+
+
+def test_validation_dice_is_that_of_the_saved_weights(make_store, finetune_config, tmp_path):
+    store = make_store()
+    run = finetune(store, tmp_path / "run", config=finetune_config(steps=30, learning_rate=0.02, validate_every=30))
+    network, _, _ = load_segmentation(run.path)
+    (case,) = store.cases("Blobs", store.split("Blobs").val)
+    prediction = predict_volume(network, store.image(case), patch_size=16).argmax(0)
+    truth = store.label(case) == 1
+    dice = 2 * ((prediction == 1) & truth).sum() / ((prediction == 1).sum() + truth.sum())
+    assert run.info.result["best"] == pytest.approx(dice)
+    assert dice > 0.5  # bright squares are easily learned
+
+
+@pytest.mark.parametrize("stop", [1, 3, 5])
+@pytest.mark.parametrize("validation", [True, False])
+def test_a_continued_run_equals_an_undisturbed_one(
+    make_store, finetune_config, tmp_path, monkeypatch, stop, validation
+):
+    store = make_store()
+    config = finetune_config(validation=validation, validate_every=1)
+    finetune(store, tmp_path / "whole", config=config)
+    with monkeypatch.context() as patch:
+        stop_at(patch, stop)
+        with pytest.raises(Stop):
+            finetune(store, tmp_path / "stopped", config=config)
+    with pytest.raises(RunError, match="has not come to its end"):
+        load_segmentation(tmp_path / "stopped")
+    finetune(store, tmp_path / "stopped", config=config)
+    assert_same_runs(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_the_best_of_before_the_interruption_is_remembered(make_store, finetune_config, tmp_path, monkeypatch):
+    store = make_store()
+    dice = {1: 0.2, 2: 0.9, 3: 0.3, 4: 0.5, 5: 0.1, 6: 0.4}
+    monkeypatch.setattr(Finetuning, "validate", lambda self: dice[self.step_number()])
+    config = finetune_config(validate_every=1)
+    finetune(store, tmp_path / "whole", config=config)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 5)
+        with pytest.raises(Stop):
+            finetune(store, tmp_path / "stopped", config=config)
+    run = finetune(store, tmp_path / "stopped", config=config)
+    assert run.info.result["best_step"] == 2
+    assert_same_runs(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_from_a_pretrained_run(make_store, finetune_config, pretrained, tmp_path, monkeypatch, capsys):
+    store = make_store(TWO)
+    init = pretrained(store)
+    starts = {}
+    configure = Finetuning.configure_optimizers
+
+    def remember(self):
+        starts[self.loaded] = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
+        return configure(self)
+
+    monkeypatch.setattr(Finetuning, "configure_optimizers", remember)
+    config = finetune_config(steps=2, init=str(init))
+    run = finetune(store, tmp_path / "run", config=config)
+    assert "loaded encoder and decoder" in capsys.readouterr().err
+    finetune(store, tmp_path / "scratch", config=finetune_config(steps=2))
+    assert "from scratch" in capsys.readouterr().err
+    expected = load_file(init / "weights.safetensors")
+    assert all(torch.equal(starts[True][f"unet.{name}"], tensor) for name, tensor in expected.items())
+    # A seed gives every arm the same new head; the body is another.
+    assert torch.equal(starts[True]["head.weight"], starts[False]["head.weight"])
+    name = "unet.encoder.stages.0.0.conv.weight"
+    assert not torch.equal(starts[True][name], starts[False][name])
+    # What pre-training saw is seen for good; it read no masks.
+    assert run.info.subjects_seen == {
+        "Blobs": sorted({*store.split("Blobs").train, *store.split("Blobs").val}),
+        "Other": store.split("Other").train,
+    }
+    assert run.info.masks_seen == {"Blobs": sorted([*store.labelled("Blobs", 2, 0), *store.split("Blobs").val])}
+
+
+def test_another_seed_is_another_head_and_other_subjects(make_store, finetune_config, tmp_path):
+    store = make_store({"Blobs": 12})
+    first, second = (
+        finetune(store, tmp_path / str(seed), config=finetune_config(steps=1, seed=seed)) for seed in (0, 1)
+    )
+    assert not torch.equal(first.load_weights()["head.weight"], second.load_weights()["head.weight"])
+    assert first.info.result["labelled"] != second.info.result["labelled"]
+
+
+def test_a_pretrained_run_brings_its_own_network(make_store, finetune_config, pretrained, tmp_path):
+    store = make_store(TWO)
+    config = finetune_config(steps=1, init=str(pretrained(store)), network="small")
+    run = finetune(store, tmp_path / "run", config=config)
+    assert run.info.network.features == (4, 8, 8)
+    load_segmentation(run.path)
+
+
+def test_a_fine_tuned_run_as_the_start_hands_on_what_it_saw(make_store, finetune_config, tmp_path):
+    store = make_store(TWO)
+    first = finetune(store, tmp_path / "first", config=finetune_config(task="Other", steps=1))
+    second = finetune(store, tmp_path / "second", config=finetune_config(steps=1, init=str(first.path)))
+    assert second.info.subjects_seen["Other"] == first.info.subjects_seen["Other"]
+    assert second.info.masks_seen["Other"] == first.info.masks_seen["Other"]
+
+
+@pytest.mark.parametrize("init", ["missing", "store"])
+def test_a_start_that_is_no_run(make_store, finetune_config, tmp_path, init):
+    store = make_store()
+    with pytest.raises(RunError, match="is not a run folder"):
+        finetune(store, tmp_path / "run", config=finetune_config(init=str(tmp_path / init)))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_start_that_saw_test_subjects_is_refused(make_store, finetune_config, pretrained, tmp_path):
+    init = pretrained(make_store(TWO))
+    names = [f"blobs{index}" for index in range(6)]
+    other = make_store(TWO, name="other", splits={"Blobs": Split(train=names[2:], val=names[1:2], test=names[:1])})
+    with pytest.raises(RunError, match="was pre-trained on 'blobs0', a test subject of task 'Blobs'"):
+        finetune(other, tmp_path / "run", config=finetune_config(init=str(init)))
+
+
+def test_frozen_steps_train_the_head_alone(make_store, finetune_config, pretrained, tmp_path):
+    store = make_store(TWO)
+    init = pretrained(store)
+    config = finetune_config(steps=3, frozen=3, init=str(init), validation=False, warmup=0)
+    run = finetune(store, tmp_path / "run", config=config)
+    unet, _ = load_unet(run.path)
+    expected = load_file(init / "weights.safetensors")
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in unet.state_dict().items())
+    fresh = finetune(store, tmp_path / "fresh", config=finetune_config(steps=3, frozen=3, validation=False, warmup=0))
+    torch.manual_seed(0)
+    start = build_network(config.network).state_dict()
+    unet, _ = load_unet(fresh.path)
+    # Nothing was loaded, so nothing is frozen.
+    assert not torch.equal(unet.state_dict()["encoder.stages.0.0.conv.weight"], start["encoder.stages.0.0.conv.weight"])
+
+
+def test_rates_of_loaded_and_new_layers(make_store, finetune_config, pretrained, tmp_path, monkeypatch):
+    store = make_store(TWO)
+    rates = []
+    monkeypatch.setattr(
+        Finetuning,
+        "after_step",
+        lambda self, _: rates.append([group["lr"] for group in self.optimizers().param_groups]),
+    )
+    config = finetune_config(
+        steps=3, init=str(pretrained(store)), validation=False, warmup=0, init_rate=0.1, frozen=1, learning_rate=0.5
+    )
+    finetune(store, tmp_path / "run", config=config)
+    head, body = zip(*rates, strict=True)
+    assert head == pytest.approx([0.5, 0.375, 0.125])
+    assert body == pytest.approx([0, 0.0375, 0.0125])
+
+
+def test_a_complete_run_is_left_alone(make_store, finetune_config, tmp_path, capsys):
+    store, config = make_store(), finetune_config(steps=1)
+    run = finetune(store, tmp_path / "run", config=config)
+    before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.is_file()}
+    finetune(store, tmp_path / "run", config=config)
+    assert "nothing to do" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.is_file()} == before
+    with pytest.raises(RunError, match=r"other options \(labels\)"):
+        finetune(store, tmp_path / "run", config=finetune_config(steps=1, labels=1))
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"task": "Z"}, StoreError, "has no task 'Z'"),
+        ({"labels": 9}, StoreError, "9 labelled subjects asked for"),
+        ({"labels": "0%"}, StoreError, "not a percentage"),
+        ({"labels": ("blobs5",)}, StoreError, "not a training subject"),
+        ({"patch_size": 18}, ConfigError, "not a multiple"),
+    ],
+)
+def test_options_that_do_not_fit(make_store, finetune_config, tmp_path, given, error, message):
+    with pytest.raises(error, match=message):
+        finetune(make_store(), tmp_path / "run", config=finetune_config(**given))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("case", ["nobody", "no masks"])
+def test_nobody_to_validate_on(make_store, finetune_config, tmp_path, case):
+    names = [f"blobs{index}" for index in range(6)]
+    splits = {"Blobs": Split(train=names[:4], val=[], test=names[4:])} if case == "nobody" else {}
+    store = make_store(splits=splits, unlabelled={"Blobs": (4,)} if case == "no masks" else {})
+    with pytest.raises(ConfigError, match=r"no validation subject.*--no-validation"):
+        finetune(store, tmp_path / "run", config=finetune_config())
+    assert not (tmp_path / "run").exists()
+    assert finetune(store, tmp_path / "run", config=finetune_config(steps=1, validation=False)).info.complete
+
+
+def test_validation_masks_that_are_empty(make_store, finetune_config, tmp_path, monkeypatch):
+    store = make_store()
+    np.save(store.path / "labels" / "Blobs" / "blobs4.npy", np.zeros((5, 28, 32), np.uint8))
+    monkeypatch.setattr(
+        "hssl.inference.predict_volume", lambda _, image, **__: np.stack((np.ones(image.shape), np.zeros(image.shape)))
+    )
+    run = finetune(store, tmp_path / "run", config=finetune_config(steps=2))
+    assert run.info.result["best"] == 0  # nothing to find and nothing found says nothing
+    load_segmentation(run.path)
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(make_store, finetune_config, tmp_path, monkeypatch):
+    original = Finetuning.losses
+
+    def losses(self, batch, step, generator):
+        found = original(self, batch, step, generator)
+        return {name: loss * (float("nan") if step == 3 else 1) for name, loss in found.items()}
+
+    monkeypatch.setattr(Finetuning, "losses", losses)
+    with pytest.raises(TrainingError, match="loss 'dice_ce' is not finite at step 4"):
+        finetune(make_store(), tmp_path / "run", config=finetune_config(validation=False))
+    (saved,) = (tmp_path / "run" / "checkpoint").iterdir()
+    assert saved.name == "step-2"
+    assert all(tensor.isfinite().all() for tensor in load_file(saved / "network.safetensors").values())
+
+
+def test_nothing_is_pickled(make_store, finetune_config, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_at(patch, 3)
+        with pytest.raises(Stop):
+            finetune(make_store(), tmp_path / "run", config=finetune_config())
+    files = {path.relative_to(tmp_path / "run") for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    kinds = {path.suffix for path in files if "tfevents" not in path.name}
+    assert kinds <= {".json", ".csv", ".safetensors", ".yaml"}
+    assert {"network.safetensors", "optimizer.safetensors", "state.json"} <= {path.name for path in files}
+
+
+def test_dice_by_label():
+    prediction = np.array([[1, 1, 2, 0]])
+    truth = np.array([[1, 0, 0, 0]])
+    one, two, three = dice_by_label(prediction, truth, [1, 2, 3])
+    assert (one, two) == (2 / 3, 0)
+    assert math.isnan(three)
+
+
+def test_configuration_of_the_run(make_store, finetune_config, tmp_path):
+    config = finetune_config(steps=1, labels="50%")
+    run = finetune(make_store().path, str(tmp_path / "run"), config=config)
+    assert isinstance(run.config, FinetuneConfig)
+    assert Run.open(run.path).config == config
+    assert len(run.info.result["labelled"]) == 2
