@@ -41,7 +41,7 @@ def test_claims_that_hold() -> None:
     }
     claims = check_claims(make_rows(values), ROLES)
     assert [claim.verdict for claim in claims] == ["holds"] * 4
-    assert claims[0].number == "5% of the labels: higher on 3 of 3 tasks, +1.00 to +10.00 points, mean +5.33"
+    assert claims[0].number == "5 % of the labels: higher on 3 of 3 tasks, +1.00 to +10.00 points, mean +5.33"
     assert claims[2].number == "+3.00 to +20.00 points, mean +11.00"
     assert claims[3].number == "at least 95 % on 2 of 3 tasks; 25.0 to 100.0 %, mean 73.8 %"
 

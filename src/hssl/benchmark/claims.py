@@ -94,6 +94,16 @@ def check_claims(rows: Sequence[Row], roles: Roles) -> list[Claim]:
     ]
 
 
+def shown(labels: str) -> str:
+    """A share of the labels as it is printed: ``5 %``, ``3 subjects``."""
+    return labels.replace("%", " %") if labels.endswith("%") else f"{labels} subject{'s' * (labels != '1')}"
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """A difference as it is printed, with a true minus sign."""
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
 def _joint_beats_single(differences: list[Difference], labels: str) -> Claim:
     text = "Joint multi-domain pre-training beats single-domain pre-training."
     rule = "Higher mean Dice on at least eight tasks of nine."
@@ -101,7 +111,7 @@ def _joint_beats_single(differences: list[Difference], labels: str) -> Claim:
         return Claim(text, rule, "not tested", "")
     gains = [100 * each.mean for each in differences]
     wins = sum(gain > 0 for gain in gains)
-    number = f"{labels} of the labels: higher on {wins} of {len(gains)} tasks, {_range(gains)}"
+    number = f"{shown(labels)} of the labels: higher on {wins} of {len(gains)} tasks, {_range(gains)}"
     return Claim(text, rule, _verdict(wins >= _share(MOST_TASKS, len(gains))), number)
 
 
@@ -163,7 +173,7 @@ def _share(part: float, tasks: int) -> int:
 
 
 def _range(gains: list[float]) -> str:
-    return f"{min(gains):+.2f} to {max(gains):+.2f} points, mean {fmean(gains):+.2f}"
+    return f"{signed(min(gains))} to {signed(max(gains))} points, mean {signed(fmean(gains))}"
 
 
 def _verdict(holds: bool) -> Literal["holds", "does not hold"]:

@@ -14,7 +14,7 @@ import yaml
 from jinja2 import Environment, PackageLoader
 
 from hssl.benchmark import figures, tables
-from hssl.benchmark.claims import Roles, check_claims, find_roles
+from hssl.benchmark.claims import Roles, check_claims, find_roles, shown, signed
 from hssl.benchmark.ledger import Ledger, Row
 from hssl.benchmark.pictures import find_overlays, map_features
 from hssl.benchmark.plan import BenchmarkPlan
@@ -105,14 +105,19 @@ def write_report(bench: Path | str) -> Path:
     read = _read(Path(bench))
     claims = check_claims(read.rows, read.roles)
     sections = [
-        *_score_sections(read),
-        _gain_section(read),
-        _curve_section(read),
-        *_variant_sections(read),
-        _group_section(read),
-        _feature_section(read),
-        *_overlay_sections(read),
-        _method_section(read),
+        section
+        for section in (
+            _gain_section(read),
+            _score_section(read),
+            _curve_section(read),
+            *_variant_sections(read),
+            _overlay_section(read),
+            _group_section(read),
+            _feature_section(read),
+            _all_section(read),
+            _method_section(read),
+        )
+        if section is not None
     ]
     environment = Environment(
         loader=PackageLoader("hssl.benchmark", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -120,11 +125,11 @@ def write_report(bench: Path | str) -> Path:
     page = environment.get_template("report.html.jinja").render(
         tiles=_tiles(read),
         claims=claims,
-        sections=[s for s in sections if s is not None],
+        sections=sections,
         facts=_facts(read),
         provisional=_provisional(read),
     )
-    parts = [tables.claim_table(claims), *(table for section in sections if section for table in section.tables)]
+    parts = [tables.claim_table(claims), *(table for section in sections for table in section.tables)]
     write_text(read.path / TABLES, "\n".join(part.markdown() for part in parts))
     write_text(read.path / REPORT, page)
     return read.path / REPORT
@@ -170,10 +175,10 @@ def _tiles(bench: _Bench) -> list[tuple[str, str]]:
     for arm, other in ((bench.roles.joint, bench.roles.scratch), (bench.roles.joint, bench.roles.single)):
         gains = [100 * each.mean for each in compare(bench.rows, arm, other, labels)] if arm and other else []
         if gains:
-            tiles.append((f"{fmean(gains):+.1f}", f"Dice points, {arm} over {other}, mean of {len(gains)} tasks"))
+            tiles.append((signed(fmean(gains), 1), f"Dice points, {arm} over {other}, mean of {len(gains)} tasks"))
             above = sum(gain > 0 for gain in gains)
             tiles.append((f"{above} of {len(gains)}", f"tasks on which {arm} is above {other}"))
-    return [(number, f"{text}, {labels} of the labels") for number, text in tiles]
+    return [(number, f"{text}, {shown(labels)} of the labels") for number, text in tiles]
 
 
 def _facts(bench: _Bench) -> list[str]:
@@ -184,7 +189,7 @@ def _facts(bench: _Bench) -> list[str]:
     return [
         f"{len({row['task'] for row in rows})} tasks",
         f"{len(cases)} {part} cases, on {grid}",
-        f"{', '.join(bench.shares)} of the labels",
+        f"{', '.join(map(shown, bench.shares))} of the labels",
         f"{len(bench.arms)} arms",
         f"{len(plan.seeds)} seed{'s' * (len(plan.seeds) > 1)}",
         f"{len(rows)} of {len(bench.cells)} runs finished",
@@ -203,23 +208,24 @@ def _provisional(bench: _Bench) -> str:
 # Sections -------------------------------------------------------------------------------------------------------
 
 
-def _score_sections(bench: _Bench) -> list[Section]:
-    arms = [*bench.roles.main, *bench.roles.rivals] or bench.arms
-    found = [tables.score_table(bench.rows, arms, labels) for labels in bench.shares]
-    surface = [
-        tables.score_table(bench.rows, bench.roles.main or bench.arms, labels, metric)
-        for labels in list(bench.shares)[:1]
-        for metric in ("nsd", "hd95")
-    ]
-    return [
-        Section("Dice by task", tables=found),
-        Section(
-            "Distance between surfaces",
-            f"Surface Dice at a tolerance of {bench.plan.evaluation.tolerance:g} mm: higher is better. "
-            "HD95, the 95th percentile of the distance: lower is better.",
-            tables=surface,
-        ),
-    ]
+def _gain_section(bench: _Bench) -> Section | None:
+    labels = next(iter(bench.shares))
+    drawn = _gain_bars(bench, labels)
+    text = "Bars to the right of 0 are gains. Lines are 95 % bootstrap intervals over cases, paired."
+    return Section(f"Gains with {shown(labels)} of the labels", text, [drawn]) if drawn else None
+
+
+def _gain_bars(bench: _Bench, labels: str) -> tuple[str, str] | None:
+    colour = {"joint": figures.MAIN_COLOURS[2], "single": figures.MAIN_COLOURS[1], "both": figures.OTHER_COLOURS[0]}
+    groups, colours = {}, {}
+    for (arm, reference), used in zip(_pairs(bench), colour.values(), strict=False):
+        if found := compare(bench.rows, arm, reference, labels):
+            groups[f"{arm} − {reference}"] = found
+            colours[f"{arm} − {reference}"] = used
+    if not groups:
+        return None
+    unit = f"difference in Dice points, {shown(labels)} of the labels"
+    return f"Paired differences with {shown(labels)} of the labels", figures.gain_bars(groups, colours, unit)
 
 
 def _pairs(bench: _Bench) -> list[tuple[str, str]]:
@@ -229,27 +235,31 @@ def _pairs(bench: _Bench) -> list[tuple[str, str]]:
     ]
 
 
-def _gain_section(bench: _Bench) -> Section | None:
-    pairs = _pairs(bench)
-    if not pairs:
-        return None
-    drawn, found = [], []
-    for labels in bench.shares:
-        colour = dict(zip((f"{a} − {b}" for a, b in pairs), ("#1d5fae", "#e08e2b", "#3a9a77"), strict=False))
-        groups = {f"{a} − {b}": compare(bench.rows, a, b, labels) for a, b in pairs}
-        groups = {name: series for name, series in groups.items() if series}
-        if groups:
-            unit = f"difference in Dice points, {labels} of the labels"
-            drawn.append((f"{labels} of the labels", figures.gain_bars(groups, colour, unit)))
-            found.append(tables.difference_table(bench.rows, pairs, labels))
-    text = "Bars to the right of 0 are gains. Lines are 95 % bootstrap intervals over cases, paired."
-    return Section("Gains, paired by case", text, drawn, found) if drawn else None
+def _score_section(bench: _Bench) -> Section:
+    arms, labels = bench.roles.main or tuple(bench.arms), next(iter(bench.shares))
+    return Section("Dice by task", tables=[tables.score_table(bench.rows, arms, labels)])
+
+
+def _all_section(bench: _Bench) -> Section:
+    arms, more = bench.roles.main or tuple(bench.arms), list(bench.shares)[1:]
+    found = [tables.score_table(bench.rows, arms, labels) for labels in more]
+    found += [tables.score_table(bench.rows, arms, labels, m) for labels in bench.shares for m in ("nsd", "hd95")]
+    if pairs := _pairs(bench):
+        found += [tables.difference_table(bench.rows, pairs, labels) for labels in bench.shares]
+    text = (
+        f"Surface Dice at a tolerance of {bench.plan.evaluation.tolerance:g} mm: higher is better. "
+        "HD95, the 95th percentile of the distance between surfaces: lower is better."
+    )
+    drawn = [bars for labels in more if (bars := _gain_bars(bench, labels))]
+    return Section("All figures", text, drawn, found)
 
 
 def _curve_section(bench: _Bench) -> Section:
     title = "Label efficiency"
     if len(bench.shares) < 2:
-        return Section(title, f"One share of the labels was run ({next(iter(bench.shares))}): there is no curve yet.")
+        return Section(
+            title, f"One share of the labels was run ({shown(next(iter(bench.shares)))}): there is no curve yet."
+        )
     arms = [arm for arm in (*bench.roles.main, *bench.roles.rivals) if arm in {row["arm"] for row in bench.rows}]
     drawn = figures.efficiency_curves(summarise(bench.rows), bench.shares, arms, bench.colour)
     return Section(
@@ -268,6 +278,9 @@ def _variant_sections(bench: _Bench) -> list[Section]:
             if any(row["labels"] == labels and row["arm"] in arms for row in bench.rows)
         ]
         text = "" if own else "Not run yet."
+        if own and title == "Rivals":
+            ranked = (*bench.roles.main, *arms)
+            own.insert(0, tables.score_table(bench.rows, ranked, next(iter(bench.shares))))
         found.append(Section(title, text, tables=own))
     return found
 
@@ -303,20 +316,20 @@ def _feature_section(bench: _Bench) -> Section:
     return Section(title, figures=[(caption, figures.feature_map(before, after))])
 
 
-def _overlay_sections(bench: _Bench) -> list[Section]:
+def _overlay_section(bench: _Bench) -> Section:
     labels = next(iter(bench.shares))
     arms = [arm for arm in (bench.roles.scratch, bench.roles.joint) if arm is not None]
-    title = f"Worst, median and best case, {labels} of the labels"
+    title = f"Worst, median and best case, {shown(labels)} of the labels"
     rows = [row for row in bench.rows if row["labels"] == labels]
     found = find_overlays(bench.path, bench.store, rows, arms) if bench.store is not None and arms else {}
     if not found:
-        return [Section(title, "Left out: the store or the masks of the runs are not here.")]
+        return Section(title, "Left out: the store or the masks of the runs are not here.")
     text = (
         f"By the Dice of {arms[-1]} with the first seed. The slice is the one with most of the truth; "
         "numbers are the Dice (%) of the whole case."
     )
     drawn = [(task, figures.overlay_rows(overlays)) for task, overlays in found.items()]
-    return [Section(title, text, drawn, narrow=True)]
+    return Section(title, text, drawn, narrow=True)
 
 
 def _method_section(bench: _Bench) -> Section:
@@ -348,4 +361,4 @@ def _method_section(bench: _Bench) -> Section:
 
 def _labelled(bench: _Bench, labels: str) -> str:
     counts: dict[str, int] = {row["task"]: len(row["labelled"]) for row in bench.rows if row["labels"] == labels}
-    return f"{labels}: " + ", ".join(f"{task} {count}" for task, count in counts.items())
+    return f"{shown(labels)}: " + ", ".join(f"{task} {count}" for task, count in counts.items())

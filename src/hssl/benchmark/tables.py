@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import NamedTuple
 
-from hssl.benchmark.claims import Claim
+from hssl.benchmark.claims import Claim, shown, signed
 from hssl.benchmark.statistics import Difference, Row, Summary, compare, mean_ranks, summarise
 
 
@@ -70,7 +70,7 @@ def score_table(rows: Sequence[Row], arms: Sequence[str], labels: str, metric: s
         )
         summary = 2
     note = "Mean over cases and labels; ± standard deviation over seeds."
-    return Table(f"{name} with {labels} of the labels", ["task", *present], body, note, summary)
+    return Table(f"{name} with {shown(labels)} of the labels", ["task", *present], body, note, summary)
 
 
 def difference_table(rows: Sequence[Row], pairs: Iterable[tuple[str, str]], labels: str) -> Table:
@@ -79,7 +79,7 @@ def difference_table(rows: Sequence[Row], pairs: Iterable[tuple[str, str]], labe
         [
             Cell(each.task),
             Cell(f"{each.arm} − {each.reference}"),
-            Cell(f"{100 * each.mean:+.2f}", best=each.low is not None and each.low > 0),
+            Cell(signed(100 * each.mean), best=each.low is not None and each.low > 0),
             Cell(interval(each)),
             Cell(_p(each.p_holm)),
             Cell(str(each.cases)),
@@ -94,7 +94,7 @@ def difference_table(rows: Sequence[Row], pairs: Iterable[tuple[str, str]], labe
         "Bold: the interval lies above 0."
     )
     header = ["task", "arms", "Dice points", "95 % interval", "p (Holm)", "cases", "seeds"]
-    return Table(f"Differences with {labels} of the labels", header, body, note)
+    return Table(f"Differences with {shown(labels)} of the labels", header, body, note)
 
 
 def variant_table(rows: Sequence[Row], arms: Sequence[str], reference: str, scratch: str | None, labels: str) -> Table:
@@ -105,12 +105,14 @@ def variant_table(rows: Sequence[Row], arms: Sequence[str], reference: str, scra
         for other in (reference, scratch):
             found = compare(rows, arm, other, labels) if other is not None and other != arm else []
             gains = [100 * each.mean for each in found]
-            cells.append(Cell(f"{fmean(gains):+.2f}" if gains else "–"))
+            cells.append(Cell(signed(fmean(gains)) if gains else "–"))
             cells.append(Cell(f"{sum(gain > 0 for gain in gains)} of {len(gains)}" if gains else "–"))
         if any(cell.text != "–" for cell in cells[1:]):
             body.append(cells)
     header = ["arm", f"against {reference}", "tasks above", f"against {scratch or 'scratch'}", "tasks above"]
-    return Table(f"{labels} of the labels, Dice points", header, body, "Mean over tasks of the paired differences.")
+    return Table(
+        f"Dice points with {shown(labels)} of the labels", header, body, "Mean over tasks of the paired differences."
+    )
 
 
 def claim_table(claims: Sequence[Claim]) -> Table:
@@ -139,7 +141,7 @@ def interval(difference: Difference) -> str:
     """The bootstrap interval in Dice points."""
     if difference.low is None or difference.high is None:
         return "–"
-    return f"{100 * difference.low:+.2f} to {100 * difference.high:+.2f}"
+    return f"{signed(100 * difference.low)} to {signed(100 * difference.high)}"
 
 
 def _values(summaries: Sequence[Summary | None]) -> list[float | None]:
