@@ -92,8 +92,8 @@ def test_page_holds_everything_and_needs_nothing(tmp_path: Path) -> None:
     assert "Left out: the store or the masks of the runs are not here." in page
     tables = (tmp_path / "bench" / "tables.md").read_text(encoding="utf-8")
     assert "higher on 3 of 3 tasks, +10.00 to +10.00 points" in tables
-    assert "| rival | −8.00 | 0 of 3 | +2.00 | 3 of 3 |" in tables
-    assert "| no-image | −2.00 | 0 of 3 | +8.00 | 3 of 3 |" in tables
+    assert "| −8.00 | 0 of 3 | +2.00 | 3 of 3 |" in tables
+    assert "| −2.00 | 0 of 3 | +8.00 | 3 of 3 |" in tables
 
 
 def test_report_of_nothing(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from hssl.benchmark.claims import shown
 from hssl.benchmark.pictures import Features, Overlay
 from hssl.benchmark.statistics import Difference, Summary
 
-GREY = "#6b7280"
+WIDTH = 9.2
+"""Inches: the width of the page."""
 MAIN_COLOURS = ("#8b93a1", "#e08e2b", "#1d5fae")
 """Of scratch, single-domain and joint."""
 OTHER_COLOURS = ("#3a9a77", "#a44a9c", "#c4453c", "#7a6a2f", "#5a55c0", "#2f8fa8", "#93602f", "#4d4d4d")
@@ -57,7 +58,7 @@ def gain_bars(groups: Mapping[str, Sequence[Difference]], colour: Mapping[str, s
     """
     tasks = list(dict.fromkeys(each.task for series in groups.values() for each in series))
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(8.2, 0.9 + len(tasks) * (0.2 * len(groups) + 0.16)), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 0.9 + len(tasks) * (0.2 * len(groups) + 0.16)), layout="constrained")
         axes = figure.subplots()
         height = 0.8 / len(groups)
         for number, (name, series) in enumerate(groups.items()):
@@ -86,7 +87,7 @@ def efficiency_curves(
     columns = min(3, len(tasks))
     rows = -(-len(tasks) // columns)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(8.2, 2.2 * rows + 0.4), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 2.2 * rows + 0.4), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False)
         for axes in grid.flat[len(tasks) :]:
             axes.remove()
@@ -127,7 +128,7 @@ def group_tree(groups: Mapping[str, Any]) -> str | None:
     heights = tree[:, 2]
     cut = float((heights[-count] + heights[1 - count]) / 2) if count > 1 else float(heights[-1]) * 1.1
     with mpl.rc_context({**STYLE, "lines.linewidth": 1.6}):
-        figure = Figure(figsize=(8.2, 0.34 * len(members) + 0.8), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 0.34 * len(members) + 0.8), layout="constrained")
         axes = figure.subplots()
         labels = [f"{task}  · group {group + 1}" for task, group in members.items()]
         dendrogram(
@@ -145,7 +146,7 @@ def feature_map(before: Features, after: Features) -> str:
     tasks = list(dict.fromkeys(after.tasks))
     palette = mpl.colormaps["tab10"].colors  # type: ignore[attr-defined]
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(8.2, 4.3), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 4.3), layout="constrained")
         for axes, features, title in zip(
             figure.subplots(1, 2), (before, after), ("random start", "after joint pre-training"), strict=True
         ):

@@ -260,8 +260,10 @@ def _curve_section(bench: _Bench) -> Section:
         return Section(
             title, f"One share of the labels was run ({shown(next(iter(bench.shares)))}): there is no curve yet."
         )
-    arms = [arm for arm in (*bench.roles.main, *bench.roles.rivals) if arm in {row["arm"] for row in bench.rows}]
-    drawn = figures.efficiency_curves(summarise(bench.rows), bench.shares, arms, bench.colour)
+    run = {arm: {row["labels"] for row in bench.rows if row["arm"] == arm} for arm in bench.arms}
+    arms = [arm for arm in (*bench.roles.main, *bench.roles.rivals) if len(run[arm]) > 1]
+    summaries = [each for each in summarise(bench.rows) if each.arm in arms]
+    drawn = figures.efficiency_curves(summaries, bench.shares, arms, bench.colour)
     return Section(
         title, figures=[("Dice over the share of labelled subjects; bars: standard deviation over seeds", drawn)]
     )
@@ -273,7 +275,7 @@ def _variant_sections(bench: _Bench) -> list[Section]:
     found = []
     for title, arms in (("Rivals", bench.roles.rivals), ("Ablation", bench.roles.variants)):
         own = [
-            tables.variant_table(bench.rows, (bench.roles.joint, *arms), bench.roles.joint, bench.roles.scratch, labels)
+            tables.variant_table(bench.rows, arms, bench.roles.joint, bench.roles.scratch, labels)
             for labels in bench.shares
             if any(row["labels"] == labels and row["arm"] in arms for row in bench.rows)
         ]
@@ -296,7 +298,7 @@ def _group_section(bench: _Bench) -> Section:
         members.setdefault(group, []).append(task)
     text = "; ".join(f"group {group + 1}: {', '.join(tasks)}" for group, tasks in sorted(members.items()))
     how = (
-        "Found during joint pre-training by clustering mean deep features, without any mask. "
+        "Found during joint pre-training by clustering mean deep features, without any mask: "
         if tree
         else "Set by hand. "
     )

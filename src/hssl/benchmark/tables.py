@@ -43,7 +43,7 @@ class Table:
         return "\n".join([*lines, "", self.note, ""] if self.note else [*lines, ""])
 
 
-METRICS = {"dice": ("Dice (%)", 100), "nsd": ("surface Dice (%)", 100), "hd95": ("HD95 (mm)", 1)}
+METRICS = {"dice": ("Dice (%)", 100), "nsd": ("Surface Dice (%)", 100), "hd95": ("HD95 (mm)", 1)}
 
 
 def score_table(rows: Sequence[Row], arms: Sequence[str], labels: str, metric: str = "dice") -> Table:
@@ -98,21 +98,38 @@ def difference_table(rows: Sequence[Row], pairs: Iterable[tuple[str, str]], labe
 
 
 def variant_table(rows: Sequence[Row], arms: Sequence[str], reference: str, scratch: str | None, labels: str) -> Table:
-    """Each arm against `reference` and scratch: mean difference over tasks, and on how many tasks it is above."""
+    """Mean Dice and rank of each arm, and its paired differences to `reference` and scratch, over the same tasks."""
+    present = {row["arm"] for row in rows if row["labels"] == labels}
+    ranked = [arm for arm in dict.fromkeys((reference, *arms)) if arm in present]
+    needed = {*ranked, scratch} & present
+    tasks = [
+        task
+        for task in dict.fromkeys(row["task"] for row in rows)
+        if needed <= {row["arm"] for row in rows if (row["task"], row["labels"]) == (task, labels)}
+    ]
+    shared = [row for row in rows if row["task"] in tasks and row["labels"] == labels]
+    ranks = mean_ranks(shared, ranked, labels)
     body = []
-    for arm in arms:
-        cells = [Cell(arm)]
+    for arm in ranked if tasks else []:
+        values = [each.mean for each in summarise(shared) if each.arm == arm and each.mean is not None]
+        cells = [Cell(arm), Cell(f"{100 * fmean(values):.1f}" if values else "–"), Cell(_rank(ranks.get(arm)))]
         for other in (reference, scratch):
-            found = compare(rows, arm, other, labels) if other is not None and other != arm else []
+            found = compare(shared, arm, other, labels) if other is not None and other != arm else []
             gains = [100 * each.mean for each in found]
             cells.append(Cell(signed(fmean(gains)) if gains else "–"))
             cells.append(Cell(f"{sum(gain > 0 for gain in gains)} of {len(gains)}" if gains else "–"))
-        if any(cell.text != "–" for cell in cells[1:]):
-            body.append(cells)
-    header = ["arm", f"against {reference}", "tasks above", f"against {scratch or 'scratch'}", "tasks above"]
-    return Table(
-        f"Dice points with {shown(labels)} of the labels", header, body, "Mean over tasks of the paired differences."
-    )
+        body.append(cells)
+    header = [
+        "arm",
+        "Dice (%)",
+        "mean rank",
+        f"− {reference}",
+        "tasks above",
+        f"− {scratch or 'scratch'}",
+        "tasks above",
+    ]
+    note = f"Tasks that all of them have: {', '.join(tasks) or 'none yet'}. Differences are paired, in Dice points."
+    return Table(f"Arms with {shown(labels)} of the labels", header, body, note)
 
 
 def claim_table(claims: Sequence[Claim]) -> Table:
@@ -165,6 +182,10 @@ def _marked(
     present = [value for value in values if value is not None]
     target = best(present) if len(present) > 1 else None
     return [Cell(text, value is not None and value == target) for text, value in zip(texts, values, strict=True)]
+
+
+def _rank(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
 
 
 def _p(value: float | None) -> str:
