@@ -33,9 +33,7 @@ def run(tmp_path, pretrain_config) -> Run:
 
 
 def created(path: Path, config: PretrainConfig | FinetuneConfig, **given: object) -> Run:
-    run = Run.start(path, config, info(config, **given))
-    run.create()
-    return run
+    return Run.start(path, config, info(config, **given))
 
 
 def names(folder: Path) -> set[str]:
@@ -70,15 +68,16 @@ def test_a_new_run_can_be_opened(run):
 def test_the_same_options_continue_a_run(run):
     written = (run.path / "run.json").stat().st_mtime_ns
     again = Run.start(run.path, run.config, info(run.config))
-    again.create()
     assert again.info == run.info
     assert (run.path / "run.json").stat().st_mtime_ns == written
 
 
 def test_nothing_is_written_before_create(tmp_path, pretrain_config):
     config = pretrain_config()
-    Run.start(tmp_path / "run", config, info(config))
+    run = Run.prepare(tmp_path / "run", config, info(config))
     assert not names(tmp_path)
+    run.create()
+    assert names(tmp_path / "run") == {"config.json", "run.json"}
 
 
 def test_options_given_as_other_types_are_the_same_options(tmp_path, pretrain_config):

@@ -175,7 +175,6 @@ def finetune(store: Store | Path | str, output: Path | str, *, config: FinetuneC
     if run.info.complete:
         console.print(f"{run.path} is complete: nothing to do", highlight=False)
         return run
-    run.create()
     count = len(labelled)
     console.print(
         f"{config.task}: masks of {count} subject{'s' * (count > 1)} ({', '.join(labelled[:4])}{' ...' * (count > 4)})"

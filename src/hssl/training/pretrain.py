@@ -110,14 +110,14 @@ def pretrain(store: Store | Path | str, output: Path | str, *, config: PretrainC
         masks_seen={},
         provenance=provenance(config, data),
     )
-    run = Run.start(Path(output), config, info)
+    run = Run.prepare(Path(output), config, info)
     if run.info.complete:
         console.print(f"{run.path} is complete: nothing to do", highlight=False)
         return run
     stage = Pretraining(config, store, run, tasks)
     check_patch(config.patch_size, stage.network)
     announce(stage, len(tasks))
-    run.create()
+    run.create()  # only now: a folder with options that do not fit would refuse the corrected ones
     if isinstance(config.groups, dict):
         _report_groups(given_groups(tasks, config.groups), run)
     seconds = fit(stage, f"pretrain {len(tasks)} task{'s' * (len(tasks) > 1)}")

@@ -100,7 +100,18 @@ class Run:
 
     @classmethod
     def start(cls, path: Path, config: PretrainConfig | FinetuneConfig, info: RunInfo) -> Run:
-        """Opens the run folder that is there to continue it, or a new run; nothing is written before `create`.
+        """Makes a run folder, or opens the one that is there to continue it.
+
+        Raises:
+            RunError: The folder holds another run or something else, and is left as it is.
+        """
+        run = cls.prepare(path, config, info)
+        run.create()
+        return run
+
+    @classmethod
+    def prepare(cls, path: Path, config: PretrainConfig | FinetuneConfig, info: RunInfo) -> Run:
+        """As `start`, but a new folder is not made before `create`.
 
         Raises:
             RunError: The folder holds another run or something else, and is left as it is.
@@ -127,7 +138,7 @@ class Run:
         return cls(path, config, info)
 
     def create(self) -> None:
-        """Makes the folder of a new run; to be called once every option is known to fit."""
+        """Makes the folder of a new run."""
         if not (self.path / INFO).exists():
             self.path.mkdir(parents=True, exist_ok=True)
             write_text(self.path / CONFIG, self.config.model_dump_json(indent=1))
