@@ -70,6 +70,12 @@ def test_yaml(tmp_path):
     assert config.batch_size == PretrainConfig().batch_size
 
 
+def test_a_bare_32_is_a_precision(tmp_path):
+    assert PretrainConfig.load(write(tmp_path, "precision: 32\n")).precision == "32"
+    with pytest.raises(ConfigError, match="option 'precision'"):
+        PretrainConfig.load(write(tmp_path, "precision: 16\n"))
+
+
 def test_overrides(tmp_path):
     path = write(tmp_path, "steps: 20\nseed: 3\n")
     config = PretrainConfig.load(path, steps=30, seed=None)

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PositiveFloat,
@@ -20,6 +21,10 @@ from pydantic import (
 from hssl.errors import ConfigError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+# YAML reads a bare 32 as a number.
+Precision = Annotated[
+    Literal["auto", "bf16", "32"], BeforeValidator(lambda value: str(value) if type(value) is int else value)
+]
 
 
 class StageConfig(BaseModel):
@@ -242,7 +247,7 @@ class TrainingConfig(StageConfig):
     warmup: int = Field(50, ge=0)
     gradient_clip: PositiveFloat = 5.0
     seed: int = Field(0, ge=0)
-    precision: Literal["auto", "bf16", "32"] = "auto"
+    precision: Precision = "auto"
     checkpoint_every: PositiveInt = 250
     log_every: PositiveInt = 10
     accelerator: str = "auto"
