@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -40,11 +41,10 @@ def plain(mine: slice, world: int) -> dict[str, Tensor]:
     return {"ntxent.loss": averaged(loss, world), "ntxent.grad": averaged(layer.weight.grad, world)}
 
 
-def image_level(mine: slice, world: int) -> dict[str, Tensor]:
+def objective(name: str, loss_name: str, head: str, mine: slice, world: int, **options: Any) -> dict[str, Tensor]:
     torch.manual_seed(2)
     network = build_network(NetworkConfig(features=(4, 4, 8)))
-    options = {"weights": {"image": 1.0}, "group_stage": 0, "task_stage": 0, "region_stage": 0, "place_width": 0.3}
-    objective = build_objective("hierarchical", network, Domains(("A", "B"), (0, 1)), options)
+    asked = build_objective(name, network, Domains(("A", "B"), (0, 1)), options)
 
     def view() -> View:
         image = torch.rand(COUNT, 1, 16, 16)[mine]
@@ -53,17 +53,11 @@ def image_level(mine: slice, world: int) -> dict[str, Tensor]:
     # Two slices of one case lie on different ranks, and so do slices of other subjects at the same place.
     where = [torch.tensor(x)[mine] for x in ([0, 0, 1, 0, 0, 1], [0, 1, 2, 0, 3, 4], [0, 1, 2, 0, 3, 4])]
     index, position = torch.tensor([3, 3, 3, 4, 5, 6])[mine], torch.linspace(0, 1, COUNT)[mine]
-    loss = objective(network, PretrainBatch(view(), view(), *where, index, position))["image"]
+    loss = asked(network, PretrainBatch(view(), view(), *where, index, position))[loss_name]
     loss.backward()
-    weight = network.encoder.stages[0][0].conv.weight.grad
-    head = objective.get_parameter("image_head.layers.0.weight").grad
-    assert weight is not None
-    assert head is not None
-    return {
-        "image.loss": averaged(loss, world),
-        "image.encoder": averaged(weight, world),
-        "image.head": averaged(head, world),
-    }
+    weight = network.encoder.stages[0][0].conv.weight  # type: ignore[index,union-attr]
+    found = {"loss": loss, "encoder": weight.grad, "head": asked.get_parameter(f"{head}.layers.0.weight").grad}
+    return {f"{name}.{key}": averaged(value, world) for key, value in found.items()}
 
 
 def main(rank: int, world: int, folder: Path) -> None:
@@ -71,7 +65,11 @@ def main(rank: int, world: int, folder: Path) -> None:
         store = dist.FileStore(str(folder / "rendezvous"), world)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=60))
     mine = slice(rank * COUNT // world, (rank + 1) * COUNT // world)
-    found = plain(mine, world) | image_level(mine, world)
+    level = {"weights": {"image": 1.0}, "group_stage": 0, "task_stage": 0, "region_stage": 0, "place_width": 0.3}
+    found = plain(mine, world)
+    found |= objective("hierarchical", "image", "image_head", mine, world, **level)
+    found |= objective("simclr", "image", "head", mine, world)
+    found |= objective("global_local", "global", "global_head", mine, world, local_stage=0)
     ranks = gather(torch.tensor([rank]))
     if rank == 0:
         save_file(found | {"ranks": ranks}, folder / f"{world}.safetensors")

@@ -7,10 +7,24 @@ from typing import Any
 from hssl.errors import ConfigError
 from hssl.networks import UNet
 from hssl.objectives.base import Domains, Objective, PretrainBatch
+from hssl.objectives.byol import BYOL
+from hssl.objectives.genesis import Genesis
+from hssl.objectives.global_local import GlobalLocal
 from hssl.objectives.hierarchical import Hierarchical
+from hssl.objectives.jigsaw import Jigsaw
+from hssl.objectives.masked import Masked
+from hssl.objectives.rotation import Rotation
+from hssl.objectives.simclr import SimCLR
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "hierarchical": Hierarchical,
+    "simclr": SimCLR,
+    "byol": BYOL,
+    "rotation": Rotation,
+    "jigsaw": Jigsaw,
+    "genesis": Genesis,
+    "global_local": GlobalLocal,
+    "masked": Masked,
 }
 
 

@@ -1,0 +1,135 @@
+"""Global and local contrast (Chaitanya et al., *Contrastive learning of global and local features for medical image
+segmentation with limited annotations*, NeurIPS 2020).
+
+Global, on the encoder: volumes are cut into a few partitions along the slice axis. Slices in the same partition, of
+whatever volume, attract each other; those of other partitions repel. Local, on the decoder's coarse stages: a small
+region attracts itself in the other view and repels the image's other regions.
+
+Departures: volumes are aligned within a task only, so both sides of the global contrast stay within it. Encoder and
+decoder are trained at the same time, the decoder on detached features, where the paper trains one after the other. The
+two views differ in geometry too, and regions are found again through their maps. The global head pools on a coarse
+grid, since instance normalisation leaves global average pooling nothing of the image.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Tensor
+
+from hssl.config import StageConfig
+from hssl.errors import ConfigError
+from hssl.networks import GridPoolHead, PixelHead, UNet
+from hssl.objectives.base import Domains, Objective, PretrainBatch
+from hssl.objectives.gather import gather, rank
+from hssl.views import map_points
+
+NEVER = -1e4
+"""Logit of a pair that does not count; finite, so that a row without negatives has a gradient of 0."""
+
+
+class GlobalLocalOptions(StageConfig):
+    """Details of both contrasts.
+
+    Attributes:
+        partitions: Parts of a volume along its slices.
+        local_stage: Resolution of the local contrast: the decoder stage beside this encoder stage.
+        regions: Regions of an image.
+        temperature: Of both contrasts.
+        projection: Size of the projections.
+    """
+
+    partitions: PositiveInt = 4
+    local_stage: int = Field(2, ge=0)
+    regions: PositiveInt = 16
+    temperature: PositiveFloat = 0.1
+    projection: PositiveInt = 128
+
+
+class GlobalLocal(Objective):
+    """Contrast of slices by their place in the volume, and of regions by their place in the slice.
+
+    Raises:
+        ConfigError: The network has no such stage.
+    """
+
+    Options = GlobalLocalOptions
+
+    def __init__(self, network: UNet, domains: Domains, options: GlobalLocalOptions) -> None:
+        super().__init__(network, domains, options)
+        last = len(network.channels) - 2
+        if options.local_stage > last:
+            raise ConfigError(f"option 'local_stage': this network's decoder has stages 0 to {last}")
+        self.options = options
+        self.global_head = GridPoolHead(network.channels[-1], options.projection)
+        self.local_head = PixelHead(network.channels[options.local_stage], options.projection)
+
+    def forward(self, network: UNet, batch: PretrainBatch) -> dict[str, Tensor]:
+        """The losses ``global`` and ``local``, and ``watch/spread`` of the global projections."""
+        features = network.encode(torch.cat((batch.first.image, batch.second.image)))
+        projected = F.normalize(self.global_head(features[-1]).float(), dim=1)
+        decoded = network.decode([stage.detach() for stage in features])
+        regions = self.local_head(decoded[-1 - self.options.local_stage]).float()
+        partition = (batch.position * self.options.partitions).long().clamp(max=self.options.partitions - 1)
+        temperature = self.options.temperature
+        # In bf16 a coordinate would be off by a quarter of a pixel.
+        with torch.autocast(projected.device.type, enabled=False):
+            points = torch.rand((len(batch.task), self.options.regions, 2), device=projected.device) * 2 - 1
+            there = map_points(points, batch.first.theta, batch.second.theta)
+            first, second = regions.chunk(2)
+            return {
+                "global": global_contrast(projected, batch.task.repeat(2), partition.repeat(2), temperature),
+                "local": local_contrast(first, second, points, there, temperature),
+                "watch/spread": projected.detach().std(0).mean() * projected.shape[1] ** 0.5,
+            }
+
+
+def global_contrast(projected: Tensor, task: Tensor, partition: Tensor, temperature: float) -> Tensor:
+    """Contrast of partitions: each positive against the negatives alone, so that positives do not repel each other.
+
+    Args:
+        projected: Normalised projections of this rank's views, float32 ``[R, D]``.
+        task: Task of each view, int64 ``[R]``.
+        partition: Partition of each view, int64 ``[R]``; each is shared by another view at least.
+        temperature: Of the similarities.
+
+    Returns:
+        The mean over positives, then over this rank's views.
+    """
+    logits = projected @ gather(projected).T / temperature
+    same_task = task[:, None] == gather(task)[None]
+    same_place = same_task & (partition[:, None] == gather(partition)[None])
+    negatives = logits.masked_fill(~same_task | same_place, NEVER).logsumexp(1, keepdim=True)
+    rows = torch.arange(len(task), device=task.device)
+    positive = same_place.clone()
+    positive[rows, rows + rank() * len(task)] = False
+    return (F.softplus(negatives - logits).masked_fill(~positive, 0).sum(1) / positive.sum(1)).mean()
+
+
+def local_contrast(first: Tensor, second: Tensor, here: Tensor, there: Tensor, temperature: float) -> Tensor:
+    """Contrast of the regions of each image, over both views; regions that the second view lacks count nothing.
+
+    Args:
+        first: Features of the first view, float32 ``[B, D, H, W]``.
+        second: Features of the second view.
+        here: Centres of the regions in the first view, ``[B, K, 2]`` in [-1, 1], x before y.
+        there: The same places in the second view.
+        temperature: Of the similarities.
+    """
+    count, regions = here.shape[:2]
+    seen = (there.abs() < 1).all(-1).repeat(1, 2)
+    vectors = F.normalize(torch.cat((_regions(first, here), _regions(second, there)), 1), dim=-1)
+    logits = vectors @ vectors.mT / temperature
+    itself = torch.eye(2 * regions, dtype=torch.bool, device=here.device)
+    logits = logits.masked_fill(itself | ~seen[:, None], NEVER)
+    pair = torch.arange(2 * regions, device=here.device).roll(regions).expand(count, -1)
+    loss = F.cross_entropy(logits.flatten(0, 1), pair.flatten(), reduction="none")
+    weight = seen.flatten().float()
+    return (loss * weight).sum() / weight.sum().clamp(min=1)
+
+
+def _regions(features: Tensor, centres: Tensor) -> Tensor:
+    # Means over 3 x 3 features around each centre, [B, K, D].
+    means = F.avg_pool2d(features, 3, stride=1, padding=1, count_include_pad=False)
+    return F.grid_sample(means, centres[:, None], mode="bilinear", align_corners=False)[:, :, 0].mT

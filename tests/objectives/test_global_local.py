@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from hssl.errors import ConfigError
+from hssl.networks import UNet
+from hssl.objectives import Domains, PretrainBatch, build_objective
+from hssl.objectives.global_local import global_contrast, local_contrast
+
+TASK = torch.tensor([0, 0, 0, 1, 1, 0, 0, 0, 1, 1])
+PARTITION = torch.tensor([0, 1, 0, 2, 3, 0, 1, 0, 2, 3])
+
+
+def test_global_contrast_equals_the_formula() -> None:
+    projected = F.normalize(torch.randn(10, 4, generator=torch.Generator().manual_seed(0)), dim=1)
+    similarity = (projected.double() @ projected.double().T / 0.1).tolist()
+    total = 0.0
+    for i in range(10):
+        mates = [j for j in range(10) if TASK[j] == TASK[i] and j != i]
+        positives = [j for j in mates if PARTITION[j] == PARTITION[i]]
+        negatives = sum(math.exp(similarity[i][j]) for j in mates if j not in positives)
+        for j in positives:
+            itself = math.exp(similarity[i][j])
+            total -= math.log(itself / (itself + negatives)) / len(positives)
+    assert global_contrast(projected, TASK, PARTITION, 0.1).item() == pytest.approx(total / 10, rel=1e-5)
+
+
+def test_without_negatives_there_is_nothing_to_learn() -> None:
+    projected = torch.randn(4, 3, requires_grad=True)
+    loss = global_contrast(F.normalize(projected, dim=1), torch.zeros(4).long(), torch.zeros(4).long(), 0.1)
+    loss.backward()
+    assert loss.item() == 0
+    assert projected.grad is not None
+    assert torch.equal(projected.grad, torch.zeros(4, 3))
+
+
+def local(features: list[torch.Tensor], here: torch.Tensor, there: torch.Tensor) -> float:
+    return local_contrast(features[0], features[1], here, there, 0.05).item()
+
+
+def test_local_contrast_finds_regions_again() -> None:
+    torch.manual_seed(0)
+    first = torch.randn(2, 8, 12, 12)
+    here = torch.rand(2, 10, 2) * 1.8 - 0.9
+    mirrored = here * torch.tensor([-1.0, 1])
+    right = local([first, first.flip(3)], here, mirrored)
+    assert right < 0.5
+    assert local([first, first.flip(2)], here, mirrored) > 4 * right
+    assert local([first, first.flip(3)[[1, 0]]], here, mirrored) > 4 * right
+
+
+def test_regions_that_the_other_view_lacks_count_nothing() -> None:
+    torch.manual_seed(0)
+    first, second = torch.randn(2, 1, 8, 12, 12)
+    here = torch.rand(1, 10, 2) * 1.8 - 0.9
+    there = here.clone()
+    there[:, 5:] += 2
+    some = local([first, second], here, there)
+    assert some == pytest.approx(local([first, second], here[:, :5], there[:, :5]), rel=1e-5)
+    assert local([first, second], here, there + 2) == 0
+
+
+def test_the_decoder_does_not_teach_the_encoder(
+    network: UNet, make_batch: Callable[..., PretrainBatch], three_tasks: Domains
+) -> None:
+    losses: dict[str, Any] = build_objective("global_local", network, three_tasks, {})(network, make_batch(6))
+    losses["local"].backward()
+    assert all(p.grad is None for p in network.encoder.parameters())
+    losses["global"].backward()
+    assert any(p.grad.any() for p in network.encoder.parameters() if p.grad is not None)
+
+
+def test_a_stage_that_is_not_there(network: UNet, three_tasks: Domains) -> None:
+    with pytest.raises(ConfigError, match="'local_stage': this network's decoder has stages 0 to 2"):
+        build_objective("global_local", network, three_tasks, {"local_stage": 3})
