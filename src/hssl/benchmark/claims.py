@@ -95,8 +95,10 @@ def check_claims(rows: Sequence[Row], roles: Roles) -> list[Claim]:
 
 
 def shown(labels: str) -> str:
-    """A share of the labels as it is printed: ``5 %``, ``3 subjects``."""
-    return labels.replace("%", " %") if labels.endswith("%") else f"{labels} subject{'s' * (labels != '1')}"
+    """A share of the labels in words: ``5 % of the labels``, ``1 labelled subject``."""
+    if labels.endswith("%"):
+        return f"{labels[:-1].strip()} % of the labels"
+    return f"{labels} labelled subject{'s' * (labels != '1')}"
 
 
 def signed(value: float, digits: int = 2) -> str:
@@ -111,7 +113,7 @@ def _joint_beats_single(differences: list[Difference], labels: str) -> Claim:
         return Claim(text, rule, "not tested", "")
     gains = [100 * each.mean for each in differences]
     wins = sum(gain > 0 for gain in gains)
-    number = f"{shown(labels)} of the labels: higher on {wins} of {len(gains)} tasks, {_range(gains)}"
+    number = f"{shown(labels)}: higher on {wins} of {len(gains)} tasks, {_range(gains)}"
     return Claim(text, rule, _verdict(wins >= _share(MOST_TASKS, len(gains))), number)
 
 

@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from scipy.cluster.hierarchy import dendrogram
 
-from hssl.benchmark.claims import shown
 from hssl.benchmark.pictures import Features, Overlay
 from hssl.benchmark.statistics import Difference, Summary
 
@@ -105,7 +104,7 @@ def efficiency_curves(
             axes.set_title(task)
             axes.set_xscale("log")
             ticks = {shares[each.labels]: each.labels for each in summaries if each.task == task}
-            axes.set_xticks(list(ticks), [shown(labels) for labels in ticks.values()])
+            axes.set_xticks(list(ticks), [labels.replace("%", " %") for labels in ticks.values()])
             axes.minorticks_off()
             axes.grid(axis="y", color="#e5e7eb", linewidth=0.7)
         figure.supxlabel("labelled training subjects", fontsize=9, color="#374151")

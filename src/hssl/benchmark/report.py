@@ -38,6 +38,7 @@ class Section:
         figures: Caption and data URI of each figure.
         tables: Tables below them.
         narrow: Put the figures side by side.
+        folded: Show the titles of the tables only, to be opened.
     """
 
     title: str
@@ -45,6 +46,7 @@ class Section:
     figures: list[tuple[str, str]] = field(default_factory=list)
     tables: list[tables.Table] = field(default_factory=list)
     narrow: bool = False
+    folded: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,8 +116,8 @@ def write_report(bench: Path | str) -> Path:
             _overlay_section(read),
             _group_section(read),
             _feature_section(read),
-            _all_section(read),
             _method_section(read),
+            _all_section(read),
         )
         if section is not None
     ]
@@ -178,7 +180,7 @@ def _tiles(bench: _Bench) -> list[tuple[str, str]]:
             tiles.append((signed(fmean(gains), 1), f"Dice points, {arm} over {other}, mean of {len(gains)} tasks"))
             above = sum(gain > 0 for gain in gains)
             tiles.append((f"{above} of {len(gains)}", f"tasks on which {arm} is above {other}"))
-    return [(number, f"{text}, {shown(labels)} of the labels") for number, text in tiles]
+    return [(number, f"{text}, {shown(labels)}") for number, text in tiles]
 
 
 def _facts(bench: _Bench) -> list[str]:
@@ -189,7 +191,7 @@ def _facts(bench: _Bench) -> list[str]:
     return [
         f"{len({row['task'] for row in rows})} tasks",
         f"{len(cases)} {part} cases, on {grid}",
-        f"{', '.join(map(shown, bench.shares))} of the labels",
+        "; ".join(map(shown, bench.shares)),
         f"{len(bench.arms)} arms",
         f"{len(plan.seeds)} seed{'s' * (len(plan.seeds) > 1)}",
         f"{len(rows)} of {len(bench.cells)} runs finished",
@@ -212,7 +214,7 @@ def _gain_section(bench: _Bench) -> Section | None:
     labels = next(iter(bench.shares))
     drawn = _gain_bars(bench, labels)
     text = "Bars to the right of 0 are gains. Lines are 95 % bootstrap intervals over cases, paired."
-    return Section(f"Gains with {shown(labels)} of the labels", text, [drawn]) if drawn else None
+    return Section(f"Gains with {shown(labels)}", text, [drawn]) if drawn else None
 
 
 def _gain_bars(bench: _Bench, labels: str) -> tuple[str, str] | None:
@@ -224,8 +226,8 @@ def _gain_bars(bench: _Bench, labels: str) -> tuple[str, str] | None:
             colours[f"{arm} − {reference}"] = used
     if not groups:
         return None
-    unit = f"difference in Dice points, {shown(labels)} of the labels"
-    return f"Paired differences with {shown(labels)} of the labels", figures.gain_bars(groups, colours, unit)
+    unit = f"difference in Dice points, {shown(labels)}"
+    return f"Paired differences with {shown(labels)}", figures.gain_bars(groups, colours, unit)
 
 
 def _pairs(bench: _Bench) -> list[tuple[str, str]]:
@@ -251,7 +253,7 @@ def _all_section(bench: _Bench) -> Section:
         "HD95, the 95th percentile of the distance between surfaces: lower is better."
     )
     drawn = [bars for labels in more if (bars := _gain_bars(bench, labels))]
-    return Section("All figures", text, drawn, found)
+    return Section("All other figures", text, drawn, found, folded=True)
 
 
 def _curve_section(bench: _Bench) -> Section:
@@ -321,7 +323,7 @@ def _feature_section(bench: _Bench) -> Section:
 def _overlay_section(bench: _Bench) -> Section:
     labels = next(iter(bench.shares))
     arms = [arm for arm in (bench.roles.scratch, bench.roles.joint) if arm is not None]
-    title = f"Worst, median and best case, {shown(labels)} of the labels"
+    title = f"Worst, median and best case, {shown(labels)}"
     rows = [row for row in bench.rows if row["labels"] == labels]
     found = find_overlays(bench.path, bench.store, rows, arms) if bench.store is not None and arms else {}
     if not found:

@@ -70,7 +70,7 @@ def score_table(rows: Sequence[Row], arms: Sequence[str], labels: str, metric: s
         )
         summary = 2
     note = "Mean over cases and labels; ± standard deviation over seeds."
-    return Table(f"{name} with {shown(labels)} of the labels", ["task", *present], body, note, summary)
+    return Table(f"{name} with {shown(labels)}", ["task", *present], body, note, summary)
 
 
 def difference_table(rows: Sequence[Row], pairs: Iterable[tuple[str, str]], labels: str) -> Table:
@@ -94,7 +94,7 @@ def difference_table(rows: Sequence[Row], pairs: Iterable[tuple[str, str]], labe
         "Bold: the interval lies above 0."
     )
     header = ["task", "arms", "Dice points", "95 % interval", "p (Holm)", "cases", "seeds"]
-    return Table(f"Differences with {shown(labels)} of the labels", header, body, note)
+    return Table(f"Differences with {shown(labels)}", header, body, note)
 
 
 def variant_table(rows: Sequence[Row], arms: Sequence[str], reference: str, scratch: str | None, labels: str) -> Table:
@@ -129,7 +129,7 @@ def variant_table(rows: Sequence[Row], arms: Sequence[str], reference: str, scra
         "tasks above",
     ]
     note = f"Tasks that all of them have: {', '.join(tasks) or 'none yet'}. Differences are paired, in Dice points."
-    return Table(f"Arms with {shown(labels)} of the labels", header, body, note)
+    return Table(f"Arms with {shown(labels)}", header, body, note)
 
 
 def claim_table(claims: Sequence[Claim]) -> Table:

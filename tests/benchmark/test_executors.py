@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from hssl.benchmark import executors
+from hssl.benchmark.executors import ClusterExecutor, LocalExecutor
+from hssl.errors import ConfigError
+
+
+def test_workers_share_the_cores_and_take_turns_on_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[dict[str, Any]] = []
+    monkeypatch.setattr(executors.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(executors, "_gpus", lambda: ["4", "6"])
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **options: started.append(options))
+    executor = LocalExecutor(tmp_path, workers=3)
+    for slot in range(3):
+        executor.start(tmp_path / "order.json", tmp_path / "run.log", slot)
+    environments = [options["env"] for options in started]
+    assert [each["OMP_NUM_THREADS"] for each in environments] == ["2"] * 3
+    assert {each["OMP_WAIT_POLICY"] for each in environments} == {"PASSIVE"}
+    assert [each["CUDA_VISIBLE_DEVICES"] for each in environments] == ["4", "6", "4"]
+    assert started[0]["cwd"] == tmp_path
+
+
+def test_a_worker_ends_with_its_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executors, "_gpus", list)
+    program = "from hssl.benchmark import worker; import time; worker.work = lambda order: time.sleep(60); "
+    program += "worker.Order.model_validate_json = lambda text: None; worker.sys.argv = ['', __file__]; worker.main()"
+    script = tmp_path / "program.py"
+    script.write_text(program)
+    monkeypatch.setattr(executors, "COMMAND", [sys.executable])
+    process = LocalExecutor(tmp_path, workers=1).start(script, tmp_path / "run.log", 0)
+    try:
+        assert process.poll() is None
+        assert process.stdin is not None
+        process.stdin.close()  # as when this process ends
+        assert process.wait(timeout=60) == 1, (tmp_path / "run.log").read_text()
+    finally:
+        process.kill()
+
+
+def test_cluster_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finished = SimpleNamespace(
+        done=lambda: True, exception=lambda: RuntimeError("out of memory"), paths=SimpleNamespace(stderr="job.err")
+    )
+    made: dict[str, Any] = {}
+
+    class AutoExecutor:
+        def __init__(self, folder: Path, cluster: str | None) -> None:
+            made.update(folder=folder, cluster=cluster)
+
+        def update_parameters(self, **parameters: Any) -> None:
+            made.update(parameters)
+
+        def submit(self, function: Any) -> Any:
+            made["function"] = function
+            return finished
+
+    fake: Any = ModuleType("submitit")
+    fake.AutoExecutor = AutoExecutor
+    fake.helpers = SimpleNamespace(CommandFunction=lambda command, cwd: (command[-1], cwd))
+    monkeypatch.setitem(sys.modules, "submitit", fake)
+    executor = ClusterExecutor(tmp_path, {"cluster": "slurm", "timeout_min": 60})
+    handle = executor.start(tmp_path / "order.json", tmp_path / "run.log", 0)
+    assert made["timeout_min"] == 60
+    assert made["cluster"] == "slurm"
+    assert made["function"] == (str(tmp_path / "order.json"), tmp_path)
+    assert handle.poll() == 1
+    assert (tmp_path / "run.log").read_text() == "job.err\nout of memory\n"
+
+
+def test_cluster_without_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(ConfigError, match=r"pip install 'hssl\[cluster\]'"):
+        ClusterExecutor(tmp_path, {})
