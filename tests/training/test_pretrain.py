@@ -195,6 +195,7 @@ def test_no_groups(make_store, pretrain_config, tmp_path):
         ({"objective": "magic"}, ConfigError, "no objective 'magic'"),
         ({"options": {"magic": 1}}, ConfigError, "option 'magic'"),
         ({"groups": {"A": "x"}}, ConfigError, "task 'B' has none"),
+        ({"devices": 3}, ConfigError, "batch size 4 cannot be shared equally by 3 devices"),
         ({"patch_size": 18}, ConfigError, r"patch size 18 is not a multiple of 4 \(take 16\)"),
     ],
 )

@@ -85,10 +85,13 @@ class Finetuning(Stage):
         every, last = self.config.validate_every, step == self.config.steps
         if self.config.validation and (step % every == 0 or last):
             dice = self.validate()
-            self.run.log(step, {"validation_dice": dice})
-            if dice > self.extra["best"]:
+            best = dice > self.extra["best"]
+            if best:
                 self.extra = {"best": dice, "best_step": step}
-                self.run.save_weights(self.network)
+            if self.global_rank == 0:
+                self.run.log(step, {"validation_dice": dice})
+                if best:
+                    self.run.save_weights(self.network)
 
     def validate(self) -> float:
         """Mean Dice over validation cases and labels, in the store's grid; 0 where there is nothing to score."""
@@ -183,9 +186,10 @@ def finetune(store: Store | Path | str, output: Path | str, *, config: FinetuneC
     )
     stage = Finetuning(config, store, run, network, labelled, loaded=config.init != SCRATCH)
     seconds = fit(stage, f"finetune {config.task}")
-    if not config.validation:
-        run.save_weights(network)
-    run.finish({"seconds": seconds, "labelled": labelled, **stage.extra})
+    if stage.global_rank == 0:
+        if not config.validation:
+            run.save_weights(network)
+        run.finish({"seconds": seconds, "labelled": labelled, **stage.extra})
     return run
 
 

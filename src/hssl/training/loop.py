@@ -127,6 +127,7 @@ class Keeper(Callback):
         """Opens the progress bar."""
         if trainer.is_global_zero:
             stage = cast("Stage", pl_module)
+            stage.run.trim_metrics(stage.start)
             self.progress.start()
             self.bar = self.progress.add_task("", total=stage.config.steps, completed=stage.start, losses="")
 
@@ -209,6 +210,8 @@ def fit(stage: Stage, title: str) -> float:
     _silence()
     trainer = pl.Trainer(
         accelerator=config.accelerator,
+        # A head whose level is off has no gradient, which DDP must be told.
+        strategy="auto" if config.devices * config.nodes == 1 else "ddp_find_unused_parameters_true",
         devices=config.devices,
         num_nodes=config.nodes,
         precision="bf16-mixed" if wants_bf16(config) else "32-true",

@@ -100,6 +100,9 @@ def pretrain(store: Store | Path | str, output: Path | str, *, config: PretrainC
     """
     config = config or PretrainConfig()
     store = store if isinstance(store, Store) else Store.open(store)
+    processes = config.devices * config.nodes
+    if config.batch_size % processes:
+        raise ConfigError(f"batch size {config.batch_size} cannot be shared equally by {processes} devices")
     tasks = tuple(config.tasks or store.tasks)
     seen = {task: store.split(task).train for task in tasks}
     data = {"store": store.hash, "split": store.split_hash}
@@ -121,8 +124,9 @@ def pretrain(store: Store | Path | str, output: Path | str, *, config: PretrainC
     if isinstance(config.groups, dict):
         _report_groups(given_groups(tasks, config.groups), run)
     seconds = fit(stage, f"pretrain {len(tasks)} task{'s' * (len(tasks) > 1)}")
-    run.save_weights(stage.network)
-    run.finish({"losses": {name: float(value) for name, value in stage.latest.items()}, "seconds": seconds})
+    if stage.global_rank == 0:
+        run.save_weights(stage.network)
+        run.finish({"losses": {name: float(value) for name, value in stage.latest.items()}, "seconds": seconds})
     return run
 
 

@@ -194,7 +194,6 @@ class Run:
         folder = self.path / CHECKPOINT
         steps = [int(path.name.removeprefix("step-")) for path in folder.glob("step-*")]
         if not steps:
-            self._trim_metrics(0)
             return {"step": 0}
         source = folder / f"step-{max(steps)}"
         for name, module in modules.items():
@@ -205,7 +204,6 @@ class Run:
             state.setdefault(int(number), {})[name] = tensor
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         content: dict[str, Any] = json.loads((source / "state.json").read_text(encoding="utf-8"))
-        self._trim_metrics(content["step"])
         return content
 
     def finish(self, result: dict[str, Any]) -> None:
@@ -225,7 +223,8 @@ class Run:
                 writer.writerow(("step", "name", "value"))
             writer.writerows((step, name, f"{value:.6g}") for name, value in values.items())
 
-    def _trim_metrics(self, step: int) -> None:
+    def trim_metrics(self, step: int) -> None:
+        """Drops the lines after `step`, which a continued run will write again."""
         path = self.path / METRICS
         if path.exists():
             head, *rows = path.read_text(encoding="utf-8").splitlines()
