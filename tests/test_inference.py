@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from hssl.config import FinetuneConfig, NetworkConfig
 from hssl.errors import ConfigError, RunError, SourceError
-from hssl.inference import predict, predict_volume
-from hssl.networks import SegmentationNetwork, build_network
+from hssl.inference import predict
+from hssl.networks import SegmentationNetwork, build_network, predict_volume
 from hssl.store import TaskInfo, TaskPlan
 from hssl.training.run import Run, RunInfo
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from hssl.config import AggregateConfig, FinetuneConfig, PretrainConfig
 from hssl.evaluation import evaluate
-from hssl.inference import predict_volume
+from hssl.networks import predict_volume
 from hssl.sources.phantoms import write_phantoms
 from hssl.store import CaseRecord, Store, aggregate
 from hssl.training import finetune, pretrain

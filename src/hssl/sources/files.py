@@ -154,7 +154,7 @@ def _nifti_geometry(image: nib.Nifti1Image, path: Path) -> Geometry:
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise SourceError("the affine in the header has no inverse", path=path, hint="correct its spacing")
     # Some converters leave a nominal sform beside the scanner's spacing (ACDC does): the spacing is what was measured.
-    zooms = np.array((*image.header.get_zooms()[:3], 1.0, 1.0)[:3], dtype=np.float64)
+    zooms = np.array((*image.header.get_zooms()[:3], 1.0, 1.0)[:3], dtype=np.float64)  # type: ignore[no-untyped-call]
     sizes = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
     if (zooms > 0).all() and not np.allclose(zooms, sizes, rtol=0.01):
         affine[:3, :3] *= zooms / sizes
