@@ -289,6 +289,20 @@ def test_two_sources_of_one_name_are_refused(make_task: MakeTask, tmp_path: Path
         aggregate([folder, folder], tmp_path / "store")
 
 
+def test_channels_of_one_folder_are_split_alike(make_task: MakeTask, tmp_path: Path) -> None:
+    folder = make_task()
+    for path in (folder / "imagesTr").iterdir():
+        image = nib.load(path)
+        pixels = np.asanyarray(image.dataobj)
+        nib.save(nib.Nifti1Image(np.stack([pixels, pixels[::-1]], axis=-1), image.affine), path)
+    listing = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps({**listing, "modality": {"0": "T1", "1": "T2"}}))
+    store = aggregate([folder], tmp_path / "store")
+    first, second = store.tasks
+    assert store.split(first) == store.split(second)
+    assert [info.channel for info in store.tasks.values()] == [0, 1]
+
+
 @dataclass
 class CountingSource:
     """A source that counts how many of its images are alive."""
@@ -299,6 +313,7 @@ class CountingSource:
     task = "Blobs"
     layout = "msd"
     modality = "MRI"
+    channel = None
 
     @property
     def path(self) -> Path:

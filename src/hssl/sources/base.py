@@ -74,6 +74,7 @@ class Source(Protocol):
         layout: Which reader found it (``msd``, ``nnunet``, ``nifti``, ``images2d``, ``dicom``).
         modality: As the source names it (``MRI``, ``CT`` ...); empty where unknown.
         labels: Integer value of each label in the masks, without background; empty without masks.
+        channel: Index of the channel it reads in files that hold several; None in files that hold one.
     """
 
     @property
@@ -99,6 +100,11 @@ class Source(Protocol):
     @property
     def labels(self) -> Mapping[int, str]:
         """Name of each label value."""
+        ...
+
+    @property
+    def channel(self) -> int | None:
+        """Channel read, where files hold several."""
         ...
 
     def cases(self) -> Iterator[Case]:

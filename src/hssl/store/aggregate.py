@@ -228,15 +228,16 @@ def _write_arrays(tasks: list[_Task], staging: Path, config: AggregateConfig) ->
             layout=source.layout,
             origin=str(source.path.absolute()),
             subject=config.subject,
-            channel=config.channel,
+            channel=config.channel if source.channel is None else source.channel,
             renamed=config.task,
             fingerprint=task.fingerprint,
             skipped=[str(bad) for bad in task.bad],
             duplicates=duplicates,
         )
         with_masks = {record.subject for record in kept if record.has_label}
+        # Drawn by the folder: its channels are tasks that show the same subjects, and must be split alike.
         splits[source.task] = make_split(
-            source.task,
+            source.path.absolute().name,
             sorted(with_masks),
             sorted({record.subject for record in kept} - with_masks),
             seed=config.seed,

@@ -48,7 +48,7 @@ def make_split(
     a single one is for training.
 
     Args:
-        task: Name of the task; each has its own draw.
+        task: What the draw belongs to, besides the seed: the name of the task's folder.
         with_masks: Subjects with at least one mask.
         without_masks: The others.
         seed: Seed of the draw.

@@ -42,7 +42,7 @@ class TaskInfo(_Entry):
         layout: The reader that found it.
         origin: The folder it was read from.
         subject: The subject rule given, if any.
-        channel: The channel given, if any.
+        channel: Index of the channel in files that hold several; else the channel given, if any.
         renamed: The task name given, if any.
         fingerprint: SHA-256 of the list of source files, their sizes and times, and the options.
         skipped: Bad cases that were left out, one line each.
