@@ -10,6 +10,7 @@ import pytest
 
 from hssl.benchmark import executors
 from hssl.benchmark.executors import ClusterExecutor, LocalExecutor
+from hssl.benchmark.worker import work_at
 from hssl.errors import ConfigError
 
 
@@ -58,19 +59,18 @@ def test_cluster_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def update_parameters(self, **parameters: Any) -> None:
             made.update(parameters)
 
-        def submit(self, function: Any) -> Any:
-            made["function"] = function
+        def submit(self, *call: Any) -> Any:
+            made["call"] = call
             return finished
 
     fake: Any = ModuleType("submitit")
     fake.AutoExecutor = AutoExecutor
-    fake.helpers = SimpleNamespace(CommandFunction=lambda command, cwd: (command[-1], cwd))
     monkeypatch.setitem(sys.modules, "submitit", fake)
     executor = ClusterExecutor(tmp_path, {"cluster": "slurm", "timeout_min": 60})
     handle = executor.start(tmp_path / "order.json", tmp_path / "run.log", 0)
     assert made["timeout_min"] == 60
     assert made["cluster"] == "slurm"
-    assert made["function"] == (str(tmp_path / "order.json"), tmp_path)
+    assert made["call"] == (work_at, tmp_path, tmp_path / "order.json")
     assert handle.poll() == 1
     assert (tmp_path / "run.log").read_text() == "job.err\nout of memory\n"
 

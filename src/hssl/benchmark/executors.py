@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from hssl.benchmark.worker import work_at
 from hssl.errors import ConfigError
 
 COMMAND = [sys.executable, "-m", "hssl.benchmark.worker"]
@@ -86,14 +87,12 @@ class ClusterExecutor:
         except ImportError as error:
             raise ConfigError("submitit is not installed", hint="pip install 'hssl[cluster]'") from error
         self._bench = bench
-        self._submitit = submitit
         self._executor = submitit.AutoExecutor(bench / "logs", cluster=parameters.get("cluster"))
         self._executor.update_parameters(**{k: v for k, v in parameters.items() if k != "cluster"})
 
     def start(self, order: Path, log: Path, slot: int) -> Handle:
         """Submits a job; its output is in submitit's own files, beside `log`."""
-        function = self._submitit.helpers.CommandFunction([*COMMAND, str(order)], cwd=self._bench)
-        return _ClusterRun(self._executor.submit(function), log)
+        return _ClusterRun(self._executor.submit(work_at, self._bench, order), log)
 
 
 class _ClusterRun:

@@ -161,6 +161,12 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
+def work_at(bench: Path, order: Path) -> None:
+    """Carries out an order file from the folder of the benchmark."""
+    os.chdir(bench)
+    work(Order.model_validate_json(order.read_bytes()))
+
+
 def main() -> int:
     """Reads the order named on the command line and carries it out."""
     if os.environ.get("HSSL_WORKER_PIPE"):
