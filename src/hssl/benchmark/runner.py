@@ -289,11 +289,11 @@ def _step_seconds(job: Job) -> float:
     import torch
 
     from hssl.networks import build_network
-    from hssl.training.loop import channels_last, wants_bf16
+    from hssl.training.loop import wants_bf16
 
     config = job.config
     device = "cuda" if torch.cuda.is_available() and config.accelerator != "cpu" else "cpu"
-    network = channels_last(build_network(config.network)).to(device)
+    network = build_network(config.network).to(device)
     views = 2 if job.stage == "pretrain" else 1
     batch = torch.rand((config.batch_size * views, 1, config.patch_size, config.patch_size), device=device)
     seconds = []

@@ -17,7 +17,7 @@ from hssl.errors import ConfigError, RunError
 from hssl.networks import SegmentationNetwork, build_network, predict_volume
 from hssl.store import Store
 from hssl.training.data import FinetuneData, LabelledBatch
-from hssl.training.loop import Stage, channels_last, console, fit
+from hssl.training.loop import Stage, console, fit
 from hssl.training.pretrain import check_patch
 from hssl.training.run import Run, RunInfo, load_unet, provenance
 from hssl.views import follow, make_view
@@ -51,7 +51,7 @@ class Finetuning(Stage):
     ) -> None:
         super().__init__(config, run)
         self.store, self.labelled, self.loaded = store, labelled, loaded
-        self.network = channels_last(network)
+        self.network = network
         self.loss = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
         self.extra = {"best": -1.0}
 

@@ -11,7 +11,7 @@ import math
 import time
 import warnings
 from abc import abstractmethod
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
@@ -27,7 +27,6 @@ from hssl.config import TrainingConfig
 from hssl.errors import TrainingError
 from hssl.training.run import Run
 
-Network = TypeVar("Network", bound=nn.Module)
 console = Console(stderr=True, soft_wrap=True)
 
 
@@ -80,6 +79,11 @@ class Stage(pl.LightningModule):
         self.start = int(state.pop("step"))
         self.extra.update(state)
         return optimizer
+
+    def on_fit_start(self) -> None:
+        """Lays weights out as tensor cores like them; on a CPU that costs more in copies than it gains."""
+        if self.device.type == "cuda":
+            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches from the step after the checkpoint to the last."""
@@ -227,11 +231,6 @@ def fit(stage: Stage, title: str) -> float:
     )
     trainer.fit(stage)
     return time.monotonic() - began
-
-
-def channels_last(network: Network) -> Network:
-    """The network with its weights laid out as convolutions like them best, on CPU and GPU alike."""
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def wants_bf16(config: TrainingConfig) -> bool:

@@ -20,7 +20,7 @@ from hssl.networks import UNet, build_network
 from hssl.objectives import Domains, Objective, PretrainBatch, build_objective
 from hssl.store import Store
 from hssl.training.data import PretrainData, WindowBatch
-from hssl.training.loop import Stage, channels_last, console, fit, wants_bf16
+from hssl.training.loop import Stage, console, fit, wants_bf16
 from hssl.training.run import Run, RunInfo, provenance
 from hssl.views import make_view
 
@@ -43,7 +43,7 @@ class Pretraining(Stage):
         super().__init__(config, run)
         self.store, self.tasks = store, tasks
         torch.manual_seed(config.seed)
-        self.network = channels_last(build_network(config.network))
+        self.network = build_network(config.network)
         domains = Domains(tasks, _given(config, tasks))
         self.objective = build_objective(config.objective, self.network, domains, config.options)
 
