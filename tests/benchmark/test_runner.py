@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hssl.benchmark import BenchmarkPlan, run_benchmark
+from hssl.benchmark import BenchmarkPlan, run_benchmark, write_report
 from hssl.benchmark.ledger import Ledger, locked
 from hssl.benchmark.plan import expand
 from hssl.config import AggregateConfig
@@ -129,7 +129,7 @@ def test_only_one_benchmark_in_a_folder(tmp_path: Path) -> None:
         pass
 
 
-def test_grid_runs_continues_and_grows(make_plan: MakePlan, tmp_path: Path) -> None:
+def test_grid_runs_continues_and_grows(make_plan: MakePlan, store: Store, tmp_path: Path) -> None:
     """One long test, since every run is a process that has to import torch."""
     bench = tmp_path / "bench"
     forecast = run_benchmark(make_plan(), bench, dry_run=True)
@@ -144,8 +144,9 @@ def test_grid_runs_continues_and_grows(make_plan: MakePlan, tmp_path: Path) -> N
     row = rows[1]
     assert row["fraction"] == 0.5
     assert 0 <= row["dice"] <= 1
-    means = [score["dice"] for score in row["scores"]]
-    assert means
+    assert {score["case"] for score in row["scores"]} == {
+        case.id for case in store.cases(row["task"], store.split(row["task"]).test)
+    }
     assert row["config_hash"] != row["pretrain_hash"]
     assert str(tmp_path) not in (bench / "ledger.jsonl").read_text()
     assert [line["config_hash"] for line in Ledger(bench / "pretraining.jsonl").rows()] == [row["pretrain_hash"]]
@@ -153,6 +154,11 @@ def test_grid_runs_continues_and_grows(make_plan: MakePlan, tmp_path: Path) -> N
     assert not (folder / "weights.safetensors").exists()
     assert (folder / "overlays.npz").exists()
     assert (bench / "pretrain" / row["pretrain_hash"] / "weights.safetensors").exists()
+
+    # With store, masks and weights at hand the report has pictures.
+    page = write_report(bench).read_text()
+    assert "eft out" not in page
+    assert page.count("data:image/png") == 2  # map of features, one task
 
     # Interrupted before the last line was written: entered again without a new run.
     before = (folder / "run.json").stat().st_mtime_ns

@@ -153,8 +153,7 @@ def feature_map(before: Features, after: Features) -> str:
             for number, task in enumerate(tasks):
                 x, y = features.points[names == task].T
                 axes.scatter(x, y, s=9, color=palette[number % 10], label=task, linewidths=0, alpha=0.85)
-            axes.set_title(f"{title}: nearest neighbour of another subject has the same task in {features.purity:.0%}")
-            axes.title.set(fontsize=8)
+            axes.set_title(f"{title}: {100 * features.purity:.0f} % beside their own task")
             axes.set(xticks=[], yticks=[])
             axes.spines[["left", "bottom"]].set_visible(False)
         handles, names_ = axes.get_legend_handles_labels()
@@ -174,9 +173,12 @@ def overlay_rows(overlays: Sequence[Overlay]) -> str:
                 axes.imshow(overlay.image, "gray", vmin=0, vmax=1, aspect=overlay.aspect)
                 if name != "image":
                     _draw_mask(axes, overlay.truth if name == "truth" else overlay.masks[name])
-                title = {"image": overlay.title, "truth": "truth"}.get(name)
+                title = {"image": overlay.place, "truth": "truth"}.get(name)
                 axes.set_title(title or f"{name}  {100 * overlay.dice[name]:.0f}", fontsize=7)
                 axes.set_axis_off()
+            row[0].text(
+                -0.05, 0.5, overlay.case, fontsize=5, rotation=90, ha="right", va="center", transform=row[0].transAxes
+            )
         return _png(figure)
 
 

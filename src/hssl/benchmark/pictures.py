@@ -31,7 +31,8 @@ class Overlay:
     """One slice of a case, and what was found there.
 
     Attributes:
-        title: Which case it is.
+        place: ``worst``, ``median`` or ``best``.
+        case: Its id.
         image: float32 ``[rows, columns]`` in [0, 1].
         truth: uint8 ``[rows, columns]``, label values.
         masks: The same from each arm.
@@ -39,7 +40,8 @@ class Overlay:
         aspect: Height of a pixel over its width.
     """
 
-    title: str
+    place: str
+    case: str
     image: NDArray[np.float32]
     truth: NDArray[np.uint8]
     masks: dict[str, NDArray[np.uint8]]
@@ -87,27 +89,30 @@ def find_overlays(bench: Path, store: Store, rows: Sequence[Row], arms: Sequence
 def _overlays(bench: Path, store: Store, runs: Mapping[str, Row], arms: Sequence[str]) -> list[Overlay]:
     dice = {arm: case_values(runs[arm]) for arm in arms}
     ranked = sorted(dice[arms[-1]], key=lambda case: dice[arms[-1]][case])
-    chosen = {name: ranked[at] for name, at in (("worst", 0), ("median", len(ranked) // 2), ("best", -1)) if ranked}
+    last = len(ranked) - 1
+    # The same case does not come twice, where there are fewer than three.
+    chosen = {ranked[at]: place for place, at in (("median", last // 2), ("best", last), ("worst", 0)) if ranked}
     records = {case.id: case for case in store.cases(runs[arms[-1]]["task"])}
     masks = {arm: dict(np.load(_folder(bench, runs[arm]) / OVERLAYS, allow_pickle=False)) for arm in arms}
     return [
         _overlay(
-            f"{name}: {case}", store, records[case], {a: masks[a][case] for a in arms}, {a: dice[a][case] for a in arms}
+            chosen[case], store, records[case], {a: masks[a][case] for a in arms}, {a: dice[a][case] for a in arms}
         )
-        for name, case in chosen.items()
-        if case in records and all(case in masks[arm] and case in dice[arm] for arm in arms)
+        for case in ranked
+        if case in chosen and case in records and all(case in masks[arm] and case in dice[arm] for arm in arms)
     ]
 
 
 def _overlay(
-    title: str, store: Store, case: CaseRecord, masks: dict[str, NDArray[np.uint8]], dice: dict[str, float]
+    place: str, store: Store, case: CaseRecord, masks: dict[str, NDArray[np.uint8]], dice: dict[str, float]
 ) -> Overlay:
     number = widest_slice(store.label(case))
     truth = np.asarray(store.label(case)[number])
     window = _window(np.any([truth, *masks.values()], axis=0))
     _, height, width = store.tasks[case.task].plan.stored_spacing(case.geometry)
     return Overlay(
-        title,
+        place,
+        case.id,
         np.asarray(store.image(case)[number], np.float32)[window],
         truth[window],
         {arm: mask[window] for arm, mask in masks.items()},

@@ -316,7 +316,10 @@ def _feature_section(bench: _Bench) -> Section:
         before, after = map_features(path, bench.store)
     except HsslError as error:
         return Section(title, f"The map of features is left out: {error.what}.")
-    caption = "Validation slices by their deepest features (t-SNE), a colour for each task"
+    caption = (
+        "Validation slices by their deepest features (t-SNE), a colour for each task; beside their own task are those "
+        "whose nearest neighbour among other subjects is of the same task"
+    )
     return Section(title, figures=[(caption, figures.feature_map(before, after))])
 
 
