@@ -38,17 +38,22 @@ def test_pixels_move_within_their_blocks() -> None:
     torch.manual_seed(0)
     place = torch.arange(40.0)
     for image in (place[:, None].expand(16, 1, 40, 40), place.expand(16, 1, 40, 40)):
-        moved = (shuffle_locally(image) - image).abs()
+        moved = shuffle_locally(image) - image
         assert 1 <= moved.max() <= 3  # blocks have two to four pixels
-        assert (moved > 0).float().mean() > 0.3
+        assert -3 <= moved.min() <= -1
+        assert (moved != 0).float().mean() > 0.3
 
 
-def test_painting_covers_either_rectangles_or_the_rest(images: Tensor) -> None:
-    kept = (paint(images) == images).float().mean((1, 2, 3))
-    # Five rectangles of at most a third by a third; or at least one of three sevenths by three sevenths is left.
-    assert ((kept > 0.4) | (kept > 0.16)).all()
-    assert (kept < 1).all()
-    assert kept.std() > 0.05
+def test_painting_covers_either_rectangles_or_the_rest() -> None:
+    torch.manual_seed(0)
+    kept = paint(torch.full((64, 1, 40, 40), -1.0)) == -1
+    corners = kept[..., [0, 0, -1, -1], [0, -1, 0, -1]].float().mean((1, 2))
+    outside = corners < 0.5
+    assert 0.65 < outside.float().mean() < 0.95  # four of five
+    share = kept.float().mean((1, 2, 3))
+    # At least one rectangle of three sevenths is left; at most five of a third are painted.
+    assert (share[outside] > 0.16).all()
+    assert ((share[~outside] > 0.44) & (share[~outside] < 0.98)).all()
 
 
 def test_rectangles_have_the_sizes_asked_for() -> None:
