@@ -184,13 +184,13 @@ class ViewConfig(StageConfig):
         rotate: Largest rotation in degrees.
         shift: Share of the free room between region and window that a shift may use.
         flip: Probability of a flip along rows and along columns. 0 by default: left and right differ in the body.
-        elastic: Standard deviation of the shift of a control point, as a share of the patch.
+        elastic: Standard deviation of the shift of a control point, as a share of the window.
         intensity: Probability of each of the intensity changes below.
         contrast: Largest absolute logarithm of the contrast factor.
         brightness: Largest shift.
         gamma: Largest absolute logarithm of the exponent.
         bias_field: Largest amplitude of the logarithm of the bias field.
-        blur: Largest standard deviation of the Gaussian blur, in pixels.
+        blur: Largest standard deviation of the Gaussian blur, in pixels; its kernel has a radius of 3.
         noise: Largest standard deviation of the noise.
         hide: Share of the image hidden in blocks.
         hide_block: Side of a hidden block in pixels.
@@ -206,7 +206,7 @@ class ViewConfig(StageConfig):
     brightness: float = Field(0.15, ge=0)
     gamma: float = Field(0.5, ge=0)
     bias_field: float = Field(0.3, ge=0)
-    blur: float = Field(1.2, ge=0)
+    blur: float = Field(1.2, ge=0, le=1.5)
     noise: float = Field(0.06, ge=0)
     hide: Fraction = 0.0
     hide_block: PositiveInt = 8
@@ -260,6 +260,14 @@ class TrainingConfig(StageConfig):
         """Side of the window that is read, in pixels."""
         return self.window_size or math.ceil(self.patch_size / 6) * 8
 
+    @model_validator(mode="before")
+    @classmethod
+    def _rest_of_view_is_the_stage_default(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("view"), dict):
+            default: ViewConfig = cls.model_fields["view"].get_default(call_default_factory=True)
+            return {**values, "view": {**default.model_dump(), **values["view"]}}
+        return values
+
     @model_validator(mode="after")
     def _window_holds_patch(self) -> Self:
         if self.window < self.patch_size:
@@ -281,10 +289,10 @@ class PretrainConfig(TrainingConfig):
         groups: ``auto`` finds groups of tasks in the features, ``none`` leaves the group level off, and a
             mapping of task to group name sets them.
         group_start: Share of the steps after which ``auto`` looks for groups.
-        view: Ranges of the augmentation.
+        view: Ranges of the augmentation; those not given are as here by default.
     """
 
-    tasks: tuple[str, ...] | None = None
+    tasks: tuple[str, ...] | None = Field(None, min_length=1)
     objective: str = "hierarchical"
     options: dict[str, Any] = Field(default_factory=dict)
     network: NetworkConfig = Field(default_factory=NetworkConfig)
@@ -293,7 +301,7 @@ class PretrainConfig(TrainingConfig):
     tempering: Fraction = 0.5
     groups: Literal["auto", "none"] | dict[str, str] = "auto"
     group_start: Fraction = 0.1
-    view: ViewConfig = Field(default_factory=lambda: ViewConfig(hide=0.3))
+    view: ViewConfig = ViewConfig(hide=0.3)
 
 
 class FinetuneConfig(TrainingConfig):
@@ -302,8 +310,8 @@ class FinetuneConfig(TrainingConfig):
     Attributes:
         task: The task.
         labels: Masks that may be used for training: a share (``5%``), a number of subjects, or their ids.
-        init: A pre-training run folder, or ``scratch``.
-        network: Shape of the network when starting from scratch; a pre-training run brings its own.
+        init: A run folder, usually of pre-training, or ``scratch``.
+        network: Shape of the network when starting from scratch; a run brings its own.
         batch_size: Patches a step.
         foreground: Share of the patches centred on a voxel of a label.
         init_rate: Learning rate of loaded layers, relative to that of new ones.
@@ -311,7 +319,7 @@ class FinetuneConfig(TrainingConfig):
         validation: Keep the checkpoint with the best validation Dice; the validation subjects then count as
             labelled. Off: the last checkpoint of a fixed schedule.
         validate_every: Steps between validations.
-        view: Ranges of the augmentation.
+        view: Ranges of the augmentation; those not given are as here by default.
     """
 
     task: str
@@ -324,4 +332,4 @@ class FinetuneConfig(TrainingConfig):
     frozen: int = Field(0, ge=0)
     validation: bool = True
     validate_every: PositiveInt = 250
-    view: ViewConfig = Field(default_factory=lambda: ViewConfig(elastic=0.02))
+    view: ViewConfig = ViewConfig(elastic=0.02)

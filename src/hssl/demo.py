@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from hssl.config import AggregateConfig, FinetuneConfig, PretrainConfig
 from hssl.evaluation import evaluate
+from hssl.files import replacing
 from hssl.networks import predict_volume
 from hssl.sources.phantoms import write_phantoms
 from hssl.store import CaseRecord, Store, aggregate
@@ -125,6 +126,5 @@ def _draw(examples: dict[str, list[Slice]], path: Path) -> None:
             if row is axes[0]:
                 axis.set_title(title)
         row[0].set_ylabel(task)
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, format="png", dpi=120)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.progress import track
 
 from hssl.errors import ConfigError, LeakError, RunError, SourceError, StoreError
+from hssl.files import write_text
 from hssl.inference import Predictor, ahead
 from hssl.metrics import SURFACE_TOLERANCE_MM, score_labels
 from hssl.sources.files import (
@@ -31,7 +32,7 @@ from hssl.sources.files import (
 )
 from hssl.store import CaseRecord, Store, TaskInfo
 from hssl.store.store import file_hash
-from hssl.training.run import Run, write_text
+from hssl.training.run import Run
 
 Mask = NDArray[np.integer[Any]]
 PARTS = ("train", "val", "test")

@@ -16,6 +16,7 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import pdist, squareform
 
 from hssl.errors import ConfigError
+from hssl.files import replacing, write_text
 from hssl.networks import UNet, grid_pool
 from hssl.store import Store
 
@@ -40,7 +41,7 @@ class Grouping:
         """Writes the groups as JSON and, where there is a tree, its picture beside it (``.png``)."""
         content: dict[str, Any] = {"groups": self.groups, "silhouettes": self.silhouettes}
         content["tree"] = None if self.tree is None else self.tree.tolist()
-        path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        write_text(path, json.dumps(content, indent=1))
         if self.tree is not None:
             _draw_tree(self, path.with_suffix(".png"))
 
@@ -48,9 +49,10 @@ class Grouping:
 def find_groups(network: UNet, store: Store, tasks: Sequence[str], *, slices: int = 64) -> Grouping:
     """Clusters tasks by their mean deep features.
 
-    Each training slice is brought to a common size, encoded, and pooled on a coarse grid; the standardised mean over
-    a task's slices is its point. Average linkage on cosine distance joins the points; the number of groups is the one
-    with the largest mean silhouette, between 2 and the number of tasks less one (fewer than 3 tasks: one group each).
+    Each training slice is brought to a common size, encoded, and pooled on a coarse grid; the mean over a task's
+    slices, centred over tasks and scaled by the spread within tasks, is its point. Average linkage on cosine distance
+    joins the points; the number of groups is the one with the largest mean silhouette, between 2 and the number of
+    tasks less one (fewer than 3 tasks: one group each).
 
     Args:
         network: Any network, the longer pre-trained the better.
@@ -63,9 +65,13 @@ def find_groups(network: UNet, store: Store, tasks: Sequence[str], *, slices: in
     """
     if len(tasks) < 3:
         return Grouping({task: number for number, task in enumerate(tasks)})
-    points = np.stack([_mean_features(network, store, task, slices) for task in tasks])
-    points = (points - points.mean(0)) / (points.std(0) + 1e-6)
-    distance = pdist(points, "cosine")
+    features = [_features(network, store, task, slices) for task in tasks]
+    means = np.stack([rows.mean(0) for rows in features])
+    # Scaled by the spread within tasks: a feature that varies as much inside a task as between tasks says little.
+    spread = np.sqrt(np.mean([rows.var(0) for rows in features], axis=0))
+    points = (means - means.mean(0)) / (spread + 1e-6)
+    # A task in the middle of all others has no direction: as far from each as can be said of nothing, 1.
+    distance = np.nan_to_num(pdist(points, "cosine"), nan=1.0).clip(min=0)
     tree = linkage(distance, "average")
     silhouettes = {
         count: silhouette(squareform(distance), fcluster(tree, count, "maxclust")) for count in range(2, len(tasks))
@@ -105,7 +111,7 @@ def _numbered(tasks: Sequence[str], labels: Sequence[object]) -> dict[str, int]:
 
 
 @torch.no_grad()
-def _mean_features(network: UNet, store: Store, task: str, slices: int) -> NDArray[np.float64]:
+def _features(network: UNet, store: Store, task: str, slices: int) -> NDArray[np.float64]:
     cases = store.cases(task, store.split(task).train)
     ends = np.cumsum([case.shape[0] for case in cases])
     total = int(ends[-1])
@@ -121,8 +127,8 @@ def _mean_features(network: UNet, store: Store, task: str, slices: int) -> NDArr
             F.interpolate(picture[None, None], size=size, mode="bilinear", align_corners=False, antialias=True)
         )
     features = network.encode(torch.cat(pictures).to(device))[-1]
-    mean: NDArray[np.float64] = grid_pool(features.float(), GRID).mean(0).double().cpu().numpy()
-    return mean
+    rows: NDArray[np.float64] = grid_pool(features.float(), GRID).double().cpu().numpy()
+    return rows
 
 
 def _draw_tree(grouping: Grouping, path: Path) -> None:
@@ -150,6 +156,5 @@ def _draw_tree(grouping: Grouping, path: Path) -> None:
     axes.set_title(f"{count} groups (mean silhouette {grouping.silhouettes[count]:.2f})", fontsize=10)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, dpi=150, format="png")
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")

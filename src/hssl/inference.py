@@ -18,6 +18,7 @@ from PIL import Image
 from rich.progress import track
 
 from hssl.errors import ConfigError, SourceError, StoreError
+from hssl.files import replacing
 from hssl.networks.tiling import BATCH_SIZE, OVERLAP, predict_volume
 from hssl.sources.base import Geometry
 from hssl.sources.files import NIFTI, PICTURES, channel_count, list_files, read_geometry, read_image, stem
@@ -203,15 +204,11 @@ def _check_targets(paths: list[Path], output: Path) -> None:
 def _write_mask(mask: NDArray[np.uint8], image: _Input, output: Path) -> Path:
     """Writes a mask beside its final name and moves it there."""
     target = _target(image.path, output)
-    partial = target.with_name(f".partial-{target.name}")
-    try:
+    with replacing(target) as partial:
         if image.path.name.lower().endswith(NIFTI):
             nib.save(_nifti_mask(mask, image), partial)
         else:
             Image.fromarray(mask[:, :, 0]).save(partial)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
     return target
 
 

@@ -167,7 +167,7 @@ def _smooth(shape: tuple[int, int], cells: int, size: int, generator: Generator)
 
 
 def _elastic(count: int, patch: int, config: ViewConfig, generator: Generator) -> Tensor:
-    # `elastic` is the standard deviation of the shift of a control point, as a share of the patch.
+    # Coordinates of the window run from -1 to 1, so twice its share.
     return _smooth((count, 2), 6, patch, generator).permute(0, 2, 3, 1) * (2 * config.elastic)
 
 

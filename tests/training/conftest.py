@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -136,3 +137,17 @@ def finetune_config() -> Callable[..., FinetuneConfig]:
         return FinetuneConfig.model_validate(values)
 
     return make
+
+
+@pytest.fixture
+def said(monkeypatch, caplog) -> Callable[[], str]:
+    """What has been logged since the last call."""
+    monkeypatch.setattr(logging.getLogger("hssl"), "propagate", True)
+    caplog.set_level(logging.INFO, logger="hssl")
+
+    def text() -> str:
+        lines = caplog.text
+        caplog.clear()
+        return lines
+
+    return text

@@ -156,7 +156,7 @@ def test_the_best_of_before_the_interruption_is_remembered(make_store, finetune_
     assert_same_runs(tmp_path / "whole", tmp_path / "stopped")
 
 
-def test_from_a_pretrained_run(make_store, finetune_config, pretrained, tmp_path, monkeypatch, capsys):
+def test_from_a_pretrained_run(make_store, finetune_config, pretrained, tmp_path, monkeypatch, said):
     store = make_store(TWO)
     init = pretrained(store)
     starts = {}
@@ -169,9 +169,9 @@ def test_from_a_pretrained_run(make_store, finetune_config, pretrained, tmp_path
     monkeypatch.setattr(Finetuning, "configure_optimizers", remember)
     config = finetune_config(steps=2, init=str(init))
     run = finetune(store, tmp_path / "run", config=config)
-    assert "loaded encoder and decoder" in capsys.readouterr().err
+    assert "loaded encoder and decoder" in said()
     finetune(store, tmp_path / "scratch", config=finetune_config(steps=2))
-    assert "from scratch" in capsys.readouterr().err
+    assert "from scratch" in said()
     expected = load_file(init / "weights.safetensors")
     assert all(torch.equal(starts[True][f"unet.{name}"], tensor) for name, tensor in expected.items())
     # A seed gives every arm the same new head; the body is another.
@@ -197,7 +197,11 @@ def test_another_seed_is_another_head_and_other_subjects(make_store, finetune_co
 
 def test_a_pretrained_run_brings_its_own_network(make_store, finetune_config, pretrained, tmp_path):
     store = make_store(TWO)
-    config = finetune_config(steps=1, init=str(pretrained(store)), network="small")
+    init = str(pretrained(store))
+    options = finetune_config(steps=1, init=init).model_dump(exclude_unset=True)
+    with pytest.raises(ConfigError, match="option 'network' is not that of this run"):
+        finetune(store, tmp_path / "run", config=FinetuneConfig.checked({**options, "network": "small"}))
+    config = FinetuneConfig.checked({name: value for name, value in options.items() if name != "network"})
     run = finetune(store, tmp_path / "run", config=config)
     assert run.info.network.features == (4, 8, 8)
     load_segmentation(run.path)
@@ -223,7 +227,7 @@ def test_a_start_that_saw_test_subjects_is_refused(make_store, finetune_config, 
     init = pretrained(make_store(TWO))
     names = [f"blobs{index}" for index in range(6)]
     other = make_store(TWO, name="other", splits={"Blobs": Split(train=names[2:], val=names[1:2], test=names[:1])})
-    with pytest.raises(RunError, match="was pre-trained on 'blobs0', a test subject of task 'Blobs'"):
+    with pytest.raises(RunError, match="was trained on 'blobs0', a test subject of task 'Blobs'"):
         finetune(other, tmp_path / "run", config=finetune_config(init=str(init)))
 
 
@@ -260,12 +264,12 @@ def test_rates_of_loaded_and_new_layers(make_store, finetune_config, pretrained,
     assert body == pytest.approx([0, 0.0375, 0.0125])
 
 
-def test_a_complete_run_is_left_alone(make_store, finetune_config, tmp_path, capsys):
+def test_a_complete_run_is_left_alone(make_store, finetune_config, tmp_path, said):
     store, config = make_store(), finetune_config(steps=1)
     run = finetune(store, tmp_path / "run", config=config)
     before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.is_file()}
     finetune(store, tmp_path / "run", config=config)
-    assert "nothing to do" in capsys.readouterr().err
+    assert "nothing to do" in said()
     assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.is_file()} == before
     with pytest.raises(RunError, match=r"other options \(labels\)"):
         finetune(store, tmp_path / "run", config=finetune_config(steps=1, labels=1))

@@ -140,12 +140,12 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(make_store, p
     assert not any(torch.equal(first[name], second[name]) for name in first if name.endswith("conv.weight"))
 
 
-def test_a_complete_run_is_left_alone(make_store, pretrain_config, tmp_path, capsys):
+def test_a_complete_run_is_left_alone(make_store, pretrain_config, tmp_path, said):
     store, config = make_store(THREE), pretrain_config(steps=2)
     pretrain(store, tmp_path / "run", config=config)
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in tmp_path.rglob("run/*") if path.is_file()}
     pretrain(store, tmp_path / "run", config=config)
-    assert "nothing to do" in capsys.readouterr().err
+    assert "nothing to do" in said()
     after = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in tmp_path.rglob("run/*") if path.is_file()}
     assert after == before
 
@@ -195,7 +195,7 @@ def test_no_groups(make_store, pretrain_config, tmp_path):
         ({"objective": "magic"}, ConfigError, "no objective 'magic'"),
         ({"options": {"magic": 1}}, ConfigError, "option 'magic'"),
         ({"groups": {"A": "x"}}, ConfigError, "task 'B' has none"),
-        ({"devices": 3}, ConfigError, "batch size 4 cannot be shared equally by 3 devices"),
+        ({"devices": 3}, ConfigError, "batch size 4 does not give each of 3 devices"),
         ({"patch_size": 18}, ConfigError, r"patch size 18 is not a multiple of 4 \(take 16\)"),
     ],
 )
@@ -220,7 +220,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run(make_store, pretrain_config, 
     # The third step is poisoned; however seldom losses are logged, no checkpoint may come of it.
     poisoned(monkeypatch, 2, "pixel", float("nan"))
     config = pretrain_config(log_every=log_every, checkpoint_every=2 if log_every == 1 else 1)
-    with pytest.raises(TrainingError, match=r"loss 'pixel' is not finite at step 3.*last checkpoint is kept"):
+    with pytest.raises(TrainingError, match=r"loss 'pixel' is not finite at step 3.*train again in another folder"):
         pretrain(make_store(THREE), tmp_path / "run", config=config)
     (saved,) = (tmp_path / "run" / "checkpoint").iterdir()
     assert saved.name == "step-2"
@@ -239,9 +239,9 @@ def test_half_precision(make_store, pretrain_config, tmp_path):
     assert {tensor.dtype for tensor in run.load_weights().values()} == {torch.float32}
 
 
-def test_the_start_says_what_is_coming(make_store, pretrain_config, tmp_path, capsys):
+def test_the_start_says_what_is_coming(make_store, pretrain_config, tmp_path, said):
     pretrain(make_store(THREE), tmp_path / "run", config=pretrain_config(steps=2))
-    text = capsys.readouterr().err
+    text = said()
     assert "M parameters, 3 tasks, 2 steps of 4 images in two views at 16x16; about" in text
     assert "groups: " in text
 

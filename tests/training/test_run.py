@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ def info(config, **given) -> RunInfo:
         "network": config.network,
         "subjects_seen": {"Blobs": ["b"]},
         "masks_seen": {},
-        "provenance": provenance(config, {"store": "s", "split": "p"}),
+        "provenance": provenance(config, SimpleNamespace(hash="s", split_hash="p", path=Path("store"))),
     }
     return RunInfo.model_validate({**values, **given})
 
@@ -109,7 +110,9 @@ def test_another_stage_is_refused(run, finetune_config):
 
 
 def test_other_data_is_refused(run):
-    other = info(run.config, provenance=provenance(run.config, {"store": "other", "split": "p"}))
+    other = info(
+        run.config, provenance=provenance(run.config, SimpleNamespace(hash="other", split_hash="p", path=Path("store")))
+    )
     with pytest.raises(RunError, match="from other data"):
         Run.start(run.path, run.config, other)
 

@@ -6,7 +6,9 @@ An arm is where fine-tuning starts from, so the claims, the rivals and the ablat
     tasks: [Task03_Cardiac, Task06_BrainTumour]   # all of the store if left out
     fractions: ["5%", "10%"]
     seeds: [0, 1, 2]
-    pretrain: {steps: 10000, network: small}
+    pretrain:
+      steps: 10000
+      options: {weights: {group: 0.05, task: 0.05, image: 0.1, region: 0.1, pixel: 10}}
     finetune: {steps: 1000, validation: false}
     arms:
       scratch: {domains: none}

@@ -21,8 +21,8 @@ from hssl.benchmark.plan import BenchmarkPlan
 from hssl.benchmark.runner import LEDGER, PLAN, PRETRAINING
 from hssl.benchmark.statistics import compare, summarise
 from hssl.errors import HsslError, RunError
+from hssl.files import write_text
 from hssl.store import Store
-from hssl.training.run import write_text
 
 REPORT, TABLES = "report.html", "tables.md"
 logger = logging.getLogger(__name__)

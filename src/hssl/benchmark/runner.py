@@ -27,9 +27,9 @@ from hssl.benchmark.ledger import Ledger, Row, locked
 from hssl.benchmark.plan import BenchmarkPlan, Cell, Grid, Job, expand
 from hssl.benchmark.worker import OUTCOME, Order
 from hssl.errors import ConfigError, TrainingError
+from hssl.files import write_text
 from hssl.store import Store
 from hssl.training.pretrain import duration
-from hssl.training.run import write_text
 
 PLAN, LEDGER, PRETRAINING = "plan.json", "ledger.jsonl", "pretraining.jsonl"
 

@@ -17,15 +17,17 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from hssl import console
 from hssl.benchmark.plan import EvaluationPlan
 from hssl.config import FinetuneConfig, PretrainConfig
 from hssl.errors import HsslError
 from hssl.evaluation import EvaluationResult, evaluate
+from hssl.files import write_text
 from hssl.inference import Predictor
 from hssl.store import Store
 from hssl.training import Run, finetune, pretrain
 from hssl.training.pretrain import GROUPS
-from hssl.training.run import WEIGHTS, write_text
+from hssl.training.run import WEIGHTS
 
 OUTCOME, OVERLAYS = "outcome.json", "overlays.npz"
 
@@ -171,6 +173,7 @@ def main() -> int:
     """Reads the order named on the command line and carries it out."""
     if os.environ.get("HSSL_WORKER_PIPE"):
         threading.Thread(target=_end_with_parent, daemon=True).start()
+    console.configure()
     try:
         work(Order.model_validate_json(Path(sys.argv[1]).read_bytes()))
     except HsslError as error:

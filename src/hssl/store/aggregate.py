@@ -17,15 +17,16 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import rich
 import torch
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hssl.config import AggregateConfig
 from hssl.errors import HsslError, StoreError
+from hssl.files import write_text
 from hssl.sources import find_sources
 from hssl.sources.base import Case, Geometry, Source
 from hssl.sources.files import NIFTI, read_geometry
@@ -398,7 +399,7 @@ def _in_parallel(function: Callable[[Job], Result], jobs: Sequence[Job], workers
     torch_threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(workers, "hssl-aggregate", initializer=lambda: torch.set_num_threads(1))
     try:
-        with Progress(*columns, console=Console(stderr=True), disable=not title) as progress:
+        with Progress(*columns, console=rich.get_console(), disable=not title) as progress:
             bar = progress.add_task(title, total=len(jobs))
             futures = [pool.submit(function, job) for job in jobs]
             for future in as_completed(futures):
@@ -413,9 +414,7 @@ def _in_parallel(function: Callable[[Job], Result], jobs: Sequence[Job], workers
 def _write_index(folder: Path, index: Index, splits: Splits) -> None:
     """Writes the split, then the index, each in one step: what the index does not name is not there."""
     for name, model in ((SPLITS, splits), (INDEX, index)):
-        partial = folder / f".{name}.partial"
-        partial.write_text(model.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        partial.replace(folder / name)
+        write_text(folder / name, model.model_dump_json(indent=1) + "\n")
 
 
 def _add(existing: Store, staging: Path, index: Index, splits: Splits) -> None:

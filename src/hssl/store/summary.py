@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 from rich.table import Table
 
+from hssl.files import replacing
 from hssl.store.store import CaseRecord, Store
 
 
@@ -134,9 +135,9 @@ def contact_sheet(store: Store, output: Path | str, *, columns: int = 6) -> Path
                     if (mask == value).any():
                         axis.contour(mask == value, [0.5], colors=[f"C{value % 10}"], linewidths=0.8)
         row[0].set_title(f"{task}  {info.modality}\n", loc="left", fontsize=8, fontweight="bold")
-    partial = output.with_name(f".{output.name}.partial")
-    figure.savefig(partial, format="png")
-    return partial.replace(output)
+    with replacing(output) as partial:
+        figure.savefig(partial, format="png")
+    return output
 
 
 def _summary(store: Store, task: str) -> TaskSummary:

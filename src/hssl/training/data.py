@@ -130,10 +130,11 @@ class FinetuneData(Dataset[LabelledBatch]):
         store: The aggregated data.
         subjects: Subjects whose masks may be read.
         config: Task, batch size, window, share of foreground patches and seed.
+        rank: Number of this process; each draws batches of its own.
     """
 
-    def __init__(self, store: Store, subjects: Sequence[str], config: FinetuneConfig) -> None:
-        self.store, self.config = store, config
+    def __init__(self, store: Store, subjects: Sequence[str], config: FinetuneConfig, *, rank: int = 0) -> None:
+        self.store, self.config, self.rank = store, config, rank
         self.cases = [case for case in store.cases(config.task, subjects) if case.has_label]
         if not self.cases:
             raise StoreError(f"task '{config.task}' has no masks of the chosen subjects", path=store.path)
@@ -145,7 +146,7 @@ class FinetuneData(Dataset[LabelledBatch]):
 
     def __getitem__(self, step: int) -> LabelledBatch:
         """The batch of `step`."""
-        rng = np.random.default_rng((self.config.seed, step, 4))
+        rng = np.random.default_rng((self.config.seed, step, 4, *([self.rank] * (self.rank > 0))))
         size = self.config.window
         windows, masks = [], []
         for _ in range(self.config.batch_size):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,13 @@ from hssl.errors import ConfigError, RunError
 from hssl.networks import SegmentationNetwork, build_network, predict_volume
 from hssl.store import Store
 from hssl.training.data import FinetuneData, LabelledBatch
-from hssl.training.loop import Stage, console, fit
+from hssl.training.loop import Stage, fit
 from hssl.training.pretrain import check_patch
-from hssl.training.run import Run, RunInfo, load_unet, provenance
+from hssl.training.run import WEIGHTS, Run, RunInfo, load_unet, provenance
 from hssl.views import follow, make_view
 
 SCRATCH = "scratch"
+logger = logging.getLogger(__name__)
 
 
 class Finetuning(Stage):
@@ -63,7 +66,7 @@ class Finetuning(Stage):
 
     def data(self, rank: int, world_size: int) -> Dataset[Any]:
         """Windows of the labelled subjects."""
-        return FinetuneData(self.store, self.labelled, self.config)
+        return FinetuneData(self.store, self.labelled, self.config, rank=rank)
 
     def trained(self) -> dict[str, nn.Module]:
         """The segmentation network."""
@@ -133,7 +136,7 @@ def finetune(store: Store | Path | str, output: Path | str, *, config: FinetuneC
 
     Raises:
         ConfigError: An option does not fit the data.
-        RunError: `output` holds something else, or `init` is not a complete pre-training run.
+        RunError: `output` holds something else, or `init` is not a complete run or has seen test subjects.
         StoreError: The task is not in the store, or has no masks.
         TrainingError: The loss is not finite.
     """
@@ -146,43 +149,37 @@ def finetune(store: Store | Path | str, output: Path | str, *, config: FinetuneC
         validation = []
     elif not validation:
         raise ConfigError(f"task '{config.task}' has no validation subject with a mask", hint="use --no-validation")
-    masks_seen = {config.task: sorted({*labelled, *validation})}
-    images_seen = dict(masks_seen)
-    # One generator for the body and one for the head: a seed gives every arm the same new head.
+    masks = {config.task: sorted({*labelled, *validation})}
+    info = RunInfo(
+        stage="finetune",
+        network=config.network,
+        task=store.tasks[config.task],
+        subjects_seen=masks,
+        masks_seen=masks,
+        provenance=provenance(config, store),
+    )
     torch.manual_seed(config.seed)
     unet = build_network(config.network)
     if config.init != SCRATCH:
         unet, source = load_unet(config.init)
-        unet.train()
-        if source.info.provenance["data"]["split"] != store.split_hash:
-            _check_split(source, store)
-        for task, subjects in source.info.subjects_seen.items():
-            images_seen[task] = sorted({*images_seen.get(task, []), *subjects})
-        for task, subjects in source.info.masks_seen.items():
-            masks_seen[task] = sorted({*masks_seen.get(task, []), *subjects})
-        console.print(f"loaded encoder and decoder of {config.init}; new: segmentation head", highlight=False)
-    else:
-        console.print("from scratch: encoder, decoder and segmentation head are new", highlight=False)
+        _check_source(source, store, config)
+        info = _with_source(info, source)
+    # Seeded again: the new head is the same whatever the network under it comes from.
     torch.manual_seed(config.seed)
-    network = SegmentationNetwork(unet, store.tasks[config.task].classes)
+    network = SegmentationNetwork(unet.train(), store.tasks[config.task].classes)
     check_patch(config.patch_size, unet)
-    info = RunInfo(
-        stage="finetune",
-        network=unet.config,
-        task=store.tasks[config.task],
-        subjects_seen=images_seen,
-        masks_seen=masks_seen,
-        provenance=provenance(config, {"store": store.hash, "split": store.split_hash}),
-    )
     run = Run.start(Path(output), config, info)
     if run.info.complete:
-        console.print(f"{run.path} is complete: nothing to do", highlight=False)
+        logger.info("%s is complete: nothing to do", run.path)
         return run
     count = len(labelled)
-    console.print(
+    if config.init == SCRATCH:
+        logger.info("from scratch: encoder, decoder and segmentation head are new")
+    else:
+        logger.info("loaded encoder and decoder of %s; new: segmentation head", config.init)
+    logger.info(
         f"{config.task}: masks of {count} subject{'s' * (count > 1)} ({', '.join(labelled[:4])}{' ...' * (count > 4)})"
-        + (f" and, to choose the checkpoint, of {len(validation)} for validation" if validation else ""),
-        highlight=False,
+        + (f" and, to choose the checkpoint, of {len(validation)} for validation" if validation else "")
     )
     stage = Finetuning(config, store, run, network, labelled, loaded=config.init != SCRATCH)
     seconds = fit(stage, f"finetune {config.task}")
@@ -193,17 +190,35 @@ def finetune(store: Store | Path | str, output: Path | str, *, config: FinetuneC
     return run
 
 
-def _check_split(source: Run, store: Store) -> None:
+def _check_source(source: Run, store: Store, config: FinetuneConfig) -> None:
+    if "network" in config.model_fields_set and config.network != source.info.network:
+        raise ConfigError(
+            "option 'network' is not that of this run to start from", path=source.path, hint="leave it out"
+        )
     # Another store may hold the same challenge with another split: its test subjects may have been seen.
     for task, subjects in source.info.subjects_seen.items():
-        if task in store.tasks:
-            leaked = sorted({*subjects} & {*store.split(task).test})
-            if leaked:
-                raise RunError(
-                    f"was pre-trained on '{leaked[0]}', a test subject of task '{task}' in this store",
-                    path=source.path,
-                    hint="pre-train on this store",
-                )
+        leaked = sorted({*subjects} & {*store.split(task).test}) if task in store.tasks else []
+        if leaked:
+            raise RunError(
+                f"was trained on '{leaked[0]}', a test subject of task '{task}' in this store",
+                path=source.path,
+                hint="pre-train on this store",
+            )
+
+
+def _with_source(info: RunInfo, source: Run) -> RunInfo:
+    def joined(own: dict[str, list[str]], other: dict[str, list[str]]) -> dict[str, list[str]]:
+        return {task: sorted({*own.get(task, []), *other.get(task, [])}) for task in sorted({*own, *other})}
+
+    digest = hashlib.sha256((source.path / WEIGHTS).read_bytes()).hexdigest()
+    return info.model_copy(
+        update={
+            "network": source.info.network,
+            "subjects_seen": joined(info.subjects_seen, source.info.subjects_seen),
+            "masks_seen": joined(info.masks_seen, source.info.masks_seen),
+            "provenance": {**info.provenance, "init_weights_sha256": digest},
+        }
+    )
 
 
 __all__ = ["Finetuning", "finetune"]

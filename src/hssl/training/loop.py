@@ -14,10 +14,10 @@ from abc import abstractmethod
 from typing import Any, cast
 
 import lightning.pytorch as pl
+import rich
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Generator, Tensor, nn
 from torch.optim import AdamW, Optimizer
@@ -25,9 +25,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from hssl.config import TrainingConfig
 from hssl.errors import TrainingError
-from hssl.training.run import Run
+from hssl.training.run import RESTART, Run
 
-console = Console(stderr=True, soft_wrap=True)
+logger = logging.getLogger(__name__)
 
 
 class Stage(pl.LightningModule):
@@ -83,7 +83,7 @@ class Stage(pl.LightningModule):
     def on_fit_start(self) -> None:
         """Lays weights out as tensor cores like them; on a CPU that costs more in copies than it gains."""
         if self.device.type == "cuda":
-            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.to(memory_format=torch.channels_last)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches from the step after the checkpoint to the last."""
@@ -124,7 +124,7 @@ class Keeper(Callback):
             TimeRemainingColumn(),
             TextColumn("{task.fields[losses]}"),
         )
-        self.progress = Progress(*columns, console=console, disable=not console.is_terminal)
+        self.progress = Progress(*columns, console=rich.get_console(), disable=not rich.get_console().is_terminal)
         self.last_line = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -150,8 +150,8 @@ class Keeper(Callback):
             if logs and trainer.is_global_zero:
                 rate = {"learning_rate": trainer.optimizers[0].param_groups[0]["lr"]}
                 stage.run.log(step, values | rate)
-                for logger in trainer.loggers:
-                    logger.log_metrics(values | rate, step)
+                for curves in trainer.loggers:
+                    curves.log_metrics(values | rate, step)
                 self._show(step, stage.config.steps, values)
         if saves and trainer.is_global_zero:
             stage.run.save_checkpoint(step, stage.trained(), trainer.optimizers[0], stage.extra)
@@ -166,7 +166,7 @@ class Keeper(Callback):
         # Without a terminal there is no bar: a plain line now and then.
         if self.progress.disable and (time.monotonic() - self.last_line > 30 or step == steps):
             self.last_line = time.monotonic()
-            console.print(f"step {step}/{steps}  {text}", highlight=False)
+            logger.info("step %d/%d  %s", step, steps, text)
 
 
 def check(values: dict[str, float], step: int) -> None:
@@ -179,12 +179,12 @@ def check(values: dict[str, float], step: int) -> None:
         if not math.isfinite(value):
             raise TrainingError(
                 f"loss '{name}' is not finite at step {step}",
-                hint="lower the learning rate, or train with precision 32; the last checkpoint is kept",
+                hint=RESTART,
             )
     if values.get("watch/spread", 1.0) < 0.01:
         raise TrainingError(
             f"the projections of all images have become one (spread {values['watch/spread']:.4f}) at step {step}",
-            hint="lower the learning rate, or raise the batch size or the temperature; the last checkpoint is kept",
+            hint=f"{RESTART}, or raise the batch size or the temperature",
         )
 
 

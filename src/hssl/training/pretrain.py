@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import resource
 import time
@@ -20,11 +21,12 @@ from hssl.networks import UNet, build_network
 from hssl.objectives import Domains, Objective, PretrainBatch, build_objective
 from hssl.store import Store
 from hssl.training.data import PretrainData, WindowBatch
-from hssl.training.loop import Stage, console, fit, wants_bf16
+from hssl.training.loop import Stage, fit, wants_bf16
 from hssl.training.run import Run, RunInfo, provenance
 from hssl.views import make_view
 
 GROUPS = "groups.json"
+logger = logging.getLogger(__name__)
 
 
 class Pretraining(Stage):
@@ -70,7 +72,9 @@ class Pretraining(Stage):
         """Lets the objective move its copies, and finds the groups when it is time."""
         self.objective.after_step(self.network)
         if step == self.group_step:
-            grouping = find_groups(self.network, self.store, self.tasks)
+            # Found once for all ranks: rounding on another card could tip a close call.
+            found = find_groups(self.network, self.store, self.tasks) if self.global_rank == 0 else None
+            grouping = cast("Grouping", self.trainer.strategy.broadcast(found))
             self.objective.set_groups(torch.tensor([grouping.groups[task] for task in self.tasks]))
             if self.global_rank == 0:
                 _report_groups(grouping, self.run)
@@ -101,21 +105,23 @@ def pretrain(store: Store | Path | str, output: Path | str, *, config: PretrainC
     config = config or PretrainConfig()
     store = store if isinstance(store, Store) else Store.open(store)
     processes = config.devices * config.nodes
-    if config.batch_size % processes:
-        raise ConfigError(f"batch size {config.batch_size} cannot be shared equally by {processes} devices")
+    if config.batch_size % processes or config.batch_size < 2 * processes:
+        raise ConfigError(
+            f"batch size {config.batch_size} does not give each of {processes} devices the same number of images",
+            hint="at least 2 each",
+        )
     tasks = tuple(config.tasks or store.tasks)
     seen = {task: store.split(task).train for task in tasks}
-    data = {"store": store.hash, "split": store.split_hash}
     info = RunInfo(
         stage="pretrain",
         network=config.network,
         subjects_seen=seen,
         masks_seen={},
-        provenance=provenance(config, data),
+        provenance=provenance(config, store),
     )
     run = Run.prepare(Path(output), config, info)
     if run.info.complete:
-        console.print(f"{run.path} is complete: nothing to do", highlight=False)
+        logger.info("%s is complete: nothing to do", run.path)
         return run
     stage = Pretraining(config, store, run, tasks)
     check_patch(config.patch_size, stage.network)
@@ -149,11 +155,10 @@ def announce(stage: Pretraining, tasks: int) -> None:
     config = stage.config
     parameters = sum(p.numel() for p in stage.network.parameters())
     seconds, memory = _measure(stage)
-    console.print(
+    logger.info(
         f"{parameters / 1e6:.2f} M parameters, {tasks} tasks, {config.steps} steps of {config.batch_size} images in "
         f"two views at {config.patch_size}x{config.patch_size}; about {duration(seconds * config.steps)} and "
-        f"{memory / 2**30:.1f} GiB",
-        highlight=False,
+        f"{memory / 2**30:.1f} GiB"
     )
 
 
@@ -198,4 +203,4 @@ def _report_groups(grouping: Grouping, run: Run) -> None:
     members: dict[int, list[str]] = {}
     for task, group in grouping.groups.items():
         members.setdefault(group, []).append(task)
-    console.print("groups: " + "; ".join(", ".join(tasks) for tasks in members.values()), highlight=False)
+    logger.info("groups: %s", "; ".join(", ".join(tasks) for tasks in members.values()))

@@ -29,9 +29,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hssl.config import FinetuneConfig, NetworkConfig, PretrainConfig, TrainingConfig
-from hssl.errors import RunError
+from hssl.errors import RunError, TrainingError
+from hssl.files import replacing, write_text
 from hssl.networks import SegmentationNetwork, UNet, build_network
-from hssl.store import TaskInfo
+from hssl.store import Store, TaskInfo
+
+RESTART = "train again in another folder with a lower learning rate, or with precision 32"
+"""What helps after a run has gone wrong; the same options would only go wrong again."""
 
 CONFIG, INFO, WEIGHTS, METRICS, CHECKPOINT = (
     "config.json",
@@ -173,6 +177,8 @@ class Run:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         for name, module in modules.items():
+            if not all(bool(p.isfinite().all()) for p in module.parameters()):
+                raise TrainingError(f"weights of the {name} are not finite after step {step}", hint=RESTART)
             _save_tensors(module.state_dict(), temporary / f"{name}.safetensors")
         state = optimizer.state_dict()["state"]
         tensors = {f"{number}.{key}": value for number, values in state.items() for key, value in values.items()}
@@ -261,16 +267,12 @@ def load_segmentation(path: Path | str) -> tuple[SegmentationNetwork, Run, TaskI
     return network.eval(), run, run.info.task
 
 
-def provenance(config: TrainingConfig, data: dict[str, str]) -> dict[str, Any]:
-    """What it takes to make a run again.
-
-    Args:
-        config: The run's configuration.
-        data: Hashes of the store and of its split.
-    """
+def provenance(config: TrainingConfig, store: Store) -> dict[str, Any]:
+    """What it takes to make a run again: hashes of the data and its split, seed, versions, git revision, machine."""
     packages = ("hssl", "torch", "lightning", "numpy")
     return {
-        "data": data,
+        "data": {"store": store.hash, "split": store.split_hash},
+        "store_path": str(store.path.absolute()),
         "seed": config.seed,
         "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
         "git": _git_revision(),
@@ -280,17 +282,10 @@ def provenance(config: TrainingConfig, data: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file in one step: no reader sees half of it."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
 def _git_revision() -> str | None:
     # Only a checkout of this project says something about the code that ran.
     root = Path(__file__).parents[3]
-    if not (root / ".git").exists():
+    if not (root / ".git").exists() or shutil.which("git") is None:
         return None
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -298,9 +293,8 @@ def _git_revision() -> str | None:
 
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
 
 
 def _load_tensors(path: Path) -> dict[str, Tensor]:
