@@ -54,6 +54,8 @@ StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="A store that h
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 Device = Annotated[str | None, typer.Option(help="As torch names it; a GPU where there is one by default.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of every random draw.")]
+PatchSize = Annotated[int | None, typer.Option(min=1, help="Side of what the network sees, in pixels.")]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Images a step.")]
 Steps = Annotated[int | None, typer.Option(help="Training steps.")]
 
 
@@ -186,6 +188,8 @@ def pretrain(
         str | None, typer.Option(help="auto, none, or a file with task: group lines, or of hssl groups.")
     ] = None,
     steps: Steps = None,
+    patch_size: PatchSize = None,
+    batch_size: BatchSize = None,
     seed: Seed = None,
     config: ConfigFile = None,
     options: Set = None,
@@ -203,6 +207,8 @@ def pretrain(
         network=network,
         groups=_groups(groups),
         steps=steps,
+        patch_size=patch_size,
+        batch_size=batch_size,
         seed=seed,
     )
     training.pretrain(store, output, config=checked)
@@ -223,6 +229,8 @@ def finetune(
         typer.Option("--validation/--no-validation", help="Choose the best step by the validation subjects' masks."),
     ] = None,
     steps: Steps = None,
+    patch_size: PatchSize = None,
+    batch_size: BatchSize = None,
     seed: Seed = None,
     config: ConfigFile = None,
     options: Set = None,
@@ -240,6 +248,8 @@ def finetune(
         init=init,
         validation=validation,
         steps=steps,
+        patch_size=patch_size,
+        batch_size=batch_size,
         seed=seed,
     )
     training.finetune(store, output, config=checked)
