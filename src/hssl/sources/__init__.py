@@ -9,14 +9,14 @@ import re
 from pathlib import Path
 
 from hssl.errors import ConfigError, SourceError
-from hssl.sources import images2d, msd, nifti, nnunet
+from hssl.sources import dicom, images2d, msd, nifti, nnunet
 from hssl.sources.base import Case, Geometry, Source
 from hssl.sources.folder import Layout, Options
 
 __all__ = ["LAYOUTS", "Case", "Geometry", "Source", "find_sources"]
 
 LAYOUTS: dict[str, Layout] = {
-    layout.name: layout for layout in (msd.LAYOUT, nnunet.LAYOUT, nifti.LAYOUT, images2d.LAYOUT)
+    layout.name: layout for layout in (msd.LAYOUT, nnunet.LAYOUT, nifti.LAYOUT, images2d.LAYOUT, dicom.LAYOUT)
 }
 
 _PART = re.compile(r"(images?|labels?|masks?)(tr|ts)?", re.IGNORECASE)
