@@ -1,0 +1,463 @@
+"""Trees of folders with DICOM series of slices (CT, MR, PET), one case a series; needs the ``dicom`` extra.
+
+A series is what shares a SeriesInstanceUID, whatever its files are called and in whichever folders they lie.
+Slices are ordered by where they lie along their normal. Voxels are what the scanner measured: the rescale
+slope and intercept are applied, so that CT is in HU. The subject is the PatientID; a subject rule is searched
+for in ``FOLDER/CASE``, the folder being that of the series below the one given. Each modality is a task.
+
+A series that is no straight, even stack of grey slices is named in an error, never bent into one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hssl.errors import SourceError
+from hssl.sources.base import Case, Geometry, Source
+from hssl.sources.files import NIFTI, PICTURES
+from hssl.sources.folder import Layout, Options, choose_channels, safe_name, subject_of, task_name
+
+_ENDINGS = (".dcm", ".dicom", ".ima")
+_MARK = slice(128, 132)  # where a DICOM file says that it is one
+_NOT_SCANS = ("SEG", "RTDOSE")  # have rows and columns, but show no measurement
+_TAGS = (
+    *("SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "PatientID", "Modality", "ImageType"),
+    *("Rows", "Columns", "SamplesPerPixel", "NumberOfFrames", "PixelSpacing", "SliceThickness"),
+    *("SpacingBetweenSlices", "ImagePositionPatient", "ImageOrientationPatient", "RescaleSlope", "RescaleIntercept"),
+    *("ModalityLUTSequence", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+)
+_MACROS = (
+    *("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence"),
+    "PixelValueTransformationSequence",
+)
+_DAMAGE = (OSError, EOFError, ValueError, TypeError, AttributeError, KeyError, IndexError, RuntimeError, struct.error)
+
+_SAME_DIRECTION = 1e-3  # of unit vectors; scanners round them to four digits or more
+_SAME_PIXELS = 1e-3  # relative
+_SAME_PLACE = 0.01  # mm
+_EVEN = 0.1  # of the distance between slices
+_UPRIGHT = 1.0  # degrees
+
+_LOCALIZER = ("is a localizer", "move its files away")
+
+
+@dataclass(frozen=True)
+class Plane:
+    """The header of one slice.
+
+    Attributes:
+        path: Its file.
+        frame: Index in a file that holds several.
+        size: Rows and columns.
+        position: Centre of its first pixel, ``[x, y, z]`` in mm, to the patient's left, back and head (LPS).
+        directions: Where columns count up to, then rows; two unit vectors in LPS.
+        spacing: Distance in mm from row to row and from column to column.
+        thickness: Distance in mm to the next slice as the header has it, for a slice that stands alone.
+        slope: What stored values are multiplied by,
+        intercept: and what is added to them then, to give HU or another unit.
+        problem: Why it cannot be used and what to do about it; None if it can.
+    """
+
+    path: Path
+    frame: int
+    size: tuple[int, int]
+    position: tuple[float, ...] = (0, 0, 0)
+    directions: tuple[float, ...] = (1, 0, 0, 0, 1, 0)
+    spacing: tuple[float, ...] = (1, 1)
+    thickness: float = 1
+    slope: float = 1
+    intercept: float = 0
+    problem: tuple[str, str] | None = None
+
+    @property
+    def normal(self) -> NDArray[np.float64]:
+        """Unit vector across the slice, in LPS."""
+        return np.cross(self.directions[:3], self.directions[3:])
+
+
+@dataclass(frozen=True)
+class Series:
+    """One series: a case.
+
+    Attributes:
+        uid: SeriesInstanceUID.
+        patient: PatientID; empty where it was removed.
+        number: SeriesNumber; 0 where there is none.
+        description: SeriesDescription, or empty.
+        modality: Modality as DICOM abbreviates it, ``CT``, ``MR``, ``PT``.
+        planes: Its slices in the order of their files.
+    """
+
+    uid: str
+    patient: str
+    number: int
+    description: str
+    modality: str
+    planes: tuple[Plane, ...] = field(repr=False)
+
+    def __str__(self) -> str:
+        described = f" '{self.description}'" if self.description else ""
+        return f"series {self.number}{described} of patient '{self.patient}' ({self.uid})"
+
+    @property
+    def id(self) -> str:
+        """Patient, series number and eight digits that stand for the SeriesInstanceUID."""
+        return safe_name(
+            f"{self.patient or 'unknown'}_{self.number}_{hashlib.sha256(self.uid.encode()).hexdigest()[:8]}"
+        )
+
+    @property
+    def folder(self) -> Path:
+        """The folder that its files lie in, or that their folders lie in."""
+        return Path(os.path.commonpath([plane.path.parent for plane in self.planes]))
+
+    @property
+    def is_localizer(self) -> bool:
+        """Whether it only served to plan the scan."""
+        return any(plane.problem == _LOCALIZER for plane in self.planes)
+
+    def stack(self) -> list[Plane]:
+        """The slices in the order of where they lie along their normal.
+
+        Raises:
+            SourceError: They are no straight, even stack of grey slices that can be decoded.
+        """
+        first = self.planes[0]
+        for plane in self.planes:
+            if plane.problem:
+                self._refuse(*plane.problem)
+            if plane.size != first.size:
+                self._refuse(f"has slices of {_by(first.size)} and of {_by(plane.size)} pixels", "keep one size")
+            if not np.allclose(plane.directions, first.directions, rtol=0, atol=_SAME_DIRECTION):
+                self._refuse("has slices in several directions, as a localizer has", "keep one direction")
+            if not np.allclose(plane.spacing, first.spacing, rtol=_SAME_PIXELS):
+                self._refuse(f"has pixels of {_by(first.spacing)} and of {_by(plane.spacing)} mm", "keep one size")
+        several = len({plane.path for plane in self.planes})
+        if 1 < several < len(self.planes):
+            self._refuse(f"is split over {several} multi-frame files", "convert it to NIfTI, for example with dcm2niix")
+        planes = sorted(self.planes, key=lambda plane: float(np.dot(plane.position, first.normal)))
+        if len(planes) > 1:
+            self._check_even(planes, first.normal)
+        return planes
+
+    def geometry(self) -> Geometry:
+        """The grid ``[columns, rows, slices]``; the affine takes voxel centres to mm in RAS+.
+
+        Raises:
+            SourceError: As :meth:`stack`.
+        """
+        planes = self.stack()
+        first, count = planes[0], len(planes)
+        across = np.subtract(planes[-1].position, first.position) / (count - 1) if count > 1 else None
+        affine = np.eye(4)
+        affine[:3, 0] = np.multiply(first.directions[:3], first.spacing[1])
+        affine[:3, 1] = np.multiply(first.directions[3:], first.spacing[0])
+        affine[:3, 2] = first.normal * first.thickness if across is None else across
+        affine[:3, 3] = first.position
+        affine[:2] *= -1  # DICOM's axes point to the left and back, NIfTI's to the right and front
+        rows, columns = first.size
+        return Geometry((columns, rows, count), affine)
+
+    def image(self) -> NDArray[np.float32]:
+        """Reads the voxels as float32 ``[columns, rows, slices]``, rescaled (CT: HU).
+
+        Raises:
+            SourceError: As :meth:`stack`, or a file is truncated or damaged.
+        """
+        planes = self.stack()
+        volume = np.empty((len(planes), *planes[0].size), np.float32)
+        read: tuple[Path | None, NDArray[np.generic]] = (None, np.empty(0))
+        for number, plane in enumerate(planes):
+            with naming(plane.path):
+                if read[0] != plane.path:
+                    pixels = _pydicom().dcmread(plane.path).pixel_array
+                    read = plane.path, pixels.reshape(-1, *plane.size)
+                volume[number] = read[1][plane.frame] * plane.slope + plane.intercept
+        return volume.transpose(2, 1, 0)
+
+    def _check_even(self, planes: Sequence[Plane], normal: NDArray[np.float64]) -> None:
+        positions = np.array([plane.position for plane in planes])
+        gaps = np.diff(positions @ normal)
+        if gaps.min() < _SAME_PLACE:
+            count = int((gaps < _SAME_PLACE).sum())
+            self._refuse(
+                f"has {count} slices where another one lies already, such as {_pair(planes, int(gaps.argmin()))}",
+                "echoes, time points or copies in one series: keep one of them in the folder",
+            )
+        shift = positions[-1] - positions[0]
+        across = float(shift @ normal)
+        tilt = float(np.degrees(np.arctan2(np.linalg.norm(shift - across * normal), across)))
+        if tilt > _UPRIGHT:
+            self._refuse(
+                f"was taken with the gantry tilted by {tilt:.1f} degrees",
+                "resample it to an upright grid, for example with dcm2niix, and give the NIfTI file",
+            )
+        step = float(np.median(gaps))
+        if np.abs(gaps - step).max() > _EVEN * step:
+            steps, here = gaps / step, _pair(planes, int(gaps.argmax()))
+            missing = int(np.round(steps - 1).sum())
+            if missing and np.abs(steps - np.round(steps)).max() < _EVEN:
+                self._refuse(f"lacks {missing} of its slices, such as between {here}", "export it again, complete")
+            self._refuse(
+                f"has slices {gaps.min():.2f} to {gaps.max():.2f} mm apart, the widest gap being between {here}",
+                "export it again, complete, or resample it to even slices",
+            )
+        straight = positions[0] + np.linspace(0, 1, len(planes))[:, None] * shift
+        if (bend := float(np.linalg.norm(positions - straight, axis=1).max())) > max(step, *planes[0].spacing) / 2:
+            self._refuse(f"has slices up to {bend:.1f} mm off a straight line", "resample it to a straight grid")
+
+    def _refuse(self, what: str, hint: str) -> NoReturn:
+        raise SourceError(f"{self} {what}", path=self.folder, hint=hint)
+
+
+@dataclass(frozen=True)
+class DicomSource:
+    """A :class:`~hssl.sources.base.Source` of the series of one modality; it has no masks.
+
+    Attributes:
+        task: Name of the task.
+        path: The folder, or single file, that was given.
+        modality: Modality of all its series.
+        series: The series.
+        subject: Regular expression for the subject; None for the PatientID.
+    """
+
+    task: str
+    path: Path
+    modality: str
+    series: list[Series] = field(repr=False)
+    subject: str | None = None
+    layout: str = "dicom"
+    labels: Mapping[int, str] = field(default_factory=dict)
+    channel: int | None = None
+
+    def cases(self) -> Iterator[Case]:
+        """Yields the series sorted by id.
+
+        Raises:
+            SourceError: A series has no PatientID, or the subject rule does not match.
+        """
+        for series in sorted(self.series, key=lambda series: series.id):
+            yield Case(
+                id=series.id,
+                subject=self._subject(series),
+                task=self.task,
+                image_path=series.folder,
+                label_path=None,
+                read_geometry=series.geometry,
+                read_image=series.image,
+            )
+
+    def _subject(self, series: Series) -> str:
+        if self.subject is not None:
+            root = self.path if self.path.is_dir() else self.path.parent
+            return subject_of((series.folder.relative_to(root) / series.id).as_posix(), self.subject, series.folder)
+        if not series.patient:
+            hint = "say with --subject which part of the path below the folder given is the subject"
+            raise SourceError(f"{series} has no PatientID", path=series.folder, hint=hint)
+        return safe_name(series.patient)
+
+
+def matches(path: Path) -> bool:
+    """Whether `path` is a DICOM file, or a tree of folders with some and no folders of other images."""
+    if path.is_file():
+        return _is_dicom(path)
+    found = False
+    for files in _folders(path):
+        if any(_is_dicom(file) for file in files):
+            found = True
+        elif any(file.name == "dataset.json" or file.name.lower().endswith((*NIFTI, *PICTURES)) for file in files):
+            return False
+    return found
+
+
+def read(path: Path, options: Options) -> list[Source]:
+    """The task of the folder; if there are several modalities, one task each, ``Task_CT`` and ``Task_PT``.
+
+    Raises:
+        SourceError: As :func:`list_series`, or there is no such channel (here: modality).
+    """
+    series = list_series(path)
+    task = task_name(path.resolve().parent if path.is_file() else path, options)
+    modalities = sorted({one.modality for one in series})
+    return [
+        DicomSource(
+            task=safe_name(f"{task}_{modalities[number]}") if len(modalities) > 1 else task,
+            path=path,
+            modality=modalities[number],
+            series=[one for one in series if one.modality == modalities[number]],
+            subject=options.subject,
+        )
+        for number in choose_channels(modalities, options.channel, path)
+    ]
+
+
+def list_series(path: Path) -> list[Series]:
+    """The series in a folder and the folders below it, sorted by id; reads every header, and no pixels.
+
+    Structured reports, plans, segmentations and the like are passed over.
+
+    Args:
+        path: A folder, or one DICOM file.
+
+    Raises:
+        SourceError: pydicom is not installed, a header cannot be read, or there is no image.
+    """
+    headers: dict[str, Any] = {}
+    planes: dict[str, list[Plane]] = defaultdict(list)
+    for file in [path] if path.is_file() else [file for files in _folders(path) for file in files if _is_dicom(file)]:
+        with naming(file):
+            header = _pydicom().dcmread(file, stop_before_pixels=True, specific_tags=list(_TAGS))
+            if "Rows" not in header or header.get("Modality") in _NOT_SCANS:
+                continue
+            uid = str(header.SeriesInstanceUID)
+            headers.setdefault(uid, header)
+            planes[uid].extend(_planes(header, file))
+    if not planes:
+        raise SourceError("holds no DICOM images", path=path)
+    return sorted((_series(uid, headers[uid], planes[uid]) for uid in planes), key=lambda series: series.id)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Turns whatever pydicom raises on a bad file into a SourceError that names the file."""
+    damage = (*_DAMAGE, _pydicom().errors.InvalidDicomError)
+    try:
+        yield
+    except damage as error:
+        reason = str(error) or type(error).__name__
+        raise SourceError(f"cannot be read, it may be truncated or damaged: {reason}", path=path) from error
+
+
+def _pydicom() -> Any:
+    try:
+        import pydicom
+    except ImportError as error:
+        raise SourceError("DICOM cannot be read without pydicom", hint="pip install 'hssl[dicom]'") from error
+    return pydicom
+
+
+def _folders(path: Path) -> Iterator[list[Path]]:
+    """Files of each folder of a tree, sorted; what is hidden is left out."""
+    for folder, children, names in os.walk(path):
+        children[:] = sorted(child for child in children if not child.startswith("."))
+        yield [Path(folder, name) for name in sorted(names) if not name.startswith(".")]
+
+
+def _is_dicom(path: Path) -> bool:
+    """Many DICOM files have no ending, or one that is part of a number; the mark says what they are."""
+    name = path.name.lower()
+    if name == "dicomdir" or name.endswith((*NIFTI, *PICTURES)) or not path.is_file():
+        return False
+    if name.endswith(_ENDINGS):
+        return True
+    with path.open("rb") as stream:
+        return stream.read(_MARK.stop)[_MARK] == b"DICM"
+
+
+def _series(uid: str, header: Any, planes: list[Plane]) -> Series:
+    return Series(
+        uid=uid,
+        patient=str(header.get("PatientID") or "").strip(),
+        number=int(header.get("SeriesNumber") or 0),
+        description=str(header.get("SeriesDescription") or "").strip(),
+        modality=str(header.get("Modality") or "OT"),
+        planes=tuple(planes),
+    )
+
+
+def _planes(header: Any, path: Path) -> list[Plane]:
+    """The slices of one file: one, or those of an Enhanced image, each with its functional groups."""
+    groups = header.get("PerFrameFunctionalGroupsSequence")
+    if not groups:
+        return [_plane(header, header, path, 0)]
+    shared = (header.get("SharedFunctionalGroupsSequence") or [{}])[0]
+    planes = []
+    for number, group in enumerate(groups):
+        fields: dict[str, Any] = {}
+        for macro in _MACROS:
+            for item in group.get(macro) or shared.get(macro) or []:
+                fields |= {element.keyword: element.value for element in item}
+        planes.append(_plane(header, fields, path, number))
+    return planes
+
+
+def _plane(header: Any, fields: Any, path: Path, frame: int) -> Plane:
+    size = int(header.Rows), int(header.Columns)
+    problem = _problem(header, fields)
+    if problem:
+        return Plane(path, frame, size, problem=problem)
+    thickness = fields.get("SpacingBetweenSlices") or fields.get("SliceThickness")
+    slope, intercept = fields.get("RescaleSlope"), fields.get("RescaleIntercept")
+    return Plane(
+        path,
+        frame,
+        size,
+        position=tuple(map(float, fields["ImagePositionPatient"])),
+        directions=tuple(map(float, fields["ImageOrientationPatient"])),
+        spacing=tuple(map(float, fields["PixelSpacing"])),
+        thickness=abs(float(thickness)) if thickness else 1.0,
+        slope=1.0 if slope is None else float(slope),
+        intercept=0.0 if intercept is None else float(intercept),
+    )
+
+
+def _problem(header: Any, fields: Any) -> tuple[str, str] | None:
+    """Why a slice cannot be used, and what to do about it."""
+    if "LOCALIZER" in (header.get("ImageType") or []):
+        return _LOCALIZER
+    if int(header.get("SamplesPerPixel") or 1) != 1:
+        return "is in colours", "leave it out: it is no scan"
+    for keyword, count in (("ImagePositionPatient", 3), ("ImageOrientationPatient", 6), ("PixelSpacing", 2)):
+        if len(fields.get(keyword) or []) != count:
+            several = f" of its {header.NumberOfFrames} frames" if int(header.get("NumberOfFrames") or 1) > 1 else ""
+            return f"has no {keyword}{several}", "only stacks of slices are read; convert others to NIfTI or PNG"
+    columns, rows = np.reshape(np.array(fields["ImageOrientationPatient"], float), (2, 3))
+    if not np.allclose([columns @ columns, rows @ rows, columns @ rows], [1, 1, 0], atol=_SAME_DIRECTION):
+        return "has rows and columns that are not at right angles", "correct its ImageOrientationPatient"
+    if min(map(float, fields["PixelSpacing"])) <= 0:
+        return f"has pixels of {_by(fields['PixelSpacing'])} mm", "correct its PixelSpacing"
+    if header.get("ModalityLUTSequence"):
+        return "has a table of values instead of slope and intercept", "convert it to NIfTI"
+    return _undecodable(str(header.file_meta.get("TransferSyntaxUID") or ""))
+
+
+@cache
+def _undecodable(syntax: str) -> tuple[str, str] | None:
+    from pydicom.pixels.decoders.base import get_decoder
+    from pydicom.uid import UID
+
+    try:
+        available = not syntax or get_decoder(UID(syntax)).is_available
+    except NotImplementedError:  # not a way to store pixels that pydicom knows
+        available = False
+    if available:
+        return None
+    hint = "install a decoder (pylibjpeg-libjpeg, pylibjpeg-openjpeg or python-gdcm), or decompress with gdcmconv --raw"
+    return f"is compressed as '{UID(syntax).name}', which cannot be decoded here", hint
+
+
+def _by(lengths: Sequence[float]) -> str:
+    return " × ".join(f"{float(length):g}" for length in lengths)
+
+
+def _pair(planes: Sequence[Plane], number: int) -> str:
+    """Names a slice and the next one."""
+    one_file = len({plane.path for plane in planes}) == 1
+    pair = planes[number : number + 2]
+    return " and ".join(f"frame {plane.frame + 1}" if one_file else plane.path.name for plane in pair)
+
+
+LAYOUT = Layout("dicom", "DICOM series in the folder or below it", matches, read)
