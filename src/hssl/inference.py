@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,11 +21,14 @@ from rich.progress import track
 from hssl.errors import ConfigError, SourceError, StoreError
 from hssl.files import replacing
 from hssl.networks.tiling import BATCH_SIZE, OVERLAP, predict_volume
+from hssl.sources import dicom, dicom_seg
 from hssl.sources.base import Geometry
 from hssl.sources.files import NIFTI, PICTURES, channel_count, list_files, read_geometry, read_image, stem
 from hssl.store.plan import check_geometry
+from hssl.store.store import TaskInfo
 from hssl.training.run import load_segmentation
 
+logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -42,12 +46,14 @@ def predict(
     """Writes a mask for each image, on the image's own grid.
 
     A NIfTI mask has the name, shape, affine and header of its image, and type uint8; the mask of a picture is
-    a PNG with its rows and columns. Every header is checked before the first image is predicted. Masks appear
-    one by one, each complete; one that is there already is replaced.
+    a PNG with its rows and columns; the mask of a DICOM series is a DICOM segmentation that refers to it, named
+    by the series' id (:attr:`hssl.sources.dicom.Series.id`). Localizers beside other series are left out. Every
+    header is checked before the first image is predicted. Masks appear one by one, each complete; one that is
+    there already is replaced.
 
     Args:
         run: Folder of a fine-tuning run.
-        inputs: Image files, and folders whose image files are all predicted.
+        inputs: Image files, and folders whose image files, or trees of folders whose DICOM series, are all predicted.
         output: Folder for the masks, made if it is missing.
         channel: Index along the fourth axis, for 4D images; None for the one the task was made from.
         overlap: Share of a tile that neighbours share at least, in [0, 1).
@@ -68,16 +74,17 @@ def predict(
         channel = predictor.task.channel
     images = [_checked(path, channel) for given in inputs for path in _listed(Path(given))]
     output = Path(output)
-    _check_targets([image.path for image in images], output)
+    _check_targets(images, output)
 
     def load(image: _Input) -> NDArray[np.float32]:
         with _naming(image.path):
-            pixels = read_image(image.path, image.channel)
+            pixels = image.series.image() if image.series else read_image(image.path, image.channel)
             return predictor.task.plan.prepare_image(pixels, image.geometry)
 
     def write(result: tuple[_Input, NDArray[np.float32]]) -> Path:
         image, scores = result
-        return _write_mask(predictor.task.plan.restore(scores, image.geometry), image, output)
+        mask = predictor.task.plan.restore(scores, image.geometry)
+        return _write_mask(mask, image, image.target(output), predictor.task)
 
     output.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(2) as pool:  # reads the next image and writes the last mask
@@ -148,62 +155,89 @@ def ahead(pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: I
 
 @dataclass(frozen=True)
 class _Input:
-    """One image to predict, its header read."""
+    """One image to predict, its header read. The path of a DICOM series is its folder."""
 
     path: Path
     channel: int | None
     geometry: Geometry
+    series: dicom.Series | None = None
+
+    @property
+    def files(self) -> list[Path]:
+        """The files it is read from."""
+        return [plane.path for plane in self.series.planes] if self.series else [self.path]
+
+    def target(self, output: Path) -> Path:
+        """The file that its mask goes to."""
+        if self.series is not None:
+            return output / f"{self.series.id}{dicom_seg.ENDING}"
+        return output / (self.path.name if self.path.name.lower().endswith(NIFTI) else f"{stem(self.path)}.png")
 
 
-def _listed(path: Path) -> list[Path]:
-    """The images that an input stands for. What is not one file an image (a DICOM series) belongs here."""
+def _listed(path: Path) -> Sequence[Path | dicom.Series]:
+    """The images that an input stands for."""
     if not path.exists():
         raise SourceError("no such file or folder", path=path)
-    if path.is_dir():
-        found = list_files(path, (*NIFTI, *PICTURES))
-        if not found:
-            raise SourceError("holds no images", path=path, hint="give the folder that the files are in")
+    found = list_files(path, (*NIFTI, *PICTURES))
+    if found:
         return found
+    if dicom.matches(path):
+        return _scans(path)
+    if path.is_dir():
+        raise SourceError("holds no images", path=path, hint="give the folder that the files are in")
     if not path.name.lower().endswith((*NIFTI, *PICTURES)):
-        raise SourceError("is no image that can be predicted", path=path, hint="give NIfTI, PNG, TIFF or JPEG")
+        raise SourceError("is no image that can be predicted", path=path, hint="give NIfTI, PNG, TIFF, JPEG or DICOM")
     return [path]
 
 
-def _checked(path: Path, channel: int | None) -> _Input:
+def _scans(path: Path) -> list[dicom.Series]:
+    """The DICOM series below a folder; localizers, which lie beside most of them, only where there is nothing else."""
+    found = dicom.list_series(path)
+    scans = [series for series in found if not series.is_localizer]
+    if scans:
+        for series in found:
+            if series.is_localizer:
+                logger.warning("%s is a localizer and is left out", series)
+    return scans or found
+
+
+def _checked(source: Path | dicom.Series, channel: int | None) -> _Input:
     """Reads the header; raises what is wrong with it."""
-    if channel_count(path) == 1:
-        channel = None
-    with _naming(path):
-        geometry = read_geometry(path, channel)
-        check_geometry(geometry)
-    return _Input(path, channel, geometry)
+    if isinstance(source, dicom.Series):
+        dicom_seg.check_source(source)
+        image = _Input(source.folder, None, source.geometry(), source)
+    else:
+        channel = None if channel_count(source) == 1 else channel
+        with _naming(source):
+            image = _Input(source, channel, read_geometry(source, channel))
+    with _naming(image.path):
+        check_geometry(image.geometry)
+    return image
 
 
-def _target(path: Path, output: Path) -> Path:
-    return output / (path.name if path.name.lower().endswith(NIFTI) else f"{stem(path)}.png")
-
-
-def _check_targets(paths: list[Path], output: Path) -> None:
+def _check_targets(images: list[_Input], output: Path) -> None:
     if output.exists() and not output.is_dir():
         raise ConfigError("is not a folder", path=output, hint="masks are written into a folder, under their names")
-    if output.name.lower().endswith((*NIFTI, *PICTURES)):
+    if output.name.lower().endswith((*NIFTI, *PICTURES, dicom_seg.ENDING)):
         raise ConfigError("names a file", path=output, hint="masks are written into a folder, under their names")
-    images = {path.resolve() for path in paths}
+    files = {path.resolve() for image in images for path in image.files}
     taken: dict[Path, Path] = {}
-    for path in paths:
-        target = _target(path, output)
-        if target.resolve() in images:
+    for image in images:
+        target = image.target(output)
+        if target.resolve() in files:
             raise ConfigError("the mask would replace an image", path=target, hint="choose another output folder")
         if target in taken:
             raise ConfigError(
-                f"{taken[target]} and {path} give masks of one name", path=target, hint="predict them apart"
+                f"{taken[target]} and {image.path} give masks of one name", path=target, hint="predict them apart"
             )
-        taken[target] = path
+        taken[target] = image.path
 
 
-def _write_mask(mask: NDArray[np.uint8], image: _Input, output: Path) -> Path:
+def _write_mask(mask: NDArray[np.uint8], image: _Input, target: Path, task: TaskInfo) -> Path:
     """Writes a mask beside its final name and moves it there."""
-    target = _target(image.path, output)
+    if image.series is not None:
+        dicom_seg.write_segmentation(mask, image.series, target, labels=task.labels, description=f"hssl: {task.name}")
+        return target
     with replacing(target) as partial:
         if image.path.name.lower().endswith(NIFTI):
             nib.save(_nifti_mask(mask, image), partial)

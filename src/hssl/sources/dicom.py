@@ -382,19 +382,23 @@ def _planes(header: Any, path: Path) -> list[Plane]:
     """The slices of one file: one, or those of an Enhanced image, each with its functional groups."""
     groups = header.get("PerFrameFunctionalGroupsSequence")
     if not groups:
-        return [_plane(header, header, path, 0)]
+        return [_plane(header, _values(header), path, 0)]
     shared = (header.get("SharedFunctionalGroupsSequence") or [{}])[0]
     planes = []
     for number, group in enumerate(groups):
         fields: dict[str, Any] = {}
         for macro in _MACROS:
             for item in group.get(macro) or shared.get(macro) or []:
-                fields |= {element.keyword: element.value for element in item}
+                fields |= _values(item)
         planes.append(_plane(header, fields, path, number))
     return planes
 
 
-def _plane(header: Any, fields: Any, path: Path, frame: int) -> Plane:
+def _values(dataset: Any) -> dict[str, Any]:
+    return {element.keyword: element.value for element in dataset}
+
+
+def _plane(header: Any, fields: dict[str, Any], path: Path, frame: int) -> Plane:
     size = int(header.Rows), int(header.Columns)
     problem = _problem(header, fields)
     if problem:
@@ -414,7 +418,7 @@ def _plane(header: Any, fields: Any, path: Path, frame: int) -> Plane:
     )
 
 
-def _problem(header: Any, fields: Any) -> tuple[str, str] | None:
+def _problem(header: Any, fields: dict[str, Any]) -> tuple[str, str] | None:
     """Why a slice cannot be used, and what to do about it."""
     if "LOCALIZER" in (header.get("ImageType") or []):
         return _LOCALIZER

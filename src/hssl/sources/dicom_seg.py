@@ -1,0 +1,127 @@
+"""Writes a mask as a DICOM segmentation that refers to the series it was made from; needs the ``dicom`` extra.
+
+It stands beside the reader of series, not among the exports of a run: prediction writes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hssl import __version__
+from hssl.errors import SourceError
+from hssl.files import replacing
+from hssl.sources.dicom import Series, naming
+
+ENDING = ".dcm"
+
+_NEEDED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID")
+_MAY_BE_EMPTY = (  # must be there all the same; whoever removes names from files may have taken them out
+    *("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
+    *("AccessionNumber", "StudyID", "StudyDate", "StudyTime"),
+)
+_LONGEST_LABEL = 64  # characters of a long string in DICOM
+_SERIES_NUMBER = 1000  # added to that of the series, so that a viewer lists masks after scans
+
+
+def check_source(series: Series) -> None:
+    """Checks what can be checked before there is a mask.
+
+    Raises:
+        SourceError: highdicom is not installed, or the series lacks an identifier that a segmentation refers to.
+    """
+    _highdicom()
+    _header(series, series.planes[0].path)
+
+
+def write_segmentation(
+    mask: NDArray[np.integer], series: Series, target: Path, *, labels: Mapping[int, str], description: str
+) -> None:
+    """Writes a binary DICOM segmentation, in one step, with one segment for each label.
+
+    Segments are numbered from 1 in the order of the label values. All are coded as tissue of an organ: what a
+    label means is in its name alone.
+
+    Args:
+        mask: Label values ``[columns, rows, slices]``, on the grid of :meth:`Series.geometry`.
+        series: The series that the mask was made from.
+        target: The file to write.
+        labels: Name of each label value, without background.
+        description: What the new series is called, up to 64 characters.
+
+    Raises:
+        SourceError: As :func:`check_source`, or the mask is not on the grid of the series.
+    """
+    highdicom = _highdicom()
+    from pydicom.sr.codedict import codes
+
+    planes = series.stack()
+    if mask.shape != (shape := series.geometry().shape):
+        raise SourceError(f"{series} has the shape {shape}, its mask {mask.shape}", path=series.folder)
+    slices = mask.transpose(2, 1, 0)
+    segments = np.zeros(slices.shape, np.uint8)
+    for number, value in enumerate(sorted(labels), start=1):
+        segments[slices == value] = number
+    if len({plane.path for plane in planes}) < len(planes):  # frames have the order that the file has
+        segments = segments[np.argsort([plane.frame for plane in planes])]
+
+    algorithm = highdicom.AlgorithmIdentificationSequence(
+        name="hssl", version=__version__, family=codes.DCM.ArtificialIntelligence
+    )
+    segmentation = highdicom.seg.Segmentation(
+        source_images=[_header(series, path) for path in dict.fromkeys(plane.path for plane in planes)],
+        pixel_array=segments,
+        segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
+        segment_descriptions=[
+            highdicom.seg.SegmentDescription(
+                segment_number=number,
+                segment_label=labels[value][:_LONGEST_LABEL],
+                segmented_property_category=codes.SCT.Tissue,
+                segmented_property_type=codes.SCT.Organ,
+                algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+                algorithm_identification=algorithm,
+            )
+            for number, value in enumerate(sorted(labels), start=1)
+        ],
+        series_instance_uid=highdicom.UID(),
+        series_number=series.number + _SERIES_NUMBER,
+        series_description=description[:_LONGEST_LABEL],
+        sop_instance_uid=highdicom.UID(),
+        instance_number=1,
+        manufacturer="hssl",
+        manufacturer_model_name="hssl",
+        software_versions=__version__,
+        device_serial_number="0",
+        content_label="SEGMENTATION",
+        omit_empty_frames=bool(segments.any()),
+    )
+    with replacing(target) as partial:
+        segmentation.save_as(partial)
+
+
+def _header(series: Series, path: Path) -> Any:
+    """The header of one file of the series, with all that a segmentation copies from it."""
+    import pydicom
+
+    with naming(path):
+        header = pydicom.dcmread(path, stop_before_pixels=True)
+    for keyword in _NEEDED:
+        if not header.get(keyword):
+            raise SourceError(f"{series} has no {keyword}, to which a segmentation must refer", path=path)
+    for keyword in _MAY_BE_EMPTY:
+        if keyword not in header:
+            setattr(header, keyword, None)
+    return header
+
+
+def _highdicom() -> Any:
+    try:
+        import highdicom
+    except ImportError as error:
+        hint = "pip install 'hssl[dicom]'"
+        raise SourceError("masks of DICOM series cannot be written without highdicom", hint=hint) from error
+    return highdicom
