@@ -17,10 +17,13 @@ _HOMES = {
     "Store": "hssl.store",
     "aggregate": "hssl.store",
     "evaluate": "hssl.evaluation",
+    "export_run": "hssl.export",
     "find_groups": "hssl.grouping",
     "finetune": "hssl.training",
+    "load": "hssl.training.run",
     "predict": "hssl.inference",
     "pretrain": "hssl.training",
+    "push": "hssl.export",
     "run_benchmark": "hssl.benchmark",
     "run_demo": "hssl.demo",
 }

@@ -184,6 +184,9 @@ def pretrain(
     tasks: Annotated[str | None, typer.Option(help="Tasks to learn from, with commas; all by default.")] = None,
     objective: Annotated[str | None, typer.Option(help="hierarchical (ours), or one of the rivals.")] = None,
     network: Annotated[str | None, typer.Option(help="small (CPU), base or large.")] = None,
+    plans: Annotated[
+        Path | None, typer.Option(help="nnUNetPlans.json: take network and patch size of its configuration 2d.")
+    ] = None,
     groups: Annotated[
         str | None, typer.Option(help="auto, none, or a file with task: group lines, or of hssl groups.")
     ] = None,
@@ -198,13 +201,21 @@ def pretrain(
     from hssl import training
     from hssl.config import PretrainConfig
 
+    planned = None
+    if plans is not None:
+        from hssl.networks.plans import read_plans
+
+        if network is not None:
+            raise ConfigError("--network and --plans both name the network", hint="give one of them")
+        planned, side = read_plans(plans)
+        patch_size = patch_size or side
     checked = _load(
         PretrainConfig,
         config,
         options,
         tasks=tasks.split(",") if tasks else None,
         objective=objective,
-        network=network,
+        network=planned or network,
         groups=_groups(groups),
         steps=steps,
         patch_size=patch_size,
@@ -223,7 +234,7 @@ def finetune(
         str | None,
         typer.Option(help="Labelled training subjects: a share (5%), a number, or names with commas."),
     ] = None,
-    init: Annotated[str | None, typer.Option(help="A pre-trained run, or scratch.")] = None,
+    init: Annotated[str | None, typer.Option(help="A pre-trained run, hf://OWNER/NAME, or scratch.")] = None,
     validation: Annotated[
         bool | None,
         typer.Option("--validation/--no-validation", help="Choose the best step by the validation subjects' masks."),
@@ -366,6 +377,32 @@ def report(
     from hssl import console
 
     console.print_line(str(room.write_report(bench)))
+
+
+@app.command()
+def export(
+    run: RunPath,
+    to: Annotated[str, typer.Option(help="nnunet, monai-bundle, onnx or hub.")],
+    output: Output,
+) -> None:
+    """Write a trained network in another program's format."""
+    from hssl import console
+    from hssl import export as room
+
+    console.print_line(str(room.export_run(run, to, output)))
+
+
+@app.command()
+def push(
+    run: RunPath,
+    repository: Annotated[str, typer.Argument(metavar="REPOSITORY", help="OWNER/NAME on the Hugging Face hub.")],
+    public: Annotated[bool, typer.Option("--public", help="Let everybody see a repository made now.")] = False,
+) -> None:
+    """Upload a trained network to the Hugging Face hub."""
+    from hssl import console
+    from hssl import export as room
+
+    console.print_line(room.push(run, repository, public=public))
 
 
 @app.command()

@@ -33,6 +33,7 @@ from hssl.errors import RunError, TrainingError
 from hssl.files import replacing, write_text
 from hssl.networks import SegmentationNetwork, UNet, build_network
 from hssl.store import Store, TaskInfo
+from hssl.training.hub import fetched
 
 RESTART = "train again in another folder with a lower learning rate, or with precision 32"
 """What helps after a run has gone wrong; the same options would only go wrong again."""
@@ -86,12 +87,12 @@ class Run:
 
     @classmethod
     def open(cls, path: Path | str) -> Run:
-        """Opens a run folder; weights are not read.
+        """Opens a run folder, or the one at ``hf://OWNER/NAME``; weights are not read.
 
         Raises:
             RunError: The folder is not a run, or one of its files cannot be read.
         """
-        path = Path(path)
+        path = fetched(path)
         if not (path / INFO).is_file():
             raise RunError("is not a run folder", path=path, hint="make one with 'hssl pretrain' or 'hssl finetune'")
         try:
@@ -251,6 +252,23 @@ def load_unet(path: Path | str) -> tuple[UNet, Run]:
     network = build_network(run.info.network)
     _put(weights, network, run.path / WEIGHTS)
     return network.eval(), run
+
+
+def load(path: Path | str) -> UNet:
+    """The encoder-decoder of a run as a :class:`torch.nn.Module`, in evaluation mode on the CPU.
+
+    ``network.encode(images)`` maps ``[B, 1, H, W]`` in [0, 1] to the features of every encoder stage, shallow to deep;
+    ``network.channels`` are their channels. ``network.decode(features)`` gives those of every decoder stage, coarse to
+    fine, and ``network(images)`` the last of them, ``[B, channels[0], H, W]``. Height and width are multiples of
+    ``network.divisor``, per axis.
+
+    Args:
+        path: A complete run folder, or ``hf://OWNER/NAME``.
+
+    Raises:
+        RunError: There is no complete run.
+    """
+    return load_unet(path)[0]
 
 
 def load_segmentation(path: Path | str) -> tuple[SegmentationNetwork, Run, TaskInfo]:

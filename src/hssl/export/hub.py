@@ -1,0 +1,171 @@
+"""A run as a repository of the Hugging Face hub: its configuration, its weights and a model card.
+
+The repository is a run folder, so whatever takes a run also takes ``hf://OWNER/NAME``. Paths and the name of the
+machine stay behind; the ids of the subjects seen go along, for without them no leak could be found.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import yaml
+
+from hssl.config import FinetuneConfig
+from hssl.errors import ConfigError
+from hssl.files import new_folder, write_text
+from hssl.store import TaskInfo
+from hssl.training.run import CONFIG, INFO, WEIGHTS, Run
+
+CARD = "README.md"
+_LOCAL = ("store_path", "machine")  # of the provenance: says something about the maker, nothing about the run
+
+
+def write_hub(run: Path | str, output: Path) -> Path:
+    """Writes a run as a folder that can be uploaded to the hub, with a model card to complete.
+
+    A card that lies in the run folder is kept, so the result can be edited and pushed.
+
+    Args:
+        run: A complete run folder.
+        output: The folder, new.
+
+    Returns:
+        `output`.
+
+    Raises:
+        RunError: `run` is not a complete run.
+        ConfigError: `output` is there already.
+    """
+    opened = Run.open(run)
+    with new_folder(output) as folder:
+        write_run(opened, folder)
+        own = opened.path / CARD
+        write_text(folder / CARD, own.read_text(encoding="utf-8") if own.is_file() else model_card(opened))
+    return output
+
+
+def push(run: Path | str, repository: str, *, public: bool = False) -> str:
+    """Uploads a run to the Hugging Face hub, as the user who is logged in there.
+
+    Args:
+        run: A complete run folder, or what :func:`write_hub` made of it.
+        repository: ``OWNER/NAME``; made if it is missing.
+        public: Whether everybody may see a repository made now.
+
+    Returns:
+        The address to use instead of a run folder, ``hf://OWNER/NAME``.
+
+    Raises:
+        RunError: `run` is not a complete run.
+        ConfigError: huggingface_hub is missing, or the hub refuses.
+    """
+    try:
+        from huggingface_hub import HfApi
+    except ImportError as error:
+        raise ConfigError("pushing needs huggingface_hub", hint="pip install 'hssl[hub]'") from error
+    repository = repository.removeprefix("hf://")
+    with TemporaryDirectory() as temporary:
+        folder = write_hub(run, Path(temporary) / "repository")
+        try:
+            hub = HfApi(library_name="hssl")
+            hub.create_repo(repository, private=not public, exist_ok=True)
+            hub.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload a run of hssl")
+        except (OSError, ValueError) as error:  # the hub's own errors are of these kinds
+            first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise ConfigError(
+                f"cannot upload to '{repository}': {first}", hint="log in with 'hf auth login'"
+            ) from error
+    return f"hf://{repository}"
+
+
+def write_run(run: Run, folder: Path) -> None:
+    """Writes what of a run others need into `folder`, without paths of this machine.
+
+    Raises:
+        RunError: The run is not complete.
+    """
+    run.load_weights()  # says so if they are missing or damaged
+    shutil.copyfile(run.path / WEIGHTS, folder / WEIGHTS)
+    config, info = run.config, run.info
+    if isinstance(config, FinetuneConfig) and not config.init.startswith("hf:"):
+        config = config.model_copy(update={"init": Path(config.init).name})
+    provenance = {name: value for name, value in info.provenance.items() if name not in _LOCAL}
+    task = info.task and info.task.model_copy(update={"origin": "", "skipped": [], "duplicates": []})
+    info = info.model_copy(update={"provenance": provenance, "task": task})
+    write_text(folder / CONFIG, config.model_dump_json(indent=1))
+    write_text(folder / INFO, info.model_dump_json(indent=1))
+
+
+def model_card(run: Run) -> str:
+    """A model card in Markdown, with the facts that the hub reads in front."""
+    info = run.info
+    data = info.provenance.get("data", {})
+    facts: dict[str, Any] = {
+        "library_name": "hssl",
+        "license": "unknown",
+        "pipeline_tag": "image-segmentation" if info.task else "image-feature-extraction",
+        "tags": ["hssl", "medical", "segmentation", "self-supervised-learning"],
+        "hssl": {
+            "stage": info.stage,
+            "tasks": sorted(info.subjects_seen),
+            "store_sha256": data.get("store"),
+            "split_sha256": data.get("split"),
+        },
+    }
+    seen = "\n".join(
+        f"| {task} | {len(subjects)} | {len(info.masks_seen.get(task, []))} |"
+        for task, subjects in sorted(info.subjects_seen.items())
+    )
+    what = _finetuned(info.task) if info.task else _PRETRAINED
+    return f"---\n{yaml.safe_dump(facts, sort_keys=False)}---\n\n{what}{_REST.format(seen=seen)}"
+
+
+def _finetuned(task: TaskInfo) -> str:
+    plan = task.plan
+    return _FINETUNED.format(
+        task=task.name,
+        labels=", ".join(f"{value} {name}" for value, name in task.labels.items()),
+        spacing=" x ".join(f"{side:g}" for side in plan.spacing),
+        window=f"{plan.window[0]:g} to {plan.window[1]:g}" if plan.window else "percentiles of each image",
+    )
+
+
+_PRETRAINED = """# A pre-trained U-Net for medical image segmentation
+
+Encoder and decoder, pre-trained on scans without masks by `hssl`. To fine-tune it:
+
+    hssl finetune STORE -o RUN --task TASK --labels 5% --init hf://OWNER/NAME
+"""
+_FINETUNED = """# A U-Net that segments {task}
+
+Fine-tuned with `hssl`. Labels: {labels}. It sees pixels of {spacing} mm and intensities scaled by {window}. To use it:
+
+    hssl predict hf://OWNER/NAME IMAGE.nii.gz -o MASKS
+"""
+_REST = """
+As a `torch.nn.Module` with its features per stage:
+
+    import hssl
+    network = hssl.load("hf://OWNER/NAME")
+    features = network.encode(images)   # images [B, 1, H, W] in [0, 1]; a list, shallow to deep
+
+## What it has seen
+
+| task | subjects | of them with mask |
+|---|---|---|
+{seen}
+
+The ids of these subjects are in `run.json`: `hssl evaluate` refuses to score any of them.
+
+## Limits
+
+For research. Not a medical device, and not for decisions about patients. It knows scanners, sites and populations of
+its data only; how well it does on others has to be measured there.
+
+## Licence
+
+To be chosen by whoever publishes this, under the terms of the data: put it in place of `license: unknown` above.
+"""

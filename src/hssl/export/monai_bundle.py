@@ -1,0 +1,106 @@
+"""A MONAI bundle: a folder that ``python -m monai.bundle run`` executes on an image.
+
+The bundle calls hssl rather than repeating it in MONAI's transforms. Those have no counterpart of the antialiased
+resampling in plane and of the way back of scores to the file's grid; a mask that is nearly the one of
+``hssl predict`` would be worth less than none.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from hssl.errors import RunError
+from hssl.export.hub import model_card, write_run
+from hssl.files import new_folder, write_text
+from hssl.training.run import Run
+
+
+def write_bundle(run: Path | str, output: Path) -> Path:
+    """Writes a fine-tuned run as a MONAI bundle, which needs hssl where it runs.
+
+    In the bundle, ``python -m monai.bundle run --config_file configs/inference.json --image IMAGE`` writes the mask
+    into ``eval/``; ``--output_dir`` and ``--device`` change where, and on what.
+
+    Args:
+        run: A complete fine-tuning run.
+        output: The folder, new.
+
+    Returns:
+        `output`.
+
+    Raises:
+        RunError: `run` is not a complete run, or a pre-training run.
+        ConfigError: `output` is there already.
+    """
+    opened = Run.open(run)
+    if opened.info.task is None:
+        raise RunError("is a pre-training run, which predicts no masks", path=opened.path, hint="fine-tune it first")
+    with new_folder(output) as folder:
+        for name in ("configs", "docs", "models/run"):
+            (folder / name).mkdir(parents=True)
+        write_run(opened, folder / "models" / "run")
+        write_text(folder / "configs" / "metadata.json", json.dumps(_metadata(opened), indent=1))
+        write_text(folder / "configs" / "inference.json", json.dumps(_INFERENCE, indent=1))
+        write_text(folder / "docs" / "README.md", model_card(opened))
+    return output
+
+
+_INFERENCE: dict[str, Any] = {
+    "imports": ["$import hssl", "$import hssl.training"],
+    "bundle_root": ".",
+    "image": "$@bundle_root + '/image.nii.gz'",
+    "output_dir": "$@bundle_root + '/eval'",
+    "device": None,
+    "run_folder": "$@bundle_root + '/models/run'",
+    "network_def": "$hssl.training.load_segmentation(@run_folder)[0]",
+    "run": ["$hssl.predict(@run_folder, [@image], @output_dir, device=@device)"],
+}
+
+
+def _metadata(run: Run) -> dict[str, Any]:
+    """What MONAI's schema of bundles asks for, and what only we know."""
+    task, side = run.info.task, run.config.patch_size
+    if task is None:
+        return {}
+    shared = {"type": "image", "modality": task.modality or "unknown", "dtype": "float32", "is_patch_data": True}
+    return {
+        "schema": "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json",
+        "version": "0.1.0",
+        "changelog": {"0.1.0": "as trained"},
+        "monai_version": version("monai"),
+        "pytorch_version": version("torch").partition("+")[0],
+        "numpy_version": version("numpy"),
+        "required_packages_version": {"hssl": version("hssl"), "nibabel": version("nibabel")},
+        "task": f"Segmentation of {task.name}",
+        "description": "A U-Net fine-tuned with hssl, slice by slice.",
+        "authors": "unknown",
+        "copyright": "unknown",
+        "intended_use": "Research. Not a medical device.",
+        "data_source": f"store with SHA-256 {run.info.provenance.get('data', {}).get('store')}",
+        "plan": task.plan.model_dump(),
+        "network_data_format": {
+            "inputs": {
+                "image": {
+                    **shared,
+                    "format": "magnitude",
+                    "num_channels": 1,
+                    "spatial_shape": [side, side],
+                    "value_range": [0, 1],
+                    "channel_def": {"0": "image"},
+                }
+            },
+            "outputs": {
+                "pred": {
+                    **shared,
+                    "format": "segmentation",
+                    "num_channels": task.classes,
+                    "spatial_shape": [side, side],
+                    "value_range": [],
+                    "channel_def": {"0": "background", **{str(label): name for label, name in task.labels.items()}},
+                }
+            },
+        },
+    }

@@ -1,0 +1,112 @@
+"""The network alone as ONNX, for any batch and size, checked against torch before it is handed over."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hssl.errors import ConfigError, RunError
+from hssl.files import replacing
+from hssl.networks import UNet
+from hssl.training.run import Run, load_segmentation, load_unet
+
+OPSET = 18
+TOLERANCE = 1e-4
+
+
+def write_onnx(run: Path | str, output: Path) -> Path:
+    """Writes the network of a run as one ONNX file.
+
+    Its input ``image`` is float32 ``[batch, 1, height, width]`` in [0, 1], height and width multiples of the network's
+    divisor. A fine-tuned network has the output ``logits`` ``[batch, classes, height, width]``; a pre-trained one the
+    features of each encoder stage, ``encoder_0`` first, and ``decoder``, those at full resolution. Preparing the image
+    is up to the caller: the task's plan, labels and patch size are in the file's metadata under ``hssl``.
+
+    Args:
+        run: A complete run folder.
+        output: The file, usually ``.onnx``.
+
+    Returns:
+        `output`.
+
+    Raises:
+        ConfigError: onnx, onnxscript or onnxruntime is missing.
+        RunError: `run` is not a complete run, or ONNX Runtime does not give what torch gives.
+    """
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401  (torch's exporter needs it)
+    except ImportError as error:
+        raise ConfigError(f"export to ONNX needs {error.name}", hint="pip install 'hssl[onnx]'") from error
+    opened = Run.open(run)
+    if opened.info.task is None:
+        unet, _ = load_unet(run)
+        network: nn.Module = _Features(unet).eval()
+        outputs = [*(f"encoder_{stage}" for stage in range(len(unet.channels))), "decoder"]
+    else:
+        segmentation, _, _ = load_segmentation(run)
+        network, unet, outputs = segmentation, segmentation.unet, ["logits"]
+    rows, columns = unet.divisor
+    # Twice the divisor and more: a deepest stage of one pixel has nothing to normalise.
+    dims = {0: torch.export.Dim("batch"), 2: rows * torch.export.Dim("rows"), 3: columns * torch.export.Dim("columns")}
+    program = torch.onnx.export(
+        network,
+        (torch.rand(2, 1, 3 * rows, 4 * columns),),
+        dynamo=True,
+        opset_version=OPSET,
+        dynamic_shapes=(dims,),
+        input_names=["image"],
+        output_names=outputs,
+        verbose=False,
+    )
+    if program is None:
+        raise RunError("torch wrote no ONNX program", path=opened.path)
+    model = program.model_proto
+    onnx.helper.set_model_props(model, {"hssl": json.dumps(_metadata(opened))})
+    content = model.SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    for shape in ((1, 1, 2 * rows, 2 * columns), (3, 1, 4 * rows, 3 * columns)):
+        difference = _difference(network, session, torch.rand(shape))
+        if not difference <= TOLERANCE:
+            raise RunError(f"ONNX Runtime differs from torch by {difference:.1e}", path=opened.path)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(output) as temporary:
+        temporary.write_bytes(content)
+    return output
+
+
+class _Features(nn.Module):
+    """All features of a U-Net, side by side."""
+
+    def __init__(self, unet: UNet) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Maps ``[B, 1, H, W]`` to the features of each encoder stage and the decoder's last."""
+        features = self.unet.encode(image)
+        return (*features, self.unet.decode(features)[-1])
+
+
+def _difference(network: nn.Module, session: Any, image: Tensor) -> float:
+    with torch.inference_mode():
+        expected = network(image)
+    expected = expected if isinstance(expected, tuple) else (expected,)
+    found = session.run(None, {"image": image.numpy()})
+    return max(float(np.abs(a.numpy() - b).max()) for a, b in zip(expected, found, strict=True))
+
+
+def _metadata(run: Run) -> dict[str, Any]:
+    task = run.info.task
+    return {
+        "stage": run.info.stage,
+        "patch_size": run.config.patch_size,
+        "labels": task.labels if task else None,
+        "plan": task.plan.model_dump() if task else None,
+    }

@@ -1,0 +1,35 @@
+"""Runs on the Hugging Face hub, addressed as ``hf://OWNER/NAME`` or ``hf://OWNER/NAME@REVISION``."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from hssl.errors import RunError
+
+# One slash is what pathlib leaves of two.
+_ADDRESS = re.compile(r"hf:/{1,2}(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
+
+
+def fetched(run: Path | str) -> Path:
+    """The folder of a run: itself, or where the hub's copy of it lies after download.
+
+    Raises:
+        RunError: It is on the hub, and cannot be had from there.
+    """
+    if not str(run).startswith("hf:"):
+        return Path(run)
+    address = _ADDRESS.fullmatch(str(run))
+    if address is None:
+        raise RunError(f"'{run}' is no address on the hub", hint="write hf://OWNER/NAME or hf://OWNER/NAME@REVISION")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise RunError(f"'{run}' cannot be loaded without huggingface_hub", hint="pip install 'hssl[hub]'") from error
+    try:
+        # Nothing but what a run is read from: no code, no pickle.
+        wanted = ["*.json", "*.safetensors"]
+        return Path(snapshot_download(address["name"], revision=address["revision"], allow_patterns=wanted))
+    except (OSError, ValueError) as error:  # the hub's own errors are of these kinds
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise RunError(f"'{run}' cannot be loaded from the hub: {first}") from error

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hssl.errors import ConfigError, RunError
+from hssl.export import export_run, onnx
+from hssl.training import load_segmentation, load_unet
+
+from .conftest import PLAIN, RESIDUAL, TASK, MakeRun
+
+for extra in ("onnx", "onnxscript", "onnxruntime"):
+    pytest.importorskip(extra, reason=f"needs the extra 'onnx' ({extra})")
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+def session(path: Path) -> Any:
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+def test_logits_of_any_batch_and_size(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run(RESIDUAL, TASK)
+    loaded = session(export_run(run, "onnx", tmp_path / "new" / "x.onnx"))
+    network, _, _ = load_segmentation(run)
+    assert network.unet.divisor == (4, 2)
+    for shape in ((1, 1, 8, 4), (4, 1, 20, 34), (2, 1, 64, 48)):
+        image = torch.rand(shape, generator=torch.Generator().manual_seed(1))
+        (logits,) = loaded.run(["logits"], {"image": image.numpy()})
+        with torch.no_grad():
+            np.testing.assert_allclose(logits, network(image).numpy(), atol=1e-4)
+    told = json.loads(loaded.get_modelmeta().custom_metadata_map["hssl"])
+    assert told["labels"] == {"1": "liver", "2": "spleen"}
+    assert told["plan"]["window"] == [0, 80]
+    assert told["patch_size"] == 16
+
+
+def test_a_pretrained_network_gives_its_features_per_stage(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run(PLAIN)
+    loaded = session(export_run(run, "onnx", tmp_path / "x.onnx"))
+    assert [output.name for output in loaded.get_outputs()] == ["encoder_0", "encoder_1", "encoder_2", "decoder"]
+    image = torch.rand(3, 1, 24, 16)
+    found = loaded.run(None, {"image": image.numpy()})
+    unet, _ = load_unet(run)
+    with torch.no_grad():
+        features = unet.encode(image)
+        for stage, expected in enumerate([*features, unet.decode(features)[-1]]):
+            np.testing.assert_allclose(found[stage], expected.numpy(), atol=1e-4)
+
+
+def test_a_network_that_computes_something_else_is_not_written(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx, "_difference", lambda *_: 2e-4)
+    with pytest.raises(RunError, match="ONNX Runtime differs from torch by 2"):
+        export_run(make_run(), "onnx", tmp_path / "x.onnx")
+    assert not (tmp_path / "x.onnx").exists()
+
+
+def test_a_missing_package_is_named(make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    with pytest.raises(ConfigError, match=r"needs onnxruntime.*hssl\[onnx\]"):
+        export_run(make_run(), "onnx", tmp_path / "x.onnx")
