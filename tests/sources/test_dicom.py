@@ -380,7 +380,7 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
         case.read_image()
     assert caught.value.path == paths[1]
     (tmp_path / "b.dcm").write_bytes(b"")
-    with pytest.raises(SourceError, match=r"b.dcm: cannot be read"):
+    with pytest.raises(SourceError, match=r"b.dcm: is called a DICOM file and is none"):
         find_sources(tmp_path)
 
 

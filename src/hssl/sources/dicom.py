@@ -333,10 +333,13 @@ def list_series(path: Path) -> list[Series]:
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Turns whatever pydicom raises on a bad file into a SourceError that names the file."""
-    damage = (*_DAMAGE, _pydicom().errors.InvalidDicomError)
+    invalid = _pydicom().errors.InvalidDicomError
     try:
         yield
-    except damage as error:
+    except invalid as error:
+        hint = "move it away, or if it is DICOM without a file header, add one with dcmconv"
+        raise SourceError("is called a DICOM file and is none", path=path, hint=hint) from error
+    except _DAMAGE as error:
         reason = str(error) or type(error).__name__
         raise SourceError(f"cannot be read, it may be truncated or damaged: {reason}", path=path) from error
 
