@@ -23,7 +23,7 @@ test: $(VENV)/.installed-dev ## run the tests
 test-slow: $(VENV)/.installed-dev ## run the tests that take longer than a minute
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m slow
 
-test-transfer: $(VENV)/.installed-dev ## run the tests against nnU-Net and MONAI, in environments of their own
+test-transfer: $(VENV)/.installed-dev .venv-transfer/.installed ## run the tests against nnU-Net, in an environment of its own
 	$(BIN)/python -m pytest -m transfer
 
 lint: $(VENV)/.installed-dev ## check style and types
@@ -63,6 +63,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) --editable ".[dev]"
+	@touch $@
+
+.venv-transfer/.installed: constraints.txt tests/export/transfer_env.py | $(BIN)/python
+	@echo "Setting up .venv-transfer (the first time this downloads about 600 MB) ..."
+	$(BIN)/python tests/export/transfer_env.py .venv-transfer
 	@touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed
