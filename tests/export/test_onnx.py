@@ -16,7 +16,6 @@ from .conftest import PLAIN, RESIDUAL, TASK, MakeRun
 
 for extra in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(extra, reason=f"needs the extra 'onnx' ({extra})")
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 
 def session(path: Path) -> Any:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,16 +59,17 @@ def write_onnx(run: Path | str, output: Path) -> Path:
     rows, columns = unet.divisor
     # Twice the divisor and more: a deepest stage of one pixel has nothing to normalise.
     dims = {0: torch.export.Dim("batch"), 2: rows * torch.export.Dim("rows"), 3: columns * torch.export.Dim("columns")}
-    program = torch.onnx.export(
-        network,
-        (torch.rand(2, 1, 3 * rows, 4 * columns),),
-        dynamo=True,
-        opset_version=OPSET,
-        dynamic_shapes=(dims,),
-        input_names=["image"],
-        output_names=outputs,
-        verbose=False,
-    )
+    with _quiet():
+        program = torch.onnx.export(
+            network,
+            (torch.rand(2, 1, 3 * rows, 4 * columns),),
+            dynamo=True,
+            opset_version=OPSET,
+            dynamic_shapes=(dims,),
+            input_names=["image"],
+            output_names=outputs,
+            verbose=False,
+        )
     if program is None:
         raise RunError("torch wrote no ONNX program", path=opened.path)
     model = program.model_proto
@@ -79,6 +84,17 @@ def write_onnx(run: Path | str, output: Path) -> Path:
     with replacing(output) as temporary:
         temporary.write_bytes(content)
     return output
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps back what torch's exporter says of its own inside, and of a torchvision that nobody asked for."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 class _Features(nn.Module):
