@@ -30,7 +30,9 @@ def configure(*, quiet: bool = False, verbose: bool = False) -> None:
     from rich.logging import RichHandler
 
     rich.reconfigure(stderr=True, quiet=quiet)
-    handler = RichHandler(console=Console(stderr=True), show_time=False, show_path=False, show_level=False)
+    handler: logging.Handler = logging.StreamHandler()  # without a terminal there is no width: one line a message
+    if sys.stderr.isatty():
+        handler = RichHandler(console=Console(stderr=True), show_time=False, show_path=False, show_level=False)
     log = logging.getLogger("hssl")
     log.handlers = [handler]
     log.setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
