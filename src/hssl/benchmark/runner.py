@@ -289,20 +289,20 @@ def _step_seconds(job: Job) -> float:
     import torch
 
     from hssl.networks import build_network
-    from hssl.training.loop import wants_bf16
+    from hssl.training.loop import expected_device, wants_bf16
 
     config = job.config
-    device = "cuda" if torch.cuda.is_available() and config.accelerator != "cpu" else "cpu"
+    device = expected_device(config)
     network = build_network(config.network).to(device)
     views = 2 if job.stage == "pretrain" else 1
     batch = torch.rand((config.batch_size * views, 1, config.patch_size, config.patch_size), device=device)
     seconds = []
     for _ in range(3):
         began = time.monotonic()
-        with torch.autocast(device, torch.bfloat16, enabled=wants_bf16(config)):
+        with torch.autocast(device.type, torch.bfloat16, enabled=wants_bf16(config)):
             loss = network(batch).float().mean()
         loss.backward()
-        if device == "cuda":
+        if device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.monotonic() - began)
     return min(seconds)

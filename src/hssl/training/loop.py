@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from hssl.config import TrainingConfig
 from hssl.errors import TrainingError
+from hssl.networks import bf16_pays
 from hssl.training.run import RESTART, Run
 
 logger = logging.getLogger(__name__)
@@ -237,9 +238,12 @@ def wants_bf16(config: TrainingConfig) -> bool:
     """Whether to train under bf16 autocast: as asked, else where the device computes in it."""
     if config.precision != "auto":
         return config.precision == "bf16"
-    if torch.cuda.is_available() and config.accelerator != "cpu":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return bf16_pays(expected_device(config))
+
+
+def expected_device(config: TrainingConfig) -> torch.device:
+    """Where a run of this configuration will train, as far as can be told before it starts."""
+    return torch.device("cuda" if torch.cuda.is_available() and config.accelerator != "cpu" else "cpu")
 
 
 def _silence() -> None:

@@ -21,7 +21,7 @@ from hssl.networks import UNet, build_network
 from hssl.objectives import Domains, Objective, PretrainBatch, build_objective
 from hssl.store import Store
 from hssl.training.data import PretrainData, WindowBatch
-from hssl.training.loop import Stage, fit, wants_bf16
+from hssl.training.loop import Stage, expected_device, fit, wants_bf16
 from hssl.training.run import Run, RunInfo, provenance
 from hssl.views import make_view
 
@@ -172,8 +172,8 @@ def duration(seconds: float) -> str:
 def _measure(stage: Pretraining) -> tuple[float, float]:
     # Seconds and bytes of a step, on copies: the run itself starts from an untouched state.
     config = stage.config
-    cuda = torch.cuda.is_available() and config.accelerator != "cpu"
-    device = torch.device("cuda" if cuda else "cpu")
+    device = expected_device(config)
+    cuda = device.type == "cuda"
     modules = nn.ModuleList(copy.deepcopy([stage.network, stage.objective])).to(device)
     network, objective = cast("tuple[UNet, Objective]", tuple(modules))
     window, *where = (part.to(device) for part in PretrainData(stage.store, stage.tasks, config)[0])
