@@ -7,6 +7,8 @@ PYTHON ?= $(firstword $(shell for p in python3.13 python3.12 python3.11 python3 
             $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && command -v $$p; done))
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
+PEERS  := nnunetv2==2.8.1 albumentations==2.0.8 kornia==0.9.0 torchio==1.2.1 lightly blosc2==4.14.1
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-transfer lint format bench docs build clean
 
@@ -35,8 +37,8 @@ format: $(VENV)/.installed-dev ## put the style right
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.installed-dev ## measure the speed of each part
-	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+bench: .venv-bench/.installed ## measure the speed of each part beside its peers, in an environment of its own
+	@set -e; for script in benchmarks/bench_*.py; do echo "== $$script"; OMP_WAIT_POLICY=PASSIVE .venv-bench/bin/python $$script; done
 
 docs: $(VENV)/.installed-docs ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
@@ -65,9 +67,14 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) --editable ".[dev]"
 	@touch $@
 
-.venv-transfer/.installed: constraints.txt tests/export/transfer_env.py | $(BIN)/python
+.venv-transfer/.installed: constraints.txt tools/peer_env.py | $(BIN)/python
 	@echo "Setting up .venv-transfer (the first time this downloads about 600 MB) ..."
-	$(BIN)/python tests/export/transfer_env.py .venv-transfer
+	$(BIN)/python tools/peer_env.py .venv-transfer nnunetv2==2.8.1
+	@touch $@
+
+.venv-bench/.installed: pyproject.toml constraints.txt tools/peer_env.py | $(BIN)/python
+	@echo "Setting up .venv-bench (the first time this downloads about 900 MB) ..."
+	$(BIN)/python tools/peer_env.py .venv-bench -e . $(PEERS)
 	@touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed

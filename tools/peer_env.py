@@ -1,8 +1,8 @@
-"""Sets up an environment with nnU-Net beside ours: ``python tests/export/transfer_env.py FOLDER``.
+"""Sets up an environment for other people's packages, beside ours: ``python tools/peer_env.py FOLDER PACKAGE...``.
 
-nnU-Net requires torchvision, which must not get into our own environment: the wheel on PyPI is built for CUDA, and
-beside a CPU build of torch its import fails, because operators that it describes are missing. Where that is so, the
-environment gets a start-up file that declares them; nothing in these tests calls them.
+Some require torchvision (nnU-Net, lightly, kornia's rivals), which must not get into our own environment: the wheel on
+PyPI is built for CUDA, and beside a CPU build of torch its import fails, because operators that it describes are
+missing. Where that is so, the environment gets a start-up file that declares them; nothing of ours calls them.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import sys
 import venv
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-PACKAGES = ("nnunetv2==2.8.1",)
+ROOT = Path(__file__).parents[1]
 START_UP = '''\
 import sys
 
@@ -36,14 +35,17 @@ sys.meta_path.insert(0, DeclareOperators)
 '''
 
 
-def set_up(folder: Path) -> Path:
+def set_up(folder: Path, packages: list[str]) -> Path:
     """Makes the environment, or completes it, and returns its interpreter."""
     python = folder / "bin" / "python"
     if not python.exists():
         venv.create(folder, with_pip=True)
     constraints = ROOT / "constraints.txt"
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", str(constraints)]
-    subprocess.run([*pip, *PACKAGES], check=True)
+    subprocess.run([*pip, *packages], check=True, cwd=ROOT)
+    find = "import importlib.util, sys; sys.exit(importlib.util.find_spec('torchvision') is None)"
+    if subprocess.run([str(python), "-c", find], check=False).returncode:
+        return python
     check = [str(python), "-c", "import torchvision"]
     if subprocess.run(check, capture_output=True, check=False).returncode:
         where = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
@@ -54,4 +56,4 @@ def set_up(folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    print(set_up(Path(sys.argv[1])))
+    print(set_up(Path(sys.argv[1]), sys.argv[2:]))
