@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -194,3 +195,13 @@ def test_messages_go_to_stderr_and_quiet_stops_them(capsys: pytest.CaptureFixtur
     printed = capsys.readouterr()
     assert printed.out == ""
     assert [line.strip() for line in printed.err.splitlines()] == ["told", "warned", "more"]
+
+
+def test_threads_wait_without_spinning_unless_told_otherwise() -> None:
+    show = "import os, hssl.__main__; print(os.environ['OMP_WAIT_POLICY'])"
+    for given, expected in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
+        environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+        if given is not None:
+            environment["OMP_WAIT_POLICY"] = given
+        result = subprocess.run([sys.executable, "-c", show], env=environment, capture_output=True, text=True, check=True)
+        assert result.stdout.strip() == expected
