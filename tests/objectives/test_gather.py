@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hssl.objectives.gather import gather, rank, world_size
+from hssl.networks.gather import gather, rank, world_size
 
 SCRIPT = Path(__file__).with_name("two_ranks.py")
 Found = tuple[dict[str, Tensor], dict[str, Tensor]]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hssl.config import NetworkConfig
 from hssl.networks import build_network
 from hssl.objectives import Domains, PretrainBatch, build_objective
-from hssl.objectives.gather import gather
+from hssl.networks.gather import gather
 from hssl.objectives.ntxent import nt_xent
 from hssl.views import View
 
@@ -56,7 +56,7 @@ def objective(name: str, loss_name: str, head: str, mine: slice, world: int, **o
     loss = asked(network, PretrainBatch(view(), view(), *where, index, position))[loss_name]
     loss.backward()
     weight = network.encoder.stages[0][0].conv.weight  # type: ignore[index,union-attr]
-    found = {"loss": loss, "encoder": weight.grad, "head": asked.get_parameter(f"{head}.layers.0.weight").grad}
+    found = {"loss": loss, "encoder": weight.grad, "head": asked.get_parameter(f"{head}.inner.weight").grad}
     return {f"{name}.{key}": averaged(value, world) for key, value in found.items()}
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from hssl.networks.gather import gather
 
 
 class GridPoolHead(nn.Module):
     """Coarse-grid pooling and a two-layer perceptron.
 
     Instance normalisation fixes the mean of every channel, so pooling over the whole map would leave nothing
-    of the image but the affine parameters. A coarse grid keeps where things are.
+    of the image but the affine parameters. A coarse grid keeps where things are. What all images of the batch share
+    is taken away by standardising, in place of the batch normalisation of SimCLR's head: without it all projections
+    start as nearly the same vector, and a contrastive loss stays at chance for hundreds of steps.
 
     Args:
         channels: Channels of the feature map.
@@ -22,19 +27,32 @@ class GridPoolHead(nn.Module):
     def __init__(self, channels: int, outputs: int, *, hidden: int = 256, grid: int = 3) -> None:
         super().__init__()
         self.grid = grid
-        self.layers = nn.Sequential(
-            nn.Linear(channels * grid * grid, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, outputs)
-        )
+        self.inner = nn.Linear(channels * grid * grid, hidden)
+        self.outer = nn.Linear(hidden, outputs)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Maps ``[B, channels, H, W]`` to ``[B, outputs]``."""
-        outputs: Tensor = self.layers(grid_pool(features, self.grid))
+        """Maps ``[B, channels, H, W]`` to ``[B, outputs]``, over the batch of all ranks."""
+        hidden = standardise(self.inner(standardise(grid_pool(features, self.grid))))
+        outputs: Tensor = self.outer(F.relu(hidden))
         return outputs
 
 
 def grid_pool(features: Tensor, grid: int) -> Tensor:
     """Mean of each cell of a `grid` x `grid` partition: ``[B, C, H, W]`` to ``[B, C * grid * grid]``."""
     return F.adaptive_avg_pool2d(features, grid).flatten(1)
+
+
+def standardise(x: Tensor) -> Tensor:
+    """Each column less its mean, over its standard deviation, both of the rows of all ranks: ``[B, D]``, float32.
+
+    Batch normalisation without parameters or running figures, and the same for one process and for several.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        x = x.float()
+        everyone = gather(x)
+        mean = everyone.mean(0)
+        variance = (everyone - mean).square().mean(0)
+        return (x - mean) * (variance + 1e-5).rsqrt()
 
 
 class PixelHead(nn.Module):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hssl.objectives.gather import gather, rank
+from hssl.networks.gather import gather, rank
 
 
 def nt_xent(
@@ -29,7 +29,7 @@ def nt_xent(
     knowledge: :math:`t_{ii'} \propto 1` and :math:`t_{ij} \propto a_{ij} / 2` for both views of image j.
 
     Under a process group, images of all ranks take part, and `ignore` and `affinity` have one column per image of
-    all ranks. The mean is over this rank's rows: see :func:`hssl.objectives.gather.gather`.
+    all ranks. The mean is over this rank's rows: see :func:`hssl.networks.gather.gather`.
 
     Args:
         first: Projections of the first view, ``[B, D]``.
