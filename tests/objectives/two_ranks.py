@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from hssl.config import NetworkConfig
 from hssl.networks import build_network
-from hssl.objectives import Domains, PretrainBatch, build_objective
 from hssl.networks.gather import gather
+from hssl.objectives import Domains, PretrainBatch, build_objective
 from hssl.objectives.ntxent import nt_xent
 from hssl.views import View
 

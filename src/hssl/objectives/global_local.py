@@ -21,8 +21,8 @@ from torch import Tensor
 from hssl.config import StageConfig
 from hssl.errors import ConfigError
 from hssl.networks import GridPoolHead, PixelHead, UNet
-from hssl.objectives.base import Domains, Objective, PretrainBatch
 from hssl.networks.gather import gather, rank
+from hssl.objectives.base import Domains, Objective, PretrainBatch
 from hssl.views import map_points
 
 NEVER = -1e4

@@ -27,8 +27,8 @@ from torch import Tensor
 from hssl.config import StageConfig
 from hssl.errors import ConfigError
 from hssl.networks import GridPoolHead, PixelHead, UNet
-from hssl.objectives.base import Domains, Objective, PretrainBatch
 from hssl.networks.gather import gather
+from hssl.objectives.base import Domains, Objective, PretrainBatch
 from hssl.objectives.ntxent import near_neighbours, nt_xent
 from hssl.views import View, map_points
 
