@@ -7,7 +7,17 @@ import torch
 import torch.nn.functional as F
 
 from hssl.config import ViewConfig
-from hssl.views import _blur, change_intensity, draw_affine, draw_blocks, follow, make_view, map_points
+from hssl.views import (
+    _affine_grid,
+    _blur,
+    _smooth,
+    change_intensity,
+    draw_affine,
+    draw_blocks,
+    follow,
+    make_view,
+    map_points,
+)
 
 STILL = {"scale": (1.0, 1.0), "rotate": 0.0, "shift": 0.0, "intensity": 0.0}
 
@@ -294,3 +304,38 @@ def test_no_step_waits_for_the_device():
         label = follow(torch.empty(2, 64, 64, dtype=torch.uint8, device="meta"), view.grid)
     assert view.image.device.type == points.device.type == label.device.type == "meta"
     assert (view.image.shape, label.shape) == ((2, 1, 32, 32), (2, 32, 32))
+
+
+def test_the_fast_grid_is_that_of_torch() -> None:
+    theta = torch.randn(5, 2, 3, generator=generator())
+    expected = F.affine_grid(theta, [5, 1, 12, 12], align_corners=False)
+    torch.testing.assert_close(_affine_grid(theta, 12), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_smooth_field_is_bicubic_between_its_draws() -> None:
+    coarse = torch.randn((2, 3, 4, 4), generator=generator())
+    expected = F.interpolate(coarse, size=(20, 20), mode="bicubic", align_corners=True)
+    torch.testing.assert_close(_smooth((2, 3), 4, 20, generator()), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_intensities_change_as_the_formula_says() -> None:
+    config = ViewConfig(intensity=1.0, blur=0.0, noise=0.0, bias_field=0.0)
+    image = torch.rand((4, 1, 16, 16), generator=generator())
+    draws = torch.Generator().manual_seed(5)
+    contrast, brightness, gamma = (
+        ((2 * torch.rand((2, 4), generator=draws)[1] - 1) * limit).view(-1, 1, 1, 1)
+        for limit in (config.contrast, config.brightness, config.gamma)
+    )
+    expected = ((image - 0.5) * contrast.exp() + 0.5 + brightness).clamp(1e-4, 1) ** gamma.exp()
+    changed = change_intensity(image, config, torch.Generator().manual_seed(5))
+    torch.testing.assert_close(changed, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_views_keep_their_digits_under_autocast() -> None:
+    config = ViewConfig(elastic=0.02, hide=0.3)
+    plain = make_view(windows(), 32, config, generator())
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = make_view(windows(), 32, config, generator())
+    assert cast.image.dtype == torch.float32
+    assert torch.equal(cast.image, plain.image)
+    assert torch.equal(cast.grid, plain.grid)

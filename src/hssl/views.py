@@ -50,15 +50,22 @@ def make_view(window: Tensor, patch: int, config: ViewConfig, generator: Generat
     Returns:
         The view; its image is float32 and may leave [0, 1] slightly through noise.
     """
-    window = window.float()
+    # Under autocast, the products in here would lose half the digits of an image and of a coordinate.
+    with torch.autocast(window.device.type, enabled=False):
+        return _make_view(window.float(), patch, config, generator)
+
+
+def _make_view(window: Tensor, patch: int, config: ViewConfig, generator: Generator) -> View:
     theta = draw_affine(len(window), patch / window.shape[-1], config, generator)
-    grid = F.affine_grid(theta, [len(window), 1, patch, patch], align_corners=False)
+    grid = _affine_grid(theta, patch)
     if config.elastic > 0:
         grid = grid + _elastic(len(window), patch, config, generator)
     clean = F.grid_sample(window, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     image = change_intensity(clean, config, generator)
     hidden = draw_blocks(len(window), patch, config, generator)
-    return View(image.masked_fill(hidden, 0.0), clean, hidden, theta, grid)
+    if config.hide > 0:
+        image = image.masked_fill_(hidden, 0.0)
+    return View(image, clean, hidden, theta, grid)
 
 
 def follow(labels: Tensor, grid: Tensor) -> Tensor:
@@ -137,12 +144,13 @@ def change_intensity(image: Tensor, config: ViewConfig, generator: Generator) ->
     contrast = torch.exp(draw(-config.contrast, config.contrast, 0.0))
     brightness = draw(-config.brightness, config.brightness, 0.0)
     gamma = torch.exp(draw(-config.gamma, config.gamma, 0.0))
-    image = ((image - 0.5) * contrast + (0.5 + brightness)).clamp(1e-4, 1) ** gamma
     field = draw(0.0, config.bias_field, 0.0) * _smooth((count, 1), 3, image.shape[-1], generator)
-    image = image * torch.exp(field)
+    # ((image - 1/2) * contrast + 1/2 + brightness) ** gamma * exp(field), in place and with one exponential.
+    image = torch.addcmul(0.5 + brightness - 0.5 * contrast, image, contrast).clamp_(1e-4, 1)
+    image = image.log_().mul_(gamma).add_(field).exp_()
     image = _blur(image, draw(0.0, config.blur, 0.0))
     noise = torch.randn(image.shape, generator=generator, device=image.device)
-    return image + draw(0.0, config.noise, 0.0) * noise
+    return image.addcmul_(draw(0.0, config.noise, 0.0), noise)
 
 
 def draw_blocks(count: int, patch: int, config: ViewConfig, generator: Generator) -> Tensor:
@@ -161,9 +169,21 @@ def _happens(count: int, probability: float, generator: Generator) -> Tensor:
     return torch.rand(count, generator=generator, device=generator.device) < probability
 
 
+def _affine_grid(theta: Tensor, patch: int) -> Tensor:
+    """As ``F.affine_grid(theta, [B, 1, patch, patch], align_corners=False)``, without its slow product of matrices."""
+    at = (2 * torch.arange(patch, device=theta.device) + 1) / patch - 1
+    along_columns = theta[:, :, 0, None] * at
+    along_rows = theta[:, :, 1, None] * at + theta[:, :, 2, None]
+    return (along_columns[:, :, None, :] + along_rows[:, :, :, None]).permute(0, 2, 3, 1)
+
+
 def _smooth(shape: tuple[int, int], cells: int, size: int, generator: Generator) -> Tensor:
+    """A random smooth field: bicubic between normal draws on a coarse grid, ``[*shape, size, size]``."""
     coarse = torch.randn((*shape, cells, cells), generator=generator, device=generator.device)
-    return F.interpolate(coarse, size=(size, size), mode="bicubic", align_corners=True)
+    # Interpolation is linear in the draws: one small matrix for each axis, ten times as fast as F.interpolate.
+    unit = torch.eye(cells, device=generator.device)[None, None]
+    matrix = F.interpolate(unit, size=(size, cells), mode="bicubic", align_corners=True)[0, 0]
+    return matrix @ coarse @ matrix.T
 
 
 def _elastic(count: int, patch: int, config: ViewConfig, generator: Generator) -> Tensor:

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from hssl.errors import HsslError, StoreError
 from hssl.store import Store, aggregate, contact_sheet, summarise, summary_table
+from hssl.store.store import array_path
 
 MakeTask = Callable[..., Path]
 
@@ -68,6 +69,30 @@ def test_verify_finds_a_changed_or_missing_array(store: Store) -> None:
     (record,) = store.cases(subjects=["s3"])
     with pytest.raises(StoreError, match=r"s3.npy: cannot be read"):
         store.label(record)
+
+
+def test_a_slice_read_by_itself_is_that_of_the_volume(store: Store) -> None:
+    record = next(case for case in store.cases() if case.has_label)
+    for index in range(record.shape[0]):
+        np.testing.assert_array_equal(store.image_slice(record, index), store.image(record)[index])
+        np.testing.assert_array_equal(store.label_slice(record, index), store.label(record)[index])
+    assert store.image_slice(record, 0).dtype == np.float16
+    for outside in (-1, record.shape[0]):
+        with pytest.raises(IndexError):
+            store.image_slice(record, outside)
+
+
+def test_a_slice_of_a_damaged_file_is_refused(store: Store) -> None:
+    record = store.cases()[0]
+    path = array_path(store.path, "images", record.task, record.id)
+    whole = path.read_bytes()
+    for damaged in (whole[:-64], whole + b"\0" * 64, b"\0" * len(whole), b""):
+        path.write_bytes(damaged)
+        with pytest.raises(StoreError, match="is damaged"):
+            store.image_slice(record, 0)
+    path.unlink()
+    with pytest.raises(StoreError, match="cannot be read"):
+        store.image_slice(record, 0)
 
 
 def test_the_hash_follows_the_data_and_not_the_place(store: Store, make_task: MakeTask, tmp_path: Path) -> None:

@@ -46,9 +46,10 @@ def nt_xent(
     count = len(first)
     all_first, all_second = gather(first), gather(second)
     total = len(all_first)
-    # Autocast would round similarities to bf16 before the temperature magnifies the error.
+    # Autocast would round similarities to bf16 before the temperature magnifies the error. The temperature divides the
+    # small factor, and pairs are left out in place: each other way passes over all N x N logits once more.
     with torch.autocast(first.device.type, enabled=False):
-        logits = torch.cat((first, second)) @ torch.cat((all_first, all_second)).T / temperature
+        logits = (torch.cat((first, second)) / temperature) @ torch.cat((all_first, all_second)).T
     rows = torch.arange(count, device=first.device)
     own = rows + rank() * count
 
@@ -57,7 +58,7 @@ def nt_xent(
     left_out = left_out.repeat(2, 2)
     left_out[rows, own] = True
     left_out[rows + count, own + total] = True
-    logits = logits.masked_fill(left_out, float("-inf"))
+    logits = logits.masked_fill_(left_out, float("-inf"))
 
     pair = torch.cat((own + total, own))
     if affinity is None:

@@ -196,6 +196,24 @@ class Store:
             raise StoreError(f"case '{record.id}' of task '{record.task}' has no mask", path=self.path)
         return self._array("labels", record)
 
+    def image_slice(self, record: CaseRecord, index: int) -> NDArray[np.float16]:
+        """One slice of :meth:`image`, ``[rows, columns]``, read by itself: nothing stays mapped or in memory.
+
+        Raises:
+            StoreError: The array is missing or damaged.
+        """
+        return self._slice("images", record, index, np.dtype(np.float16))
+
+    def label_slice(self, record: CaseRecord, index: int) -> NDArray[np.uint8]:
+        """One slice of :meth:`label`, ``[rows, columns]``.
+
+        Raises:
+            StoreError: The case has no mask, or the array is missing or damaged.
+        """
+        if not record.has_label:
+            raise StoreError(f"case '{record.id}' of task '{record.task}' has no mask", path=self.path)
+        return self._slice("labels", record, index, np.dtype(np.uint8))
+
     def source_case(self, record: CaseRecord) -> Case:
         """Finds the raw case that a record was made from, to read it in its own grid and units.
 
@@ -272,6 +290,27 @@ class Store:
             raise StoreError(f"cannot be read: {error}", path=path, hint="aggregate again") from error
         if array.shape != record.shape:
             raise StoreError(f"has the shape {array.shape}, the index says {record.shape}", path=path)
+        return array
+
+    def _slice(self, kind: str, record: CaseRecord, index: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+        # Opening a map costs more than the read, and page by page a cold disk is slow: seek and read once.
+        path = array_path(self.path, kind, record.task, record.id)
+        slices, rows, columns = record.shape
+        size = rows * columns * dtype.itemsize
+        if not 0 <= index < slices:
+            raise IndexError(f"slice {index} of {slices}")
+        try:
+            with path.open("rb", buffering=0) as file:
+                start = file.read(10)
+                header = 10 + int.from_bytes(start[8:10], "little")
+                whole = start[:8] == b"\x93NUMPY\x01\x00" and path.stat().st_size == header + slices * size
+                file.seek(header + index * size)
+                content = file.read(size)
+        except OSError as error:
+            raise StoreError(f"cannot be read: {error}", path=path, hint="aggregate again") from error
+        if not whole or len(content) < size:
+            raise StoreError("is damaged, or not of the shape that the index says", path=path, hint="aggregate again")
+        array: NDArray[Any] = np.frombuffer(content, dtype).reshape(rows, columns)
         return array
 
     def _check_task(self, task: str) -> None:

@@ -96,11 +96,10 @@ class PretrainData(Dataset[WindowBatch]):
             # Each image has its own generator, so that a rank need not read what the others draw.
             own = np.random.default_rng((self.config.seed, step, 2, number))
             if number % self.world_size == self.rank:
-                volume = self.store.image(self.cases[case])
-                index = _draw_slice(volume, own)
-                corner = _draw_corner(volume.shape[1:], size, own)
-                window = cut(volume[index], corner, size)
-                rows.append((window, task, self.subject_of_case[case], case, index, index / max(len(volume) - 1, 1)))
+                index, image = self._draw_slice(self.cases[case], own)
+                window = cut(image, _draw_corner(image.shape, size, own), size)
+                place = index / max(self.cases[case].shape[0] - 1, 1)
+                rows.append((window, task, self.subject_of_case[case], case, index, place))
         windows, tasks, subjects, cases, slices, positions = zip(*rows, strict=True)
         return WindowBatch(
             window=torch.from_numpy(np.stack(windows)[:, None]),
@@ -121,6 +120,14 @@ class PretrainData(Dataset[WindowBatch]):
             order = np.concatenate([rng.permutation(len(subjects)) for _ in range(0, len(share), len(subjects))])
             drawn += [(int(task), int(rng.choice(subjects[subject]))) for subject in order[: len(share)]]
         return drawn
+
+    def _draw_slice(self, case: CaseRecord, rng: Generator) -> tuple[int, NDArray[np.float16]]:
+        for _ in range(5):
+            index = int(rng.integers(case.shape[0]))
+            image = self.store.image_slice(case, index)
+            if float(image.std(dtype=np.float32)) > FLAT:
+                break
+        return index, image
 
 
 class FinetuneData(Dataset[LabelledBatch]):
@@ -152,16 +159,15 @@ class FinetuneData(Dataset[LabelledBatch]):
         for _ in range(self.config.batch_size):
             number = int(rng.integers(len(self.cases)))
             case, voxels = self.cases[number], self.voxels[number]
-            image = self.store.image(case)
             if voxels and rng.random() < self.config.foreground:
                 candidates = voxels[int(rng.integers(len(voxels)))]
                 index, row, column = candidates[int(rng.integers(len(candidates)))]
                 corner = (int(row) - size // 2, int(column) - size // 2)
             else:
-                index = int(rng.integers(len(image)))
-                corner = _draw_corner(image.shape[1:], size, rng)
-            windows.append(cut(image[index], corner, size))
-            masks.append(cut(self.store.label(case)[index], corner, size))
+                index = int(rng.integers(case.shape[0]))
+                corner = _draw_corner(case.shape[1:], size, rng)
+            windows.append(cut(self.store.image_slice(case, int(index)), corner, size))
+            masks.append(cut(self.store.label_slice(case, int(index)), corner, size))
         return LabelledBatch(torch.from_numpy(np.stack(windows)[:, None]), torch.from_numpy(np.stack(masks)))
 
 
@@ -181,15 +187,6 @@ def cut(image: NDArray[Scalar], corner: tuple[int, int], size: int) -> NDArray[S
         part = image[first_row:last_row, first_column:last_column]
         window[first_row - top : last_row - top, first_column - left : last_column - left] = part
     return window
-
-
-def _draw_slice(volume: NDArray[np.float16], rng: Generator) -> int:
-    index = 0
-    for _ in range(5):
-        index = int(rng.integers(len(volume)))
-        if float(volume[index].std(dtype=np.float32)) > FLAT:
-            break
-    return index
 
 
 def _draw_corner(shape: tuple[int, ...], size: int, rng: Generator) -> tuple[int, int]:
