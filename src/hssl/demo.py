@@ -27,7 +27,7 @@ from hssl.training.run import load_segmentation
 SUBJECTS = 16
 PATCH_SIZE = 64
 PRETRAIN_STEPS = 300
-FINETUNE_STEPS = 150
+FINETUNE_STEPS = 240
 ARMS = ("scratch", "hssl")
 
 Slice = NDArray[np.generic]
