@@ -203,5 +203,7 @@ def test_threads_wait_without_spinning_unless_told_otherwise() -> None:
         environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
         if given is not None:
             environment["OMP_WAIT_POLICY"] = given
-        result = subprocess.run([sys.executable, "-c", show], env=environment, capture_output=True, text=True, check=True)
+        result = subprocess.run(
+            [sys.executable, "-c", show], env=environment, capture_output=True, text=True, check=True
+        )
         assert result.stdout.strip() == expected

@@ -334,8 +334,8 @@ def groups(
 ) -> None:
     """Find which tasks belong together."""
     from hssl import console, grouping
+    from hssl.runs import load_unet
     from hssl.store import Store
-    from hssl.training import load_unet
 
     opened = Store.open(store)
     network, _ = load_unet(run)

@@ -17,11 +17,11 @@ from torch.utils.data import Dataset
 from hssl.config import FinetuneConfig
 from hssl.errors import ConfigError, RunError
 from hssl.networks import SegmentationNetwork, build_network, predict_volume
+from hssl.runs.run import WEIGHTS, Run, RunInfo, load_unet, provenance
 from hssl.store import Store
 from hssl.training.data import FinetuneData, LabelledBatch
 from hssl.training.loop import Stage, fit
 from hssl.training.pretrain import check_patch
-from hssl.training.run import WEIGHTS, Run, RunInfo, load_unet, provenance
 from hssl.views import follow, make_view
 
 SCRATCH = "scratch"

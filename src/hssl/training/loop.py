@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from hssl.config import TrainingConfig
 from hssl.errors import TrainingError
 from hssl.networks import bf16_pays
-from hssl.training.run import RESTART, Run
+from hssl.runs.run import RESTART, Run
 
 logger = logging.getLogger(__name__)
 

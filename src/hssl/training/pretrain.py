@@ -19,10 +19,10 @@ from hssl.errors import ConfigError
 from hssl.grouping import Grouping, find_groups, given_groups
 from hssl.networks import UNet, build_network
 from hssl.objectives import Domains, Objective, PretrainBatch, build_objective
+from hssl.runs.run import Run, RunInfo, provenance
 from hssl.store import Store
 from hssl.training.data import PretrainData, WindowBatch
 from hssl.training.loop import Stage, expected_device, fit, wants_bf16
-from hssl.training.run import Run, RunInfo, provenance
 from hssl.views import make_view
 
 GROUPS = "groups.json"

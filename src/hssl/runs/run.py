@@ -32,8 +32,8 @@ from hssl.config import FinetuneConfig, NetworkConfig, PretrainConfig, TrainingC
 from hssl.errors import RunError, TrainingError
 from hssl.files import replacing, write_text
 from hssl.networks import SegmentationNetwork, UNet, build_network
+from hssl.runs.hub import fetched
 from hssl.store import Store, TaskInfo
-from hssl.training.hub import fetched
 
 RESTART = "train again in another folder with a lower learning rate, or with precision 32"
 """What helps after a run has gone wrong; the same options would only go wrong again."""
