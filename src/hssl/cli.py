@@ -57,6 +57,10 @@ Seed = Annotated[int | None, typer.Option(help="Seed of every random draw.")]
 PatchSize = Annotated[int | None, typer.Option(min=1, help="Side of what the network sees, in pixels.")]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Images a step.")]
 Steps = Annotated[int | None, typer.Option(help="Training steps.")]
+Loggers = Annotated[
+    list[str] | None,
+    typer.Option("--logger", help="Where curves go: tensorboard (by default), wandb, mlflow; repeatable."),
+]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -194,6 +198,7 @@ def pretrain(
     patch_size: PatchSize = None,
     batch_size: BatchSize = None,
     seed: Seed = None,
+    logger: Loggers = None,
     config: ConfigFile = None,
     options: Set = None,
 ) -> None:
@@ -221,6 +226,7 @@ def pretrain(
         patch_size=patch_size,
         batch_size=batch_size,
         seed=seed,
+        loggers=logger or None,
     )
     training.pretrain(store, output, config=checked)
 
@@ -243,6 +249,7 @@ def finetune(
     patch_size: PatchSize = None,
     batch_size: BatchSize = None,
     seed: Seed = None,
+    logger: Loggers = None,
     config: ConfigFile = None,
     options: Set = None,
 ) -> None:
@@ -262,6 +269,7 @@ def finetune(
         patch_size=patch_size,
         batch_size=batch_size,
         seed=seed,
+        loggers=logger or None,
     )
     training.finetune(store, output, config=checked)
 
