@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -111,6 +113,46 @@ def test_a_file_that_cannot_be_written_is_one_line(
     monkeypatch.setattr(cli, "_config_class", refuse)
     assert main(["config", "show", "aggregate"]) == 2
     assert capsys.readouterr().err == "hssl: error: [Errno 13] Permission denied: '/data/store'\n"
+
+
+def test_a_bug_is_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(cli, "_config_class", fail)
+    with pytest.raises(ZeroDivisionError):
+        main(["config", "show", "aggregate"])
+
+
+@pytest.mark.parametrize(("variable", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False)])
+def test_a_terminal_has_colour_unless_no_color_is_set(variable: dict[str, str], coloured: bool) -> None:
+    pty = pytest.importorskip("pty", reason="needs a terminal to ask")
+    code = (
+        "import logging; from rich.progress import track; from hssl import console; console.configure();"
+        "logging.getLogger('hssl.test').warning('12 cases'); list(track([1], 'predict'));"
+        "console.print_rows([{'task': 'Heart', 'dice': 0.5}])"
+    )
+    # No variable of the machine that runs the tests decides.
+    environment = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
+    outer, inner = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=environment | {"TERM": "xterm-256color"} | variable,
+        stdin=inner,
+        stdout=inner,
+        stderr=inner,
+    ):
+        os.close(inner)
+        shown = b""
+        with contextlib.suppress(OSError):  # what Linux says at the end of a terminal
+            while part := os.read(outer, 4096):
+                shown += part
+    os.close(outer)
+    assert b"12 cases" in re.sub(rb"\x1b\[[0-9;]*m", b"", shown)
+    assert b"Heart" in shown
+    # Codes 30 to 38 and 90 to 97 are colours; bold and underlined are none.
+    colours = re.findall(rb"\x1b\[(?:[0-9;]*;)?(?:3[0-8]|9[0-7])(?:;[0-9;]*)?m", shown)
+    assert bool(colours) == coloured
 
 
 @pytest.mark.parametrize("stage", STAGES)
