@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +18,14 @@ import yaml
 import hssl
 from hssl import cli, console
 from hssl.cli import STAGES, main
+from hssl.config import AggregateConfig, FinetuneConfig, NetworkConfig
+from hssl.demo import DemoResult
 from hssl.errors import HsslError
+from hssl.evaluation import EvaluationResult, Mean
+from hssl.grouping import Grouping
+from hssl.runs import Run, RunInfo
+from hssl.store import Store, TaskInfo, TaskPlan
+from hssl.store.summary import summarise
 
 
 @pytest.fixture(autouse=True)
@@ -105,6 +115,46 @@ def test_a_file_that_cannot_be_written_is_one_line(
     assert capsys.readouterr().err == "hssl: error: [Errno 13] Permission denied: '/data/store'\n"
 
 
+def test_a_bug_is_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(cli, "_config_class", fail)
+    with pytest.raises(ZeroDivisionError):
+        main(["config", "show", "aggregate"])
+
+
+@pytest.mark.parametrize(("variable", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False)])
+def test_a_terminal_has_colour_unless_no_color_is_set(variable: dict[str, str], coloured: bool) -> None:
+    pty = pytest.importorskip("pty", reason="needs a terminal to ask")
+    code = (
+        "import logging; from rich.progress import track; from hssl import console; console.configure();"
+        "logging.getLogger('hssl.test').warning('12 cases'); list(track([1], 'predict'));"
+        "console.print_rows([{'task': 'Heart', 'dice': 0.5}])"
+    )
+    # No variable of the machine that runs the tests decides.
+    environment = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
+    outer, inner = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=environment | {"TERM": "xterm-256color"} | variable,
+        stdin=inner,
+        stdout=inner,
+        stderr=inner,
+    ):
+        os.close(inner)
+        shown = b""
+        with contextlib.suppress(OSError):  # what Linux says at the end of a terminal
+            while part := os.read(outer, 4096):
+                shown += part
+    os.close(outer)
+    assert b"12 cases" in re.sub(rb"\x1b\[[0-9;]*m", b"", shown)
+    assert b"Heart" in shown
+    # Codes 30 to 38 and 90 to 97 are colours; bold and underlined are none.
+    colours = re.findall(rb"\x1b\[(?:[0-9;]*;)?(?:3[0-8]|9[0-7])(?:;[0-9;]*)?m", shown)
+    assert bool(colours) == coloured
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_config_show_is_a_config_file(stage: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """What is printed can be given back by --config, and each option is explained."""
@@ -180,6 +230,82 @@ def test_a_table_rounds_and_json_does_not(capsys: pytest.CaptureFixture[str]) ->
         {"task": "Heart", "dice": 0.81234, "hd95": None},
         {"task": "Spleen", "dice": None, "hd95": 2.0},
     ]
+
+
+RUN = {"stage": "finetune", "complete": True, "result": {"best": 0.5}}
+PLAN = TaskPlan(orientation="PLS", spacing=(1.0, 1.0))
+TASK = TaskInfo(name="Heart", modality="", labels={}, plan=PLAN, layout="msd", origin="", fingerprint="")
+SCORES = EvaluationResult(
+    run="run",
+    task="Heart",
+    part="test",
+    space="source",
+    leaked=[],
+    tolerance=2.0,
+    predictions=None,
+    store_hash="s",
+    split_hash="p",
+    versions={},
+    scores=[],
+    labels=[],
+    mean=Mean(name="mean", cases=0, dice=None, hd95=None, surface_dice=None),
+)
+# Of each command: its arguments, the twin that does the work, what that gives, and the JSON of it.
+JSON: dict[str, tuple[str, str, object, object]] = {
+    "phantoms": ("-o raw", "hssl.sources.phantoms.write_phantoms", [Path("raw/Heart")], ["raw/Heart"]),
+    "aggregate": ("raw -o store", "hssl.store.aggregate", "STORE", "SUMMARY"),
+    "inspect": ("store", "hssl.store.Store.open", "STORE", "SUMMARY"),
+    "pretrain": ("store -o run", "hssl.training.pretrain", "RUN", {"run": "run", "task": "Heart", **RUN}),
+    "finetune": ("store --task Heart -o run", "hssl.training.finetune", "RUN", {"run": "run", "task": "Heart", **RUN}),
+    "groups": (
+        "store --run run",
+        "hssl.grouping.find_groups",
+        Grouping({"Heart": 1}),
+        [{"task": "Heart", "group": 1}],
+    ),
+    "predict": ("run scans -o masks", "hssl.inference.predict", [Path("masks/a.nii")], ["masks/a.nii"]),
+    "evaluate": ("run", "hssl.evaluation.evaluate", SCORES, SCORES.model_dump()),
+    "benchmark": ("plan.yaml -o bench", "hssl.benchmark.run_benchmark", [{"arm": "a"}], [{"arm": "a"}]),
+    "report": ("bench", "hssl.benchmark.write_report", Path("bench/report.html"), "bench/report.html"),
+    "export": ("run --to onnx -o a.onnx", "hssl.export.export_run", Path("a.onnx"), "a.onnx"),
+    "push": ("run a/b", "hssl.export.push", "hf://a/b", "hf://a/b"),
+    "demo": ("", "hssl.demo.run_demo", DemoResult([{"task": "Heart"}], Path("a.png")), [{"task": "Heart"}]),
+    "config show": ("aggregate", "hssl.cli._load", AggregateConfig(), AggregateConfig().model_dump(mode="json")),
+}
+
+
+@pytest.mark.parametrize("command", JSON)
+def test_every_command_gives_one_json_value(
+    command: str,
+    make_store: Callable[..., Store],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments, twin, gives, expected = JSON[command]
+    store = make_store()
+    info = RunInfo(**RUN, network=NetworkConfig(), task=TASK, subjects_seen={}, masks_seen={}, provenance={})
+    known = {"STORE": store, "RUN": Run(Path("run"), FinetuneConfig(task="Heart"), info)}
+    if command == "groups":  # what it reads before its twin is called
+        monkeypatch.setattr("hssl.store.Store.open", lambda _: store)
+        monkeypatch.setattr("hssl.runs.load_unet", lambda _: (None, None))
+    monkeypatch.setattr(twin, lambda *_, **__: known.get(str(gives), gives))
+    assert main([*command.split(), *arguments.split(), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    if expected == "SUMMARY":
+        expected = [row.model_dump(mode="json") for row in summarise(store)]
+    assert printed == expected
+
+
+def test_no_command_lacks_json() -> None:
+    registered = [*cli.app.registered_commands, *cli.config_app.registered_commands]
+    names = [command.name or command.callback.__name__ for command in registered if command.callback]
+    assert {name.removeprefix("config ") for name in JSON} == set(names)
+
+
+def test_what_was_written_is_one_path_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    console.print_paths([Path("a"), Path("b")])
+    console.print_paths(Path("c"))
+    assert capsys.readouterr().out == "a\nb\nc\n"
 
 
 def test_messages_go_to_stderr_and_quiet_stops_them(capsys: pytest.CaptureFixture[str]) -> None:

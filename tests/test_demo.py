@@ -11,7 +11,7 @@ from PIL import Image
 
 from hssl import demo
 from hssl.evaluation import EvaluationResult
-from hssl.training import Run
+from hssl.runs import Run
 
 TASKS = ("Task02_HeartMR", "Task03_BrainMR")
 

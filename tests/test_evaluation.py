@@ -16,8 +16,8 @@ from hssl.config import AggregateConfig, FinetuneConfig, NetworkConfig, Pretrain
 from hssl.errors import ConfigError, LeakError, RunError, SourceError, StoreError
 from hssl.evaluation import EvaluationResult, evaluate
 from hssl.metrics import score_labels
+from hssl.runs import Run, RunInfo
 from hssl.store import Store, aggregate
-from hssl.training.run import Run, RunInfo
 
 AFFINE = np.array([[0, 0, 4.0, 5], [-1.5, 0, 0, 20], [0, 1.5, 0, -7], [0, 0, 0, 1]])
 

@@ -17,8 +17,8 @@ from hssl.config import FinetuneConfig, NetworkConfig
 from hssl.errors import ConfigError, RunError, SourceError
 from hssl.inference import predict
 from hssl.networks import SegmentationNetwork, build_network, predict_volume
+from hssl.runs import Run, RunInfo
 from hssl.store import TaskInfo, TaskPlan
-from hssl.training.run import Run, RunInfo
 
 
 class TwoClasses(nn.Module):

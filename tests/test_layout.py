@@ -16,7 +16,7 @@ PACKAGE = Path(hssl.__file__).parent
 # A room imports only from rooms before it.
 ROOMS = [
     *("errors", "config", "console", "files", "sources", "store", "views", "networks", "objectives", "grouping"),
-    *("training", "inference", "metrics", "evaluation", "benchmark", "export", "demo", "cli"),
+    *("runs", "training", "inference", "metrics", "evaluation", "benchmark", "export", "demo", "cli"),
 ]
 HEAVY = {
     "torch",
@@ -64,8 +64,8 @@ def test_a_room_imports_only_rooms_before_it(path: Path) -> None:
 
 def test_imports_are_found(tmp_path: Path) -> None:
     file = tmp_path / "file.py"
-    file.write_text("import hssl.cli\nfrom hssl import store\ndef f():\n    from hssl.training.run import Run\n")
-    assert imports(file) == {"cli", "store", "training"}
+    file.write_text("import hssl.cli\nfrom hssl import store\ndef f():\n    from hssl.runs.run import Run\n")
+    assert imports(file) == {"cli", "store", "runs"}
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["pretrain", "--help"], ["--version"]])
@@ -74,6 +74,16 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "hssl" in done.stdout
     assert not HEAVY & set(done.stderr.split())
+
+
+@pytest.mark.parametrize("room", ["inference", "evaluation"])
+def test_prediction_and_evaluation_do_without_the_trainers_packages(room: str) -> None:
+    """They would wait for seconds for packages that only training uses."""
+    code = f"import sys, hssl.{room}; sys.stdout.write(' '.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert f"hssl.{room}" in loaded
+    assert not {"lightning", "pytorch_lightning", "monai", "sklearn", "matplotlib"} & loaded
 
 
 def test_every_public_name_has_a_home() -> None:

@@ -13,14 +13,14 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "HsslError": "hssl.errors",
-    "Run": "hssl.training.run",
+    "Run": "hssl.runs",
     "Store": "hssl.store",
     "aggregate": "hssl.store",
     "evaluate": "hssl.evaluation",
     "export_run": "hssl.export",
     "find_groups": "hssl.grouping",
     "finetune": "hssl.training",
-    "load": "hssl.training.run",
+    "load": "hssl.runs",
     "predict": "hssl.inference",
     "pretrain": "hssl.training",
     "push": "hssl.export",

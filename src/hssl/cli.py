@@ -19,6 +19,7 @@ from hssl.errors import ConfigError, HsslError
 
 if TYPE_CHECKING:
     from hssl.config import StageConfig
+    from hssl.runs import Run
     from hssl.store import Store
 
 Config = TypeVar("Config", bound="StageConfig")
@@ -40,7 +41,7 @@ STAGES = {
     "finetune": "FinetuneConfig",
 }
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where to write.")]
 ConfigFile = Annotated[
     Path | None,
@@ -57,6 +58,10 @@ Seed = Annotated[int | None, typer.Option(help="Seed of every random draw.")]
 PatchSize = Annotated[int | None, typer.Option(min=1, help="Side of what the network sees, in pixels.")]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Images a step.")]
 Steps = Annotated[int | None, typer.Option(help="Training steps.")]
+Loggers = Annotated[
+    list[str] | None,
+    typer.Option("--logger", help="Where curves go: tensorboard (by default), wandb, mlflow; repeatable."),
+]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -109,13 +114,13 @@ def phantoms(
     output: Output,
     subjects: Annotated[int, typer.Option(min=1, help="Subjects in each challenge.")] = 12,
     seed: Annotated[int, typer.Option(help="Seed of the anatomy and the noise.")] = 0,
+    as_json: Json = False,
 ) -> None:
     """Write synthetic labelled challenges, to try everything on."""
     from hssl import console
     from hssl.sources.phantoms import write_phantoms
 
-    for path in write_phantoms(output, subjects=subjects, seed=seed):
-        console.print_line(str(path))
+    console.print_paths(write_phantoms(output, subjects=subjects, seed=seed), as_json=as_json)
 
 
 @app.command()
@@ -194,8 +199,10 @@ def pretrain(
     patch_size: PatchSize = None,
     batch_size: BatchSize = None,
     seed: Seed = None,
+    logger: Loggers = None,
     config: ConfigFile = None,
     options: Set = None,
+    as_json: Json = False,
 ) -> None:
     """Learn from the scans of a store without masks. The same command continues an interrupted run."""
     from hssl import training
@@ -221,8 +228,9 @@ def pretrain(
         patch_size=patch_size,
         batch_size=batch_size,
         seed=seed,
+        loggers=logger or None,
     )
-    training.pretrain(store, output, config=checked)
+    _print_run(training.pretrain(store, output, config=checked), as_json=as_json)
 
 
 @app.command()
@@ -243,8 +251,10 @@ def finetune(
     patch_size: PatchSize = None,
     batch_size: BatchSize = None,
     seed: Seed = None,
+    logger: Loggers = None,
     config: ConfigFile = None,
     options: Set = None,
+    as_json: Json = False,
 ) -> None:
     """Learn one task from few masks. The same command continues an interrupted run."""
     from hssl import training
@@ -262,8 +272,9 @@ def finetune(
         patch_size=patch_size,
         batch_size=batch_size,
         seed=seed,
+        loggers=logger or None,
     )
-    training.finetune(store, output, config=checked)
+    _print_run(training.finetune(store, output, config=checked), as_json=as_json)
 
 
 @app.command()
@@ -275,6 +286,7 @@ def predict(
     overlap: Annotated[float, typer.Option(min=0, max=0.99, help="Share that neighbouring tiles share.")] = 0.5,
     batch_size: Annotated[int, typer.Option(min=1, help="Tiles at once.")] = 16,
     device: Device = None,
+    as_json: Json = False,
 ) -> None:
     """Write a mask for each image, on the image's own grid."""
     from hssl import console, inference
@@ -282,8 +294,7 @@ def predict(
     masks = inference.predict(
         run, inputs, output, channel=channel, overlap=overlap, batch_size=batch_size, device=device
     )
-    for path in masks:
-        console.print_line(str(path))
+    console.print_paths(masks, as_json=as_json)
 
 
 @app.command()
@@ -334,8 +345,8 @@ def groups(
 ) -> None:
     """Find which tasks belong together."""
     from hssl import console, grouping
+    from hssl.runs import load_unet
     from hssl.store import Store
-    from hssl.training import load_unet
 
     opened = Store.open(store)
     network, _ = load_unet(run)
@@ -371,12 +382,13 @@ def benchmark(
 @app.command()
 def report(
     bench: Annotated[Path, typer.Argument(metavar="BENCH", help="A folder that hssl benchmark wrote.")],
+    as_json: Json = False,
 ) -> None:
     """Write tables and figures of a benchmark into one HTML page."""
     from hssl import benchmark as room
     from hssl import console
 
-    console.print_line(str(room.write_report(bench)))
+    console.print_paths(room.write_report(bench), as_json=as_json)
 
 
 @app.command()
@@ -384,12 +396,13 @@ def export(
     run: RunPath,
     to: Annotated[str, typer.Option(help="nnunet, monai-bundle, onnx or hub.")],
     output: Output,
+    as_json: Json = False,
 ) -> None:
     """Write a trained network in another program's format."""
     from hssl import console
     from hssl import export as room
 
-    console.print_line(str(room.export_run(run, to, output)))
+    console.print_paths(room.export_run(run, to, output), as_json=as_json)
 
 
 @app.command()
@@ -397,12 +410,13 @@ def push(
     run: RunPath,
     repository: Annotated[str, typer.Argument(metavar="REPOSITORY", help="OWNER/NAME on the Hugging Face hub.")],
     public: Annotated[bool, typer.Option("--public", help="Let everybody see a repository made now.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Upload a trained network to the Hugging Face hub."""
     from hssl import console
     from hssl import export as room
 
-    console.print_line(room.push(run, repository, public=public))
+    console.print_paths(room.push(run, repository, public=public), as_json=as_json)
 
 
 @app.command()
@@ -498,6 +512,19 @@ def _print_store(store: Store, *, as_json: bool) -> None:
         console.print_json([row.model_dump() for row in summarise(store)])
     else:
         console.print_table(summary_table(store))
+
+
+def _print_run(run: Run, *, as_json: bool) -> None:
+    """The folder of a run, or with ``--json`` what it is and came to."""
+    from hssl import console
+
+    if not run.info.complete:  # of several processes the first one finishes the run, and prints
+        return
+    if as_json:
+        info = run.info.model_dump(mode="json", include={"stage", "complete", "result"})
+        console.print_json({"run": run.path, "task": run.info.task and run.info.task.name, **info})
+    else:
+        console.print_paths(run.path)
 
 
 def _descriptions(cls: type[StageConfig]) -> dict[str, str]:

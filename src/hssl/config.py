@@ -237,6 +237,8 @@ class TrainingConfig(StageConfig):
         devices: Devices per node.
         nodes: Nodes.
         workers: Loader processes; None is 0 on a CPU and 4 a device elsewhere.
+        loggers: Where curves go besides ``metrics.csv``: ``tensorboard``, ``wandb`` and ``mlflow``, which write into
+            the run folder unless their own variables (``WANDB_MODE``, ``MLFLOW_TRACKING_URI``) say otherwise.
     """
 
     patch_size: PositiveInt = 96
@@ -254,11 +256,16 @@ class TrainingConfig(StageConfig):
     devices: PositiveInt = 1
     nodes: PositiveInt = 1
     workers: int | None = Field(None, ge=0)
+    loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
 
     @property
     def window(self) -> int:
         """Side of the window that is read, in pixels."""
         return self.window_size or math.ceil(self.patch_size / 6) * 8
+
+    def decisive(self) -> dict[str, Any]:
+        """The options that decide what a run computes, as JSON has them: all but `loggers`."""
+        return self.model_dump(mode="json", exclude={"loggers"})
 
     @model_validator(mode="before")
     @classmethod

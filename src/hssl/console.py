@@ -10,6 +10,7 @@ import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -72,6 +73,16 @@ def print_table(table: Table) -> None:
 def print_json(value: Any) -> None:
     """Writes one JSON value to stdout; what JSON does not know is written as text, NaN as null."""
     sys.stdout.write(json.dumps(_plain(value), indent=2) + "\n")
+
+
+def print_paths(paths: Path | str | Sequence[Path | str], *, as_json: bool = False) -> None:
+    """Prints what has been written: paths or addresses one a line, or as JSON; a single one is JSON text."""
+    several = [paths] if isinstance(paths, Path | str) else paths
+    if as_json:
+        print_json(paths)
+        return
+    for path in several:
+        print_line(str(path))
 
 
 def print_line(text: str) -> None:

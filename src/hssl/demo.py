@@ -19,10 +19,10 @@ from hssl.config import AggregateConfig, FinetuneConfig, PretrainConfig
 from hssl.evaluation import evaluate
 from hssl.files import replacing
 from hssl.networks import predict_volume
+from hssl.runs import load_segmentation
 from hssl.sources.phantoms import write_phantoms
 from hssl.store import CaseRecord, Store, aggregate
 from hssl.training import finetune, pretrain
-from hssl.training.run import load_segmentation
 
 SUBJECTS = 16
 PATCH_SIZE = 64

@@ -22,6 +22,7 @@ from hssl.errors import ConfigError, LeakError, RunError, SourceError, StoreErro
 from hssl.files import write_text
 from hssl.inference import Predictor, ahead
 from hssl.metrics import SURFACE_TOLERANCE_MM, score_labels
+from hssl.runs import Run
 from hssl.sources.files import (
     NIFTI,
     PICTURES,
@@ -32,7 +33,6 @@ from hssl.sources.files import (
 )
 from hssl.store import CaseRecord, Store, TaskInfo
 from hssl.store.store import file_hash
-from hssl.training.run import Run
 
 Mask = NDArray[np.integer[Any]]
 PARTS = ("train", "val", "test")

@@ -21,12 +21,12 @@ from rich.progress import track
 from hssl.errors import ConfigError, SourceError, StoreError
 from hssl.files import replacing
 from hssl.networks.tiling import BATCH_SIZE, OVERLAP, predict_volume
+from hssl.runs import load_segmentation
 from hssl.sources import dicom, dicom_seg
 from hssl.sources.base import Geometry
 from hssl.sources.files import NIFTI, PICTURES, channel_count, list_files, read_geometry, read_image, stem
 from hssl.store.plan import check_geometry
 from hssl.store.store import TaskInfo
-from hssl.training.run import load_segmentation
 
 logger = logging.getLogger(__name__)
 Item = TypeVar("Item")

@@ -9,8 +9,8 @@ import pytest
 
 from hssl.benchmark import BenchmarkPlan, run_benchmark, write_report
 from hssl.benchmark.ledger import Ledger, locked
-from hssl.benchmark.plan import expand
-from hssl.config import AggregateConfig
+from hssl.benchmark.plan import _hash, expand
+from hssl.config import AggregateConfig, FinetuneConfig, PretrainConfig
 from hssl.errors import ConfigError, RunError, StoreError, TrainingError
 from hssl.store import Store, aggregate
 
@@ -87,6 +87,20 @@ def test_scratch_does_not_depend_on_options_of_loaded_layers(make_plan: MakePlan
     )
     assert first["scratch"] == second["scratch"]
     assert first["joint"] != second["joint"]
+
+
+def test_loggers_make_no_other_run(make_plan: MakePlan, store: Store) -> None:
+    watched = {name: {**getattr(make_plan(), name), "loggers": ["mlflow"]} for name in ("pretrain", "finetune")}
+    first, second = expand(make_plan(), store), expand(make_plan(**watched), store)
+    assert list(first.jobs) == list(second.jobs)
+    assert {job.config.loggers for job in second.jobs.values()} == {("mlflow",)}
+
+
+def test_hashes_are_those_of_earlier_versions() -> None:
+    """Ledgers that were written before stay valid: a new option must not enter the hash at its default."""
+    names = {"store": "s", "split": "p"}
+    content = [[config.decisive(), names] for config in (PretrainConfig(), FinetuneConfig(task="Heart"))]
+    assert [_hash(each) for each in content] == ["572136f82e5f4daf", "8efdce33f44385ab"]
 
 
 @pytest.mark.parametrize(

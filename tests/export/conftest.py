@@ -8,8 +8,8 @@ import torch
 
 from hssl.config import FinetuneConfig, NetworkConfig, PretrainConfig
 from hssl.networks import SegmentationNetwork, build_network
+from hssl.runs import Run, RunInfo
 from hssl.store import TaskInfo, TaskPlan
-from hssl.training import Run, RunInfo
 
 MakeRun = Callable[..., Path]
 PLAIN = NetworkConfig(features=(4, 6, 8))

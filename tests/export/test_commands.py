@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,8 +19,9 @@ from .test_nnunet import plans
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[PretrainConfig]:
     configs: list[PretrainConfig] = []
 
-    def pretrain(store: Path, output: Path, *, config: PretrainConfig) -> None:
+    def pretrain(store: Path, output: Path, *, config: PretrainConfig) -> SimpleNamespace:
         configs.append(config)
+        return SimpleNamespace(path=output, info=SimpleNamespace(complete=True))
 
     monkeypatch.setattr("hssl.training.pretrain", pretrain)
     return configs

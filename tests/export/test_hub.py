@@ -14,9 +14,9 @@ import hssl
 from hssl.config import FinetuneConfig
 from hssl.errors import ConfigError, RunError
 from hssl.export import export_run, hub, push
+from hssl.runs import Run, load_segmentation, load_unet
+from hssl.runs.hub import fetched
 from hssl.store import TaskPlan
-from hssl.training import Run, load_segmentation, load_unet
-from hssl.training.hub import fetched
 
 from .conftest import TASK, MakeRun
 

@@ -14,7 +14,7 @@ from hssl.errors import ConfigError, RunError
 from hssl.export import export_run
 from hssl.export.nnunet import adaptation_plan, architecture_kwargs
 from hssl.networks.plans import read_plans
-from hssl.training import load_unet
+from hssl.runs import load_unet
 
 from .conftest import PLAIN, RESIDUAL, TASK, MakeRun
 

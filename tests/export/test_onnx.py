@@ -10,7 +10,7 @@ import torch
 
 from hssl.errors import ConfigError, RunError
 from hssl.export import export_run, onnx
-from hssl.training import load_segmentation, load_unet
+from hssl.runs import load_segmentation, load_unet
 
 from .conftest import PLAIN, RESIDUAL, TASK, MakeRun
 

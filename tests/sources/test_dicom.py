@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import logging
 import pickle
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +25,7 @@ from hssl.sources.base import Geometry, Source
 from hssl.sources.dicom import Series, list_series
 from hssl.sources.dicom_seg import write_segmentation
 from hssl.store import TaskInfo, TaskPlan, aggregate
+from hssl.store.store import file_hash
 
 pytest.importorskip("pydicom", reason="needs the dicom extra: pip install 'hssl[dicom]'")
 highdicom = pytest.importorskip("highdicom", reason="needs the dicom extra: pip install 'hssl[dicom]'")
@@ -414,6 +416,29 @@ def test_series_are_aggregated_and_bad_ones_left_out(tmp_path: Path) -> None:
     case = store.cases("raw")[2]
     np.testing.assert_allclose(case.geometry.affine[:3, 3], [30, -12.5, 100])
     np.testing.assert_array_equal(store.source_case(case).read_image(), voxels(seed=2).transpose(2, 1, 0) - 1024.0)
+
+
+def test_each_file_is_hashed_once_however_many_series_lie_in_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By folder, the time of a flat export would grow with the square of its series."""
+    written = [
+        write_series(tmp_path / "raw", voxels(seed=number), uid=f"1.2.3.{number}", PatientID=f"P{number}")
+        for number in range(4)
+    ]
+    (tmp_path / "raw" / "notes.txt").write_text("no DICOM")
+    hashed: list[Path] = []
+    module = sys.modules["hssl.store.aggregate"]  # its name in the room is that of the function
+    monkeypatch.setattr(module, "file_hash", lambda *paths: [hashed.extend(paths), file_hash(*paths)][1])
+    store = aggregate([tmp_path / "raw"], tmp_path / "store", config=AggregateConfig(workers=1))
+    assert sorted(path for path in hashed if path.suffix != ".npy") == sorted(
+        path for files in written for path in files
+    )
+    # What is said of a series is of its own files.
+    hashes = [case.image_sha256 for case in store.cases("raw")]
+    assert hashes == [file_hash(*sorted(files)) for files in written]
+    (tmp_path / "raw" / "notes.txt").write_text("still no DICOM")
+    assert aggregate([tmp_path / "raw"], tmp_path / "store", config=AggregateConfig(workers=1)).hash == store.hash
 
 
 # Segmentations out ----------------------------------------------------------------------------------------------

@@ -1,142 +1,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 
-import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
-
-from hssl.config import FinetuneConfig, NetworkConfig, PretrainConfig
-from hssl.store import CaseRecord, Split, Store, TaskInfo, TaskPlan
-from hssl.store.splits import Splits
-from hssl.store.store import INDEX, SPLITS, Index, array_path
-
-Shape = tuple[int, int, int]
-MakeStore = Callable[..., Store]
-NETWORK = NetworkConfig(features=(4, 8, 8))
-SHORT = {
-    "patch_size": 16,
-    "window_size": 24,
-    "steps": 6,
-    "warmup": 2,
-    "log_every": 1,
-    "checkpoint_every": 2,
-    "precision": "32",
-    "accelerator": "cpu",
-}
 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
-
-
-@pytest.fixture
-def make_store(tmp_path: Path) -> MakeStore:
-    """Writes a store of bright squares: subject N of a task is case N, its mask the square."""
-
-    def make(
-        tasks: Mapping[str, int] | None = None,
-        *,
-        name: str = "store",
-        shape: Shape = (5, 28, 32),
-        shapes: Mapping[str, Shape] | None = None,
-        unlabelled: Mapping[str, tuple[int, ...]] | None = None,
-        splits: Mapping[str, Split] | None = None,
-        images: Mapping[str, NDArray[np.float16]] | None = None,
-    ) -> Store:
-        path = tmp_path / name
-        records, infos, parts = [], {}, {}
-        for number, (task, subjects) in enumerate((tasks or {"Blobs": 6}).items()):
-            ids = [f"{task.lower()}{index}" for index in range(subjects)]
-            infos[task] = TaskInfo(
-                name=task,
-                modality="MRI",
-                labels={1: "square"},
-                plan=TaskPlan(orientation="PLS", spacing=(1.0, 1.0)),
-                layout="msd",
-                origin="nowhere",
-                fingerprint="none",
-            )
-            parts[task] = Split(train=ids[:-2], val=ids[-2:-1], test=ids[-1:])
-            for index, case in enumerate(ids):
-                size = (shapes or {}).get(task, shape)
-                image, label = square(size, seed=1000 * number + index, level=0.5 + 0.1 * number)
-                image = (images or {}).get(case, image)
-                has_label = index not in (unlabelled or {}).get(task, ())
-                for kind, array in (("images", image), ("labels", label)):
-                    if kind == "images" or has_label:
-                        file = array_path(path, kind, task, case)
-                        file.parent.mkdir(parents=True, exist_ok=True)
-                        np.save(file, array)
-                records.append(
-                    CaseRecord(
-                        id=case,
-                        task=task,
-                        subject=case,
-                        image_path=f"{case}.nii.gz",
-                        label_path=None,
-                        shape=image.shape,
-                        source_shape=image.shape,
-                        source_affine=tuple(tuple(row) for row in np.eye(4).tolist()),
-                        source_ndim=3,
-                        intensity=(0.0, 1.0),
-                        label_voxels=None,
-                        image_sha256="0",
-                        label_sha256=None,
-                        stored_image_sha256="0",
-                        stored_label_sha256="0" if has_label else None,
-                    )
-                )
-        (path / INDEX).write_text(Index(tasks=infos, cases=records).model_dump_json())
-        splits_ = Splits(seed=0, fractions=(0.6, 0.15, 0.25), tasks=parts | dict(splits or {}))
-        (path / SPLITS).write_text(splits_.model_dump_json())
-        return Store.open(path)
-
-    return make
-
-
-def square(shape: Shape, *, seed: int, level: float) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
-    rng = np.random.default_rng(seed)
-    label = np.zeros(shape, np.uint8)
-    top, left = rng.integers(2, min(shape[1:]) // 2, 2)
-    label[:, top : top + 8, left : left + 8] = 1
-    image = 0.1 + level * label + rng.normal(0, 0.05, shape)
-    return np.clip(image, 0, 1).astype(np.float16), label
-
-
-@pytest.fixture
-def pretrain_config() -> Callable[..., PretrainConfig]:
-    """A pre-training of seconds; keywords override."""
-
-    def make(**given: object) -> PretrainConfig:
-        options = {"task_stage": 2, "region_stage": 1, "points": 8, "projection": 8}
-        values = {**SHORT, "network": NETWORK, "batch_size": 4, "options": options, **given}
-        return PretrainConfig.model_validate(values)
-
-    return make
-
-
-@pytest.fixture
-def finetune_config() -> Callable[..., FinetuneConfig]:
-    """A fine-tuning of seconds; keywords override."""
-
-    def make(**given: object) -> FinetuneConfig:
-        values = {
-            **SHORT,
-            "task": "Blobs",
-            "network": NETWORK,
-            "batch_size": 2,
-            "labels": 2,
-            "validate_every": 2,
-            **given,
-        }
-        return FinetuneConfig.model_validate(values)
-
-    return make
 
 
 @pytest.fixture

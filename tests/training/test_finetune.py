@@ -14,8 +14,9 @@ from hssl.config import FinetuneConfig
 from hssl.errors import ConfigError, RunError, StoreError, TrainingError
 from hssl.inference import predict_volume
 from hssl.networks import build_network
+from hssl.runs import Run, load_segmentation, load_unet
 from hssl.store import Split
-from hssl.training import Run, finetune, load_segmentation, load_unet, pretrain
+from hssl.training import finetune, pretrain
 from hssl.training.finetune import Finetuning, dice_by_label
 
 TWO = {"Blobs": 6, "Other": 5}

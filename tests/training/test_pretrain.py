@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from hssl.config import NetworkConfig
 from hssl.errors import ConfigError, RunError, StoreError, TrainingError
 from hssl.networks import UNet
-from hssl.training import load_unet, pretrain
+from hssl.runs import load_unet
+from hssl.training import pretrain
 from hssl.training.pretrain import Pretraining, check_patch, duration
 
 THREE = {"A": 5, "B": 5, "C": 5}
@@ -109,7 +110,7 @@ def test_stopped_after_the_last_checkpoint(make_store, pretrain_config, tmp_path
     store, config = make_store(THREE), pretrain_config(steps=4)
     pretrain(store, tmp_path / "whole", config=config)
     with monkeypatch.context() as patch:
-        patch.setattr("hssl.training.run.Run.finish", lambda *_: (_ for _ in ()).throw(Stop))
+        patch.setattr("hssl.runs.run.Run.finish", lambda *_: (_ for _ in ()).throw(Stop))
         with pytest.raises(Stop):
             pretrain(store, tmp_path / "stopped", config=config)
     run = pretrain(store, tmp_path / "stopped", config=config)

@@ -18,8 +18,8 @@ from sklearn.manifold import TSNE
 from hssl.benchmark.statistics import Row, case_values
 from hssl.benchmark.worker import OVERLAYS, widest_slice
 from hssl.networks import UNet, build_network, grid_pool
+from hssl.runs import load_unet
 from hssl.store import CaseRecord, Store
-from hssl.training import load_unet
 
 GRID = 3
 SLICES = 40

@@ -221,7 +221,7 @@ def _pretraining(plan: BenchmarkPlan, arm: Arm, task: str, store: Store, data: d
         raise ConfigError(f"no objective '{config.objective}'", hint=f"choose one of {', '.join(OBJECTIVES)}")
     # Defaults of the objective decide the result as much as what was set.
     full = OBJECTIVES[config.objective].Options.checked(config.options).model_dump(mode="json")
-    content = [config.model_dump(mode="json"), full, data]
+    content = [config.decisive(), full, data]
     return Job("pretrain", _hash(content), config)
 
 
@@ -254,7 +254,7 @@ def _finetuning(
     fixed = {"task": task, "labels": tuple(sorted(labelled)), "seed": seed}
     init = pretraining.folder if pretraining is not None else "scratch"
     config = FinetuneConfig.checked({**options, **fixed, "init": init})
-    content = [config.model_dump(mode="json"), plan.evaluation.model_dump(mode="json"), data]
+    content = [config.decisive(), plan.evaluation.model_dump(mode="json"), data]
     return Job("finetune", _hash(content), config, needs=None if pretraining is None else pretraining.hash)
 
 

@@ -24,10 +24,11 @@ from hssl.errors import HsslError
 from hssl.evaluation import EvaluationResult, evaluate
 from hssl.files import write_text
 from hssl.inference import Predictor
+from hssl.runs import Run
+from hssl.runs.run import WEIGHTS
 from hssl.store import Store
-from hssl.training import Run, finetune, pretrain
+from hssl.training import finetune, pretrain
 from hssl.training.pretrain import GROUPS
-from hssl.training.run import WEIGHTS
 
 OUTCOME, OVERLAYS = "outcome.json", "overlays.npz"
 

@@ -16,8 +16,8 @@ import yaml
 from hssl.config import FinetuneConfig
 from hssl.errors import ConfigError
 from hssl.files import new_folder, write_text
+from hssl.runs.run import CONFIG, INFO, WEIGHTS, Run
 from hssl.store import TaskInfo
-from hssl.training.run import CONFIG, INFO, WEIGHTS, Run
 
 CARD = "README.md"
 _LOCAL = ("store_path", "machine")  # of the provenance: says something about the maker, nothing about the run

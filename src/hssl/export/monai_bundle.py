@@ -15,7 +15,7 @@ from typing import Any
 from hssl.errors import RunError
 from hssl.export.hub import model_card, write_run
 from hssl.files import new_folder, write_text
-from hssl.training.run import Run
+from hssl.runs import Run
 
 
 def write_bundle(run: Path | str, output: Path) -> Path:
@@ -49,13 +49,13 @@ def write_bundle(run: Path | str, output: Path) -> Path:
 
 
 _INFERENCE: dict[str, Any] = {
-    "imports": ["$import hssl", "$import hssl.training"],
+    "imports": ["$import hssl", "$import hssl.runs"],
     "bundle_root": ".",
     "image": "$@bundle_root + '/image.nii.gz'",
     "output_dir": "$@bundle_root + '/eval'",
     "device": None,
     "run_folder": "$@bundle_root + '/models/run'",
-    "network_def": "$hssl.training.load_segmentation(@run_folder)[0]",
+    "network_def": "$hssl.runs.load_segmentation(@run_folder)[0]",
     "run": ["$hssl.predict(@run_folder, [@image], @output_dir, device=@device)"],
 }
 

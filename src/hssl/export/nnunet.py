@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hssl.config import NetworkConfig
 from hssl.files import replacing
-from hssl.training.run import load_unet
+from hssl.runs import load_unet
 
 _NUMBER_IN_BLOCK = {"conv": 0, "norm": 1}  # of a layer in `all_modules`, the alias of each block's layers
 _CLASSES = {"plain": "PlainConvUNet", "residual": "ResidualEncoderUNet"}

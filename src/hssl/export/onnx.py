@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from hssl.errors import ConfigError, RunError
 from hssl.files import replacing
 from hssl.networks import UNet
-from hssl.training.run import Run, load_segmentation, load_unet
+from hssl.runs import Run, load_segmentation, load_unet
 
 OPSET = 18
 TOLERANCE = 1e-4

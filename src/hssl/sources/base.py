@@ -53,6 +53,7 @@ class Case:
         read_geometry: Reads the header alone.
         read_image: Reads the voxels as float32, ``geometry.shape``, in the file's own units and axis order.
         read_label: Reads the mask as integers, ``geometry.shape`` (checked against the image by the store).
+        image_files: The files the image is read from; empty where `image_path` is the only one.
     """
 
     id: str
@@ -63,6 +64,7 @@ class Case:
     read_geometry: Callable[[], Geometry] = field(repr=False)
     read_image: Callable[[], NDArray[np.float32]] = field(repr=False)
     read_label: Callable[[], NDArray[np.integer]] | None = field(repr=False, default=None)
+    image_files: tuple[Path, ...] = field(repr=False, default=())
 
 
 class Source(Protocol):

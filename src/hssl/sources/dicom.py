@@ -258,6 +258,7 @@ class DicomSource:
                 label_path=None,
                 read_geometry=series.geometry,
                 read_image=series.image,
+                image_files=tuple(sorted({plane.path for plane in series.planes})),
             )
 
     def _subject(self, series: Series) -> str:

@@ -158,7 +158,8 @@ def _listed(source: Source, config: AggregateConfig) -> _Task:
         [
             case.id,
             case.subject,
-            *(_stamps(path, source.path) for path in (case.image_path, case.label_path) if path),
+            _stamps(_image_files(case), source.path),
+            *([_stamps([case.label_path], source.path)] if case.label_path else []),
         ]
         for case in cases
     ]
@@ -167,9 +168,13 @@ def _listed(source: Source, config: AggregateConfig) -> _Task:
     return _Task(source, cases, hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(), [])
 
 
-def _stamps(path: Path, root: Path) -> list[tuple[str, int, int] | str]:
-    """Name, size and time of a file, or of each file in a folder; a missing one is found when it is read."""
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
+def _image_files(case: Case) -> Sequence[Path]:
+    """The files of an image: its own alone, for a folder may hold many series."""
+    return case.image_files or [case.image_path]
+
+
+def _stamps(files: Sequence[Path], root: Path) -> list[tuple[str, int, int] | str]:
+    """Name, size and time of each file; a missing one is found when it is read."""
     names = [os.path.relpath(file, root) for file in files]
     stats = [file.stat() if file.exists() else None for file in files]
     return [(name, s.st_size, s.st_mtime_ns) if s else name for name, s in zip(names, stats, strict=True)]
@@ -284,7 +289,7 @@ def _converted(case: Case, source: Source, plan: TaskPlan, folder: Path) -> Case
             raise StoreError(f"has the shape {pixels.shape}, its header says {geometry.shape}")
         intensity = plan.intensity_range(pixels)
         image = plan.prepare_image(pixels, geometry, intensity=intensity).astype(np.float16)
-        image_sha256 = file_hash(case.image_path)
+        image_sha256 = file_hash(*_image_files(case))
     if failed:
         return failed[0]
     del pixels

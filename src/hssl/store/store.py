@@ -83,7 +83,7 @@ class CaseRecord(_Entry):
         source_ndim: 3 for a volume, 2 for a 2D image.
         intensity: The source intensities that are stored as 0 and 1.
         label_voxels: Voxels of each label value in the source file; None without a mask.
-        image_sha256: Of the bytes of the source image.
+        image_sha256: Of the bytes of the source image; of a DICOM series, of its files in the order of their paths.
         label_sha256: Of the bytes of the source mask; None without one.
         stored_image_sha256: Of the bytes of the stored ``.npy`` file.
         stored_label_sha256: Of the bytes of the stored ``.npy`` file; None without a mask.
@@ -323,21 +323,20 @@ def array_path(store: Path, kind: str, task: str, case: str) -> Path:
     return store / kind / task / f"{case}.npy"
 
 
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes; of a folder, of its files in the order of their names.
+def file_hash(*paths: Path) -> str:
+    """SHA-256 of the bytes of a file, or of several, one after the other.
 
     Raises:
-        StoreError: It cannot be read.
+        StoreError: One cannot be read.
     """
-    files = sorted(entry for entry in path.iterdir() if entry.is_file()) if path.is_dir() else [path]
     digest = hashlib.sha256()
-    try:
-        for file in files:
-            with file.open("rb") as stream:
+    for path in paths:
+        try:
+            with path.open("rb") as stream:
                 while block := stream.read(1 << 20):
                     digest.update(block)
-    except OSError as error:
-        raise StoreError(f"cannot be read: {error.strerror}", path=path) from error
+        except OSError as error:
+            raise StoreError(f"cannot be read: {error.strerror}", path=path) from error
     return digest.hexdigest()
 
 

@@ -1,7 +1,7 @@
-"""Pre-training and fine-tuning, and the run folders they leave."""
+"""Pre-training and fine-tuning; the run folders they leave are in :mod:`hssl.runs`."""
 
+from hssl.runs import Run, RunInfo, load_segmentation, load_unet
 from hssl.training.finetune import finetune
 from hssl.training.pretrain import pretrain
-from hssl.training.run import Run, RunInfo, load_segmentation, load_unet
 
 __all__ = ["Run", "RunInfo", "finetune", "load_segmentation", "load_unet", "pretrain"]

@@ -17,11 +17,12 @@ from torch.utils.data import Dataset
 from hssl.config import FinetuneConfig
 from hssl.errors import ConfigError, RunError
 from hssl.networks import SegmentationNetwork, build_network, predict_volume
+from hssl.runs.run import WEIGHTS, Run, RunInfo, load_unet, provenance
 from hssl.store import Store
 from hssl.training.data import FinetuneData, LabelledBatch
+from hssl.training.loggers import check_loggers
 from hssl.training.loop import Stage, fit
 from hssl.training.pretrain import check_patch
-from hssl.training.run import WEIGHTS, Run, RunInfo, load_unet, provenance
 from hssl.views import follow, make_view
 
 SCRATCH = "scratch"
@@ -92,7 +93,7 @@ class Finetuning(Stage):
             if best:
                 self.extra = {"best": dice, "best_step": step}
             if self.global_rank == 0:
-                self.run.log(step, {"validation_dice": dice})
+                self.record(step, {"validation_dice": dice})
                 if best:
                     self.run.save_weights(self.network)
 
@@ -135,7 +136,7 @@ def finetune(store: Store | Path | str, output: Path | str, *, config: FinetuneC
         The complete run; its weights are those of the best validation Dice, or the last ones without validation.
 
     Raises:
-        ConfigError: An option does not fit the data.
+        ConfigError: An option does not fit the data, or a logger is not installed.
         RunError: `output` holds something else, or `init` is not a complete run or has seen test subjects.
         StoreError: The task is not in the store, or has no masks.
         TrainingError: The loss is not finite.
@@ -168,10 +169,12 @@ def finetune(store: Store | Path | str, output: Path | str, *, config: FinetuneC
     torch.manual_seed(config.seed)
     network = SegmentationNetwork(unet.train(), store.tasks[config.task].classes)
     check_patch(config.patch_size, unet)
-    run = Run.start(Path(output), config, info)
+    run = Run.prepare(Path(output), config, info)
     if run.info.complete:
         logger.info("%s is complete: nothing to do", run.path)
         return run
+    check_loggers(config)
+    run.create()
     count = len(labelled)
     if config.init == SCRATCH:
         logger.info("from scratch: encoder, decoder and segmentation head are new")

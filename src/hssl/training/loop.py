@@ -26,7 +26,8 @@ from torch.utils.data import DataLoader, Dataset
 from hssl.config import TrainingConfig
 from hssl.errors import TrainingError
 from hssl.networks import bf16_pays
-from hssl.training.run import RESTART, Run
+from hssl.runs.run import RESTART, Run
+from hssl.training.loggers import close_loggers, open_loggers
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,12 @@ class Stage(pl.LightningModule):
 
     def after_step(self, step: int) -> None:
         """Called when `step` steps have been taken."""
+
+    def record(self, step: int, values: dict[str, float]) -> None:
+        """Writes values of a step to ``metrics.csv`` and to the loggers."""
+        self.run.log(step, values)
+        for curves in self.loggers:
+            curves.log_metrics(values, step)
 
     def step_number(self) -> int:
         """Steps taken since the beginning of the run, over all its sittings."""
@@ -133,6 +140,9 @@ class Keeper(Callback):
         if trainer.is_global_zero:
             stage = cast("Stage", pl_module)
             stage.run.trim_metrics(stage.start)
+            for curves in trainer.loggers:
+                if not isinstance(curves, TensorBoardLogger):  # which adds a metric that means nothing
+                    curves.log_hyperparams(stage.config.model_dump(mode="json"))
             self.progress.start()
             self.bar = self.progress.add_task("", total=stage.config.steps, completed=stage.start, losses="")
 
@@ -150,9 +160,7 @@ class Keeper(Callback):
             check(values, step)
             if logs and trainer.is_global_zero:
                 rate = {"learning_rate": trainer.optimizers[0].param_groups[0]["lr"]}
-                stage.run.log(step, values | rate)
-                for curves in trainer.loggers:
-                    curves.log_metrics(values | rate, step)
+                stage.record(step, values | rate)
                 self._show(step, stage.config.steps, values)
         if saves and trainer.is_global_zero:
             stage.run.save_checkpoint(step, stage.trained(), trainer.optimizers[0], stage.extra)
@@ -222,7 +230,7 @@ def fit(stage: Stage, title: str) -> float:
         precision="bf16-mixed" if wants_bf16(config) else "32-true",
         max_epochs=1,
         gradient_clip_val=config.gradient_clip,
-        logger=TensorBoardLogger(stage.run.path, name="tensorboard", version=""),
+        logger=open_loggers(config, stage.run.path) or False,
         callbacks=[Keeper(title)],
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -230,7 +238,10 @@ def fit(stage: Stage, title: str) -> float:
         use_distributed_sampler=False,
         log_every_n_steps=config.log_every,
     )
-    trainer.fit(stage)
+    try:
+        trainer.fit(stage)
+    finally:
+        close_loggers(config)
     return time.monotonic() - began
 
 

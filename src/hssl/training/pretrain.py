@@ -19,10 +19,11 @@ from hssl.errors import ConfigError
 from hssl.grouping import Grouping, find_groups, given_groups
 from hssl.networks import UNet, build_network
 from hssl.objectives import Domains, Objective, PretrainBatch, build_objective
+from hssl.runs.run import Run, RunInfo, provenance
 from hssl.store import Store
 from hssl.training.data import PretrainData, WindowBatch
+from hssl.training.loggers import check_loggers
 from hssl.training.loop import Stage, expected_device, fit, wants_bf16
-from hssl.training.run import Run, RunInfo, provenance
 from hssl.views import make_view
 
 GROUPS = "groups.json"
@@ -98,7 +99,7 @@ def pretrain(store: Store | Path | str, output: Path | str, *, config: PretrainC
         The complete run.
 
     Raises:
-        ConfigError: An option does not fit the data or the network.
+        ConfigError: An option does not fit the data or the network, or a logger is not installed.
         RunError: `output` holds something else.
         TrainingError: The losses are not finite, or the features have collapsed.
     """
@@ -125,6 +126,7 @@ def pretrain(store: Store | Path | str, output: Path | str, *, config: PretrainC
         return run
     stage = Pretraining(config, store, run, tasks)
     check_patch(config.patch_size, stage.network)
+    check_loggers(config)
     announce(stage, len(tasks))
     run.create()  # only now: a folder with options that do not fit would refuse the corrected ones
     if isinstance(config.groups, dict):

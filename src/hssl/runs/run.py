@@ -4,7 +4,7 @@ RUN/config.json           the stage's configuration, as validated
 RUN/run.json              stage, task, subjects and masks seen, provenance, whether it is complete
 RUN/weights.safetensors   the network
 RUN/metrics.csv           one line every few steps
-RUN/tensorboard/          the same as curves
+RUN/tensorboard/          the same as curves; also RUN/wandb/ and RUN/mlflow/, where those are asked for
 RUN/checkpoint/step-N/    all that is needed to continue; gone once the run is complete
 """
 
@@ -32,8 +32,8 @@ from hssl.config import FinetuneConfig, NetworkConfig, PretrainConfig, TrainingC
 from hssl.errors import RunError, TrainingError
 from hssl.files import replacing, write_text
 from hssl.networks import SegmentationNetwork, UNet, build_network
+from hssl.runs.hub import fetched
 from hssl.store import Store, TaskInfo
-from hssl.training.hub import fetched
 
 RESTART = "train again in another folder with a lower learning rate, or with precision 32"
 """What helps after a run has gone wrong; the same options would only go wrong again."""
@@ -128,7 +128,7 @@ class Run:
                     f"holds a run of another stage ({run.info.stage})", path=path, hint="give another folder"
                 )
             # As JSON, for that is what was read back: a list and a tuple are the same option.
-            before, now = (each.model_dump(mode="json") for each in (run.config, config))
+            before, now = run.config.decisive(), config.decisive()
             if changed := [name for name in now if now[name] != before[name]]:
                 raise RunError(
                     f"holds a run with other options ({', '.join(changed)})",

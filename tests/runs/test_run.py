@@ -13,7 +13,7 @@ from torch.optim import AdamW
 from hssl.config import FinetuneConfig, PretrainConfig
 from hssl.errors import RunError
 from hssl.networks import SegmentationNetwork, UNet
-from hssl.training.run import Run, RunInfo, load_segmentation, load_unet, provenance
+from hssl.runs.run import Run, RunInfo, load_segmentation, load_unet, provenance
 
 
 def info(config, **given) -> RunInfo:
@@ -180,7 +180,7 @@ def test_half_a_checkpoint_is_harmless(run, monkeypatch):
     expected = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     step(network, optimizer)
     with monkeypatch.context() as patch:
-        patch.setattr("hssl.training.run.write_text", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+        patch.setattr("hssl.runs.run.write_text", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
         with pytest.raises(OSError, match="disk full"):
             run.save_checkpoint(4, {"net": network}, optimizer, {})
     assert names(run.path / "checkpoint") == {"step-3", ".step-4.tmp"}
