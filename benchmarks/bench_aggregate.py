@@ -27,7 +27,7 @@ from typing import Any
 from harness import DATA, Row, publish, row
 
 TASKS = {"Task03_Cardiac": 96}
-"""Tasks, and how many cases of each: all. nnU-Net's fingerprint draws 10^8 voxels of a task, however few cases it has."""
+"""Tasks, and how many cases of each: all, for nnU-Net draws 10^8 voxels of a task, however few cases it has."""
 SAMPLE_SECONDS = 0.05
 TIMEOUT = 600
 OURS, NNUNET, SERIAL = "ours", "nnU-Net", "nnU-Net, no worker processes"

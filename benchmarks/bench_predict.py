@@ -41,9 +41,8 @@ from hssl.inference import predict
 from hssl.networks import bf16_pays, predict_volume
 from hssl.sources.files import read_geometry, read_image
 from hssl.store import aggregate
-from hssl.training import finetune
+from hssl.training import finetune, load_segmentation
 from hssl.training.finetune import dice_by_label
-from hssl.training.run import load_segmentation
 
 TASK, SPACING, PATCH = "Task03_Cardiac", 1.5, 128
 VOLUMES, STEPS, TRAINED_ON = 2, 60, 16
