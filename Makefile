@@ -48,7 +48,9 @@ build: $(VENV)/.installed-dev ## build the wheel, install it in a clean environm
 	$(BIN)/python -m build --outdir dist . >/dev/null
 	$(PYTHON) -m venv build/smoke
 	build/smoke/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl
-	cd build && smoke/bin/hssl --version && smoke/bin/hssl config show aggregate >/dev/null
+	cd build && smoke/bin/hssl --version && smoke/bin/hssl config show aggregate >/dev/null \
+	    && smoke/bin/hssl --quiet phantoms -o smoke/raw --subjects 4 >/dev/null \
+	    && smoke/bin/hssl --quiet aggregate smoke/raw -o smoke/store --json >/dev/null
 	rm -rf build/smoke
 
 clean: ## remove what was built; .venv stays
