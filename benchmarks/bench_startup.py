@@ -23,15 +23,16 @@ from typing import Any
 
 from harness import Row, publish, row
 
-from hssl.sources.phantoms import write_phantoms
-from hssl.store import aggregate
-
 TIMES, PRETRAIN_TIMES = 7, 3
 PROGRAM = Path(sys.executable).parent / "hssl"
 TASKS = ("Task02_HeartMR", "Task04_SpineMR")
 
 
 def main() -> None:
+    # Not above: the child's imports are to be those of the program.
+    from hssl.sources.phantoms import write_phantoms
+    from hssl.store import aggregate
+
     rows: list[Row] = []
     commands = {
         "nothing": [sys.executable, "-c", "pass"],

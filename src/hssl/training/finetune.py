@@ -119,8 +119,8 @@ def dice_by_label(prediction: np.ndarray[Any, Any], truth: np.ndarray[Any, Any],
     values = []
     for label in labels:
         first, second = prediction == label, truth == label
-        size = int(first.sum()) + int(second.sum())
-        values.append(2 * int((first & second).sum()) / size if size else math.nan)
+        size = np.count_nonzero(first) + np.count_nonzero(second)
+        values.append(2 * np.count_nonzero(first & second) / size if size else math.nan)
     return values
 
 
