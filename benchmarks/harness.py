@@ -154,3 +154,16 @@ def _short(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def markdown() -> str:
+    """The rows of ``results.json`` as the table of docs/performance.md."""
+    lines = ["| part | ours | peer | peer's name | unit | ratio | goal |", "|---|--:|--:|---|---|--:|---|"]
+    for each in json.loads(RESULTS.read_text(encoding="utf-8"))["rows"]:
+        figures = (_short(each["ours"]), _short(each["peer"]), each["peer_name"], each["unit"], _short(each["ratio"]))
+        lines.append("| " + " | ".join((each["part"], *figures, each["goal"])) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(markdown())
