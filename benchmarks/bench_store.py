@@ -153,7 +153,7 @@ def planned(size: dict[str, int]) -> tuple[int, ...]:
 
 
 def write_npy(volumes: list[NDArray[Any]], store: Store, records: list[CaseRecord], folder: Path) -> Format:
-    """A store of its own, so that files are found and opened by :meth:`hssl.Store.image`."""
+    """A store of its own, so that files are found and read by :meth:`hssl.Store.image_slice`."""
     named = [record.model_copy(update={"id": f"{number:06d}"}) for number, record in enumerate(records)]
     copy = Store(folder, Index(tasks=store.tasks, cases=named), store.splits)
 
@@ -165,7 +165,7 @@ def write_npy(volumes: list[NDArray[Any]], store: Store, records: list[CaseRecor
     ]
 
     def read(number: int, index: int, corner: tuple[int, int]) -> NDArray[Any]:
-        return cut(copy.image(cases[number])[index], corner, PATCH)
+        return cut(copy.image_slice(cases[number], index), corner, PATCH)
 
     files = []
     for record, volume in zip(named, volumes, strict=True):
