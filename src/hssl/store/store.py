@@ -192,8 +192,7 @@ class Store:
         Raises:
             StoreError: The case has no mask, or the array is missing or damaged.
         """
-        if not record.has_label:
-            raise StoreError(f"case '{record.id}' of task '{record.task}' has no mask", path=self.path)
+        self._check_mask(record)
         return self._array("labels", record)
 
     def image_slice(self, record: CaseRecord, index: int) -> NDArray[np.float16]:
@@ -210,8 +209,7 @@ class Store:
         Raises:
             StoreError: The case has no mask, or the array is missing or damaged.
         """
-        if not record.has_label:
-            raise StoreError(f"case '{record.id}' of task '{record.task}' has no mask", path=self.path)
+        self._check_mask(record)
         return self._slice("labels", record, index, np.dtype(np.uint8))
 
     def source_case(self, record: CaseRecord) -> Case:
@@ -312,6 +310,10 @@ class Store:
             raise StoreError("is damaged, or not of the shape that the index says", path=path, hint="aggregate again")
         array: NDArray[Any] = np.frombuffer(content, dtype).reshape(rows, columns)
         return array
+
+    def _check_mask(self, record: CaseRecord) -> None:
+        if not record.has_label:
+            raise StoreError(f"case '{record.id}' of task '{record.task}' has no mask", path=self.path)
 
     def _check_task(self, task: str) -> None:
         if task not in self.tasks:

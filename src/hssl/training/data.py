@@ -161,13 +161,13 @@ class FinetuneData(Dataset[LabelledBatch]):
             case, voxels = self.cases[number], self.voxels[number]
             if voxels and rng.random() < self.config.foreground:
                 candidates = voxels[int(rng.integers(len(voxels)))]
-                index, row, column = candidates[int(rng.integers(len(candidates)))]
-                corner = (int(row) - size // 2, int(column) - size // 2)
+                index, row, column = (int(place) for place in candidates[int(rng.integers(len(candidates)))])
+                corner = (row - size // 2, column - size // 2)
             else:
                 index = int(rng.integers(case.shape[0]))
                 corner = _draw_corner(case.shape[1:], size, rng)
-            windows.append(cut(self.store.image_slice(case, int(index)), corner, size))
-            masks.append(cut(self.store.label_slice(case, int(index)), corner, size))
+            windows.append(cut(self.store.image_slice(case, index), corner, size))
+            masks.append(cut(self.store.label_slice(case, index), corner, size))
         return LabelledBatch(torch.from_numpy(np.stack(windows)[:, None]), torch.from_numpy(np.stack(masks)))
 
 

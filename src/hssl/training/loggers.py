@@ -24,9 +24,8 @@ def check_loggers(config: TrainingConfig) -> None:
     """
     for name in config.loggers:
         spec = find_spec(name)
-        if (
-            spec is None or spec.origin is None
-        ):  # a mere folder of this name, such as one that W&B has made, has no origin
+        # A mere folder of this name, such as one that W&B has made, has no origin.
+        if spec is None or spec.origin is None:
             raise ConfigError(f"logger '{name}' needs a package that is not installed", hint=f"pip install {name}")
 
 
