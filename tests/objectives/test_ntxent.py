@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hssl.objectives import ntxent
 from hssl.objectives.ntxent import near_neighbours, nt_xent
 
 COUNT, SIZE, TEMPERATURE = 5, 4, 0.2
@@ -60,6 +61,29 @@ def test_equals_the_formula(ignore: Tensor | None, affinity: Tensor | None) -> N
     loss = nt_xent(first, second, TEMPERATURE, ignore=ignore, affinity=affinity)
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(reference(first, second, ignore, affinity), rel=1e-5)
+
+
+@pytest.mark.parametrize("ignore", [None, some_pairs()], ids=["all", "ignore"])
+@pytest.mark.parametrize("affinity", [None, some_affinity()], ids=["pairs", "affinity"])
+@pytest.mark.parametrize("images", [1, 2, COUNT], ids=["one", "uneven", "whole"])
+def test_gradient_of_every_block_size_is_that_of_finite_differences(
+    monkeypatch: pytest.MonkeyPatch, ignore: Tensor | None, affinity: Tensor | None, images: int
+) -> None:
+    monkeypatch.setattr(ntxent, "BLOCK_CPU", images * 4 * COUNT)
+    first, second = projections()
+    loss = nt_xent(first, second, TEMPERATURE, ignore=ignore, affinity=affinity)
+    assert loss.item() == pytest.approx(reference(first, second, ignore, affinity), rel=1e-5)
+    (3 * loss).backward()
+    for views in (first, second):
+        assert views.grad is not None
+        for place in [(0, 0), (2, 1), (COUNT - 1, SIZE - 1)]:
+            around = []
+            for step in (-1e-3, 1e-3):
+                moved = [view.detach().double() for view in (first, second)]
+                moved[0 if views is first else 1][place] += step
+                around.append(reference(moved[0], moved[1], ignore, affinity))
+            slope = (around[1] - around[0]) / 2e-3
+            assert views.grad[place].item() == pytest.approx(3 * slope, rel=1e-3, abs=1e-5)
 
 
 def test_arguments_are_left_as_they_were() -> None:

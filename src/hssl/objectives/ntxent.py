@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import FunctionCtx, once_differentiable
 
-from hssl.networks.gather import gather, rank
+from hssl.networks.gather import gather, rank, world_size
+
+BLOCK_CPU, BLOCK_GPU = 2**20, 2**24
+"""Similarities held at a time: what stays in a CPU's cache, and what fills a GPU."""
 
 
 def nt_xent(
@@ -42,34 +49,90 @@ def nt_xent(
     Returns:
         The loss, a float32 scalar.
     """
-    first, second = F.normalize(first.float(), dim=1), F.normalize(second.float(), dim=1)
-    count = len(first)
-    all_first, all_second = gather(first), gather(second)
-    total = len(all_first)
-    # Autocast would round similarities to bf16 before the temperature magnifies the error. The temperature divides the
-    # small factor, and pairs are left out in place: each other way passes over all N x N logits once more.
+    # Autocast would round similarities to bf16 before the temperature magnifies the error.
     with torch.autocast(first.device.type, enabled=False):
-        logits = (torch.cat((first, second)) / temperature) @ torch.cat((all_first, all_second)).T
-    rows = torch.arange(count, device=first.device)
-    own = rows + rank() * count
+        queries = F.normalize(torch.cat((first.float(), second.float())), dim=1)
+        keys = queries if world_size() == 1 else torch.cat([gather(view) for view in queries.chunk(2)])
+        loss: Tensor = _NTXent.apply(queries, keys, temperature, ignore, affinity, rank() * len(first))  # type: ignore[no-untyped-call]
+        return loss
 
-    left_out = torch.zeros((count, total), dtype=torch.bool, device=first.device) if ignore is None else ignore.clone()
-    left_out[rows, own] = False
-    left_out = left_out.repeat(2, 2)
-    left_out[rows, own] = True
-    left_out[rows + count, own + total] = True
-    logits = logits.masked_fill_(left_out, float("-inf"))
 
-    pair = torch.cat((own + total, own))
-    if affinity is None:
-        return F.cross_entropy(logits, pair)
-    target = affinity.float() / 2
-    target[rows, own] = 0
-    target = target.repeat(2, 2).masked_fill(left_out, 0)
-    target[torch.arange(2 * count, device=first.device), pair] = 1
-    target = target / target.sum(1, keepdim=True)
-    log_probability = F.log_softmax(logits, dim=1).masked_fill(left_out, 0)
-    return -(target * log_probability).sum(1).mean()
+class _NTXent(Function):
+    """Loss and gradient in one pass over blocks of rows, so that no N x N matrix is ever held.
+
+    The gradient for the similarities is softmax less target: each block's is turned into its share of the gradients for
+    queries and keys while it is at hand. Autograd would keep all blocks and pass over them once more.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        queries: Tensor,
+        keys: Tensor,
+        temperature: float,
+        ignore: Tensor | None,
+        affinity: Tensor | None,
+        offset: int,
+    ) -> Tensor:
+        count, total = len(queries) // 2, len(keys) // 2
+        loss = queries.new_zeros(())
+        for_queries = torch.zeros_like(queries)
+        for_keys = for_queries if keys is queries else torch.zeros_like(keys)
+        images = max(1, (BLOCK_CPU if queries.device.type == "cpu" else BLOCK_GPU) // (4 * total))
+        for start in range(0, count, images):
+            stop = min(start + images, count)
+            own = slice(start + offset, stop + offset)
+            block = queries.view(2, count, -1)[:, start:stop].reshape(2 * (stop - start), -1) / temperature
+            logits = block @ keys.T
+            # The same memory as [view, image, other view, other image]; its diagonal holds views of the same image.
+            table = logits.view(2, stop - start, 2, total)
+            same = table[..., own].diagonal(dim1=1, dim2=3)
+
+            left_out: Tensor | None = None
+            if ignore is not None:
+                left_out = ignore[start:stop].clone()
+                left_out[:, own].fill_diagonal_(False)
+            target: Tensor | None = None
+            if affinity is None:
+                loss -= same[0, 1].sum() + same[1, 0].sum()
+            else:
+                target = affinity[start:stop].float() / 2
+                if left_out is not None:
+                    target.masked_fill_(left_out, 0)
+                target[:, own].fill_diagonal_(0)
+                # Both views of each similar image, and 1 for the pair.
+                weight = 1 / (1 + 2 * target.sum(1))
+                target *= weight[:, None]
+                loss -= torch.einsum("vnwm,nm->", table, target)
+                loss -= ((same[0, 1] + same[1, 0]) * weight).sum()
+            if left_out is not None:
+                table.masked_fill_(left_out[:, None], float("-inf"))
+            same[0, 0] = same[1, 1] = float("-inf")
+
+            # From here on `logits` is the softmax, then the gradient for the similarities, always in place.
+            highest = logits.amax(1, keepdim=True)
+            normaliser = logits.sub_(highest).exp_().sum(1, keepdim=True)
+            loss += (normaliser.log() + highest).sum()
+            logits /= normaliser
+            if target is None:
+                same[0, 1] -= 1
+                same[1, 0] -= 1
+            else:
+                table -= target[:, None]
+                same[0, 1] -= weight
+                same[1, 0] -= weight
+            for_queries.view(2, count, -1)[:, start:stop] += (logits @ keys).view(2, stop - start, -1) / temperature
+            for_keys.addmm_(logits.T, block)
+        ctx.save_for_backward(*((for_queries,) if for_keys is for_queries else (for_queries, for_keys)))
+        return loss / len(queries)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        # One process: queries and keys are one tensor, and so are their gradients.
+        for_queries, *for_keys = ctx.saved_tensors
+        scale = gradient / len(for_queries)
+        return for_queries * scale, for_keys[0] * scale if for_keys else None, None, None, None, None
 
 
 def near_neighbours(case: Tensor, index: Tensor, radius: int) -> Tensor:
