@@ -48,7 +48,7 @@ def phantom_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make_store(tmp_path: Path) -> MakeStore:
-    """Writes a store of bright squares: subject N of a task is case N, its mask the square."""
+    """Writes a store of bright squares: subject N of a task is case N, its mask the square in `value`."""
 
     def make(
         tasks: Mapping[str, int] | None = None,
@@ -59,6 +59,7 @@ def make_store(tmp_path: Path) -> MakeStore:
         unlabelled: Mapping[str, tuple[int, ...]] | None = None,
         splits: Mapping[str, Split] | None = None,
         images: Mapping[str, NDArray[np.float16]] | None = None,
+        value: int = 1,
     ) -> Store:
         path = tmp_path / name
         records, infos, parts = [], {}, {}
@@ -67,7 +68,7 @@ def make_store(tmp_path: Path) -> MakeStore:
             infos[task] = TaskInfo(
                 name=task,
                 modality="MRI",
-                labels={1: "square"},
+                labels={value: "square"},
                 plan=TaskPlan(orientation="PLS", spacing=(1.0, 1.0)),
                 layout="msd",
                 origin="nowhere",
@@ -78,6 +79,7 @@ def make_store(tmp_path: Path) -> MakeStore:
                 size = (shapes or {}).get(task, shape)
                 image, label = square(size, seed=1000 * number + index, level=0.5 + 0.1 * number)
                 image = (images or {}).get(case, image)
+                label *= np.uint8(value)
                 has_label = index not in (unlabelled or {}).get(task, ())
                 for kind, array in (("images", image), ("labels", label)):
                     if kind == "images" or has_label:
@@ -125,7 +127,7 @@ def pretrain_config() -> Callable[..., PretrainConfig]:
     """A pre-training of seconds; keywords override."""
 
     def make(**given: object) -> PretrainConfig:
-        options = {"task_stage": 2, "region_stage": 1, "points": 8, "projection": 8}
+        options = {"task_stage": 2, "place_stage": 1, "region_stage": 1, "points": 8, "projection": 8}
         values = {**SHORT, "network": NETWORK, "batch_size": 4, "options": options, **given}
         return PretrainConfig.model_validate(values)
 

@@ -249,6 +249,15 @@ def test_pictures_give_png_masks_of_their_size(tmp_path: Path, monkeypatch: pyte
             np.testing.assert_array_equal(np.asarray(result), mask)
 
 
+def test_masks_hold_the_label_values_of_the_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_network(monkeypatch, task(PICTURES).model_copy(update={"labels": {255: "two", 4: "one"}}))
+    mask = truth(30, 41)
+    Image.fromarray(mask * 100).save(tmp_path / "a.png")
+    (path,) = predict("run", [tmp_path / "a.png"], tmp_path / "out")
+    with Image.open(path) as result:
+        np.testing.assert_array_equal(np.asarray(result), np.array([0, 4, 255], np.uint8)[mask])
+
+
 @pytest.mark.usefixtures("volumes")
 def test_a_folder_is_every_image_in_it_in_order(tmp_path: Path) -> None:
     masks = {f"{name}.nii.gz": np.roll(truth(14, 20, 9), shift, 0) for shift, name in enumerate("cab")}

@@ -321,7 +321,8 @@ class FinetuneConfig(TrainingConfig):
         network: Shape of the network when starting from scratch; a run brings its own.
         batch_size: Patches a step.
         foreground: Share of the patches centred on a voxel of a label.
-        init_rate: Learning rate of loaded layers, relative to that of new ones.
+        head_rate: Learning rate of the segmentation head, relative to `learning_rate`.
+        init_rate: Learning rate of loaded layers, relative to `learning_rate`.
         frozen: Steps at the start in which only the new head learns.
         validation: Keep the checkpoint with the best validation Dice; the validation subjects then count as
             labelled. Off: the last checkpoint of a fixed schedule.
@@ -337,6 +338,8 @@ class FinetuneConfig(TrainingConfig):
     # At 1e-3 loaded weights need as many steps as new ones, and both are far from done (docs/results.md).
     learning_rate: PositiveFloat = 3e-3
     foreground: Fraction = 0.5
+    # Its few weights must grow to several units before the network is sure of anything (docs/results.md).
+    head_rate: PositiveFloat = 30.0
     init_rate: PositiveFloat = 1.0
     frozen: int = Field(0, ge=0)
     validation: bool = True

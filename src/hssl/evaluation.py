@@ -23,6 +23,7 @@ from hssl.files import write_text
 from hssl.inference import Predictor, ahead
 from hssl.metrics import SURFACE_TOLERANCE_MM, score_labels
 from hssl.runs import Run
+from hssl.sources.base import Geometry
 from hssl.sources.files import (
     NIFTI,
     PICTURES,
@@ -269,15 +270,11 @@ def _predicted(
 ) -> Iterator[Callable[[], Mask]]:
     """Runs the network case by case; what is left to do for a mask comes as a function."""
     for case in cases:
-        scores = predictor.scores(store.image(case))
-        if space == "store":
-            yield partial(_highest, scores)
-        else:
-            yield partial(predictor.task.plan.restore, scores, case.geometry)
+        yield partial(_mask, predictor.task, predictor.scores(store.image(case)), case.geometry, space)
 
 
-def _highest(scores: NDArray[np.float32]) -> Mask:
-    return np.asarray(scores.argmax(axis=0))
+def _mask(task: TaskInfo, scores: NDArray[np.float32], geometry: Geometry, space: str) -> Mask:
+    return task.to_labels(scores.argmax(axis=0) if space == "store" else task.plan.restore(scores, geometry))
 
 
 def _ready_masks(folder: Path, cases: Sequence[CaseRecord]) -> Iterable[Callable[[], Mask]]:

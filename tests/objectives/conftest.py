@@ -31,7 +31,8 @@ def make_batch() -> MakeBatch:
         first, second = (make_view(window, size, ViewConfig(hide=0.3), generator) for _ in range(2))
         number = torch.arange(count)
         position = torch.rand(count, generator=generator)
-        return PretrainBatch(first, second, number % tasks, number, number, number, position)
+        whole = torch.tensor([[0.5, 0.5], [0.5, 0.5]]).expand(count, 2, 2)  # the window is the slice
+        return PretrainBatch(first, second, number % tasks, number, number, number, position, whole)
 
     return make
 

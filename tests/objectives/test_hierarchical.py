@@ -87,6 +87,41 @@ def position_code(theta: Tensor, size: int) -> Tensor:
     return torch.cat(waves, dim=1)
 
 
+def coordinates(batch: PretrainBatch, tasks: int) -> Tensor:
+    """What a perfect head would say of both views: x, y and slice for each task, wrong for all but the own."""
+    views = []
+    for view in (batch.first, batch.second):
+        inside = 0.5 + 0.5 * view.grid.permute(0, 3, 1, 2)
+        place = batch.position.view(-1, 1, 1, 1).expand(-1, 1, *inside.shape[2:])
+        own = torch.cat((inside, place), 1)
+        every = torch.full((len(own), tasks, *own.shape[1:]), 9.0)
+        every[torch.arange(len(own)), batch.task] = own
+        views.append(every.flatten(1, 2))
+    return torch.cat(views)
+
+
+@pytest.mark.parametrize("off", [0.0, 0.2])
+def test_place_level_asks_for_slice_row_and_column(
+    network: UNet, make_batch: MakeBatch, three_tasks: Domains, off: float
+) -> None:
+    batch = make_batch(6)
+    objective = alone("place", network, three_tasks, place_stage=0)
+    objective.place_head = cast("Any", nn.Identity())
+    loss = value(objective, Stub(decoded=coordinates(batch, 3) + off), batch)
+    assert loss.item() == pytest.approx(max(off - 0.025, 0), abs=1e-6)
+
+
+def test_beyond_the_edge_of_the_slice_no_place_is_asked_for(network: UNet, make_batch: MakeBatch) -> None:
+    batch = make_batch(4, tasks=1)
+    objective = alone("place", network, ONE_TASK, place_stage=0)
+    objective.place_head = cast("Any", nn.Identity())
+    found = coordinates(batch, 1)
+    outside = (found[:, :2] < 0).any(1) | (found[:, :2] > 1).any(1)
+    assert outside.any()
+    found = torch.where(outside[:, None], found + 5, found)
+    assert value(objective, Stub(decoded=found), batch).item() == pytest.approx(0, abs=1e-6)
+
+
 def test_region_level_knows_points_by_their_place(network: UNet, make_batch: MakeBatch) -> None:
     batch = make_batch(4, size=64)
     objective = alone("region", network, ONE_TASK, min_distance=0.15, region_temperature=0.02)
@@ -198,7 +233,7 @@ def test_group_level_waits_for_groups(network: UNet, make_batch: MakeBatch, thre
 
 def test_one_task_asks_no_question_about_tasks(network: UNet, make_batch: MakeBatch) -> None:
     found = losses_of(network, ONE_TASK, make_batch(4, tasks=1))
-    assert {name for name in found if not name.startswith("watch/")} == {"image", "region", "pixel"}
+    assert {name for name in found if not name.startswith("watch/")} == {"image", "place", "region", "pixel"}
 
 
 def test_no_level_at_all_is_an_error(network: UNet, three_tasks: Domains) -> None:
@@ -207,7 +242,7 @@ def test_no_level_at_all_is_an_error(network: UNet, three_tasks: Domains) -> Non
             build_objective("hierarchical", network, domains, {"weights": weights})
 
 
-@pytest.mark.parametrize("option", ["group_stage", "task_stage", "region_stage"])
+@pytest.mark.parametrize("option", ["group_stage", "task_stage", "place_stage", "region_stage"])
 def test_a_stage_that_is_not_there(network: UNet, three_tasks: Domains, option: str) -> None:
     with pytest.raises(ConfigError, match=f"'{option}': this network has stages 0 to"):
         build_objective("hierarchical", network, three_tasks, {option: 4})

@@ -53,7 +53,9 @@ def objective(name: str, loss_name: str, head: str, mine: slice, world: int, **o
     # Two slices of one case lie on different ranks, and so do slices of other subjects at the same place.
     where = [torch.tensor(x)[mine] for x in ([0, 0, 1, 0, 0, 1], [0, 1, 2, 0, 3, 4], [0, 1, 2, 0, 3, 4])]
     index, position = torch.tensor([3, 3, 3, 4, 5, 6])[mine], torch.linspace(0, 1, COUNT)[mine]
-    loss = asked(network, PretrainBatch(view(), view(), *where, index, position))[loss_name]
+    loss = asked(network, PretrainBatch(view(), view(), *where, index, position, torch.full((len(index), 2, 2), 0.5)))[
+        loss_name
+    ]
     loss.backward()
     weight = network.encoder.stages[0][0].conv.weight  # type: ignore[index,union-attr]
     found = {"loss": loss, "encoder": weight.grad, "head": asked.get_parameter(f"{head}.inner.weight").grad}
@@ -65,7 +67,14 @@ def main(rank: int, world: int, folder: Path) -> None:
         store = dist.FileStore(str(folder / "rendezvous"), world)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=60))
     mine = slice(rank * COUNT // world, (rank + 1) * COUNT // world)
-    level = {"weights": {"image": 1.0}, "group_stage": 0, "task_stage": 0, "region_stage": 0, "place_width": 0.3}
+    level = {
+        "weights": {"image": 1.0},
+        "group_stage": 0,
+        "task_stage": 0,
+        "region_stage": 0,
+        "place_stage": 0,
+        "place_width": 0.3,
+    }
     found = plain(mine, world)
     found |= objective("hierarchical", "image", "image_head", mine, world, **level)
     found |= objective("simclr", "image", "head", mine, world)

@@ -74,6 +74,21 @@ def test_rows_name_the_image_that_they_show(make_store, pretrain_config):
     assert len(set(zip(batch.subject.tolist(), batch.task.tolist(), strict=True))) == len(set(batch.subject.tolist()))
 
 
+def test_the_frame_tells_where_a_window_lies(make_store, pretrain_config):
+    rows, columns = 28, 48
+    row, column = np.mgrid[:rows, :columns]
+    ramp = np.stack([(row + 0.5) / rows, (column + 0.5) / columns]).astype(np.float16)
+    store = make_store({"Blobs": 6}, shape=(2, rows, columns), images={f"blobs{number}": ramp for number in range(6)})
+    batch = PretrainData(store, ["Blobs"], pretrain_config())[0]
+    size = batch.window.shape[-1]
+    across = (torch.arange(size) + 0.5) / size * 2 - 1
+    for window, index, ((left, width), (top, height)) in zip(batch.window, batch.slice, batch.frame, strict=True):
+        expected = (top + height * across)[:, None] if index == 0 else (left + width * across)[None]
+        shown = window[0].float()
+        inside = shown > 0  # beyond the edge of the slice a window is 0
+        torch.testing.assert_close(shown[inside], expected.expand_as(shown)[inside], atol=2e-3, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("tempering", "expected"), [(0.0, (1 / 2, 1 / 2)), (0.5, (3 / 5, 2 / 5)), (1.0, (9 / 13, 4 / 13))]
 )
@@ -230,6 +245,7 @@ def test_foreground_patches_are_centred_on_a_label(make_store, finetune_config, 
 
 def test_rare_labels_are_centred_as_often_as_common_ones(make_store, finetune_config):
     store = make_store()
+    store.tasks["Blobs"].labels[2] = "dot"
     label = np.zeros((5, 28, 32), np.uint8)
     label[:, 4:20, 4:20] = 1
     label[2, 25, 28] = 2

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from hssl.config import FinetuneConfig
 from hssl.errors import ConfigError, RunError, StoreError, TrainingError
+from hssl.evaluation import evaluate
 from hssl.inference import predict_volume
 from hssl.networks import build_network
 from hssl.runs import Run, load_segmentation, load_unet
@@ -76,6 +77,24 @@ def test_what_a_run_leaves(make_store, finetune_config, tmp_path):
     network, _, task = load_segmentation(run.path)
     assert task.classes == 2
     assert network(torch.rand(1, 1, 16, 16)).shape == (1, 2, 16, 16)
+
+
+def test_label_values_with_gaps_give_no_empty_channels(make_store, finetune_config, tmp_path):
+    runs = {
+        value: finetune(
+            make_store(value=value, name=f"store{value}"), tmp_path / f"run{value}", config=finetune_config()
+        )
+        for value in (1, 250)
+    }
+    # What is learnt does not depend on the number that a file has for the label.
+    assert_same_runs(runs[1].path, runs[250].path)
+    assert load_segmentation(runs[250].path)[0](torch.rand(1, 1, 16, 16)).shape == (1, 2, 16, 16)
+    results = {
+        value: evaluate(run.path, tmp_path / f"store{value}", space="store", part="val", allow_leak=True)
+        for value, run in runs.items()
+    }
+    assert {score.label for score in results[250].scores} == {250}
+    assert results[250].mean.dice == results[1].mean.dice
 
 
 def test_without_validation(make_store, finetune_config, tmp_path, monkeypatch):
@@ -257,11 +276,18 @@ def test_rates_of_loaded_and_new_layers(make_store, finetune_config, pretrained,
         lambda self, _: rates.append([group["lr"] for group in self.optimizers().param_groups]),
     )
     config = finetune_config(
-        steps=3, init=str(pretrained(store)), validation=False, warmup=0, init_rate=0.1, frozen=1, learning_rate=0.5
+        steps=3,
+        init=str(pretrained(store)),
+        validation=False,
+        warmup=0,
+        init_rate=0.1,
+        head_rate=4,
+        frozen=1,
+        learning_rate=0.5,
     )
     finetune(store, tmp_path / "run", config=config)
-    head, body = zip(*rates, strict=True)
-    assert head == pytest.approx([0.5, 0.375, 0.125])
+    body, head = zip(*rates, strict=True)
+    assert head == pytest.approx([2, 1.5, 0.5])
     assert body == pytest.approx([0, 0.0375, 0.0125])
 
 

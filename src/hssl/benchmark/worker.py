@@ -141,12 +141,13 @@ def _last_loss(run: Run) -> float | None:
 def _save_overlays(run: Run, store: Store, part: str) -> None:
     """Keeps the mask of one slice of each case, that with the largest truth, for the pictures of the report."""
     predictor = Predictor(run.path)
-    task = predictor.task.name
-    masks = {}
-    for case in store.cases(task, getattr(store.split(task), part)):
+    task = predictor.task
+    masks: dict[str, Any] = {}
+    for case in store.cases(task.name, getattr(store.split(task.name), part)):
         if case.has_label:
             number = widest_slice(store.label(case))
-            masks[case.id] = predictor.scores(store.image(case)[number : number + 1]).argmax(0)[0].astype(np.uint8)
+            scores = predictor.scores(store.image(case)[number : number + 1])
+            masks[case.id] = task.to_labels(scores[:, 0].argmax(0))
     temporary = run.path / f".{OVERLAYS}.tmp"
     with temporary.open("wb") as file:
         np.savez_compressed(file, **masks)

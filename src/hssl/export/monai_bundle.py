@@ -99,7 +99,10 @@ def _metadata(run: Run) -> dict[str, Any]:
                     "num_channels": task.classes,
                     "spatial_shape": [side, side],
                     "value_range": [],
-                    "channel_def": {"0": "background", **{str(label): name for label, name in task.labels.items()}},
+                    "channel_def": {
+                        str(channel): name
+                        for channel, name in enumerate(["background", *dict(sorted(task.labels.items())).values()])
+                    },
                 }
             },
         },

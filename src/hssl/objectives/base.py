@@ -37,6 +37,8 @@ class PretrainBatch:
         case: Case number, unique over all tasks, int64 ``[B]``.
         slice: Index of the slice in its case, int64 ``[B]``.
         position: Where the slice lies in its case, 0 (first) to 1 (last), float32 ``[B]``.
+        frame: Where the window lies in its slice, float32 ``[B, 2, 2]``: x before y, offset and scale; a point at w in
+            [-1, 1] of the window lies at offset + scale * w, 0 and 1 being the edges of the slice.
     """
 
     first: View
@@ -46,6 +48,7 @@ class PretrainBatch:
     case: Tensor
     slice: Tensor
     position: Tensor
+    frame: Tensor
 
 
 class Objective(nn.Module):

@@ -10,6 +10,7 @@ level    question                                        loss                   
 group    which family of domains is this?                cross-entropy                          shallow encoder
 task     which challenge does it come from?              cross-entropy                          middle encoder
 image    which other image shows the same place?         NT-Xent, same task, graded by place    deepest encoder
+place    where in the scan is this point?                smooth L1 on slice, row and column     coarse decoder
 region   where in the other view is this point?          NT-Xent over points of one image       coarse decoder
 pixel    what was here before it was disturbed?          smooth L1, hidden blocks and all       full resolution
 =======  ==============================================  =====================================  ================
@@ -32,8 +33,8 @@ from hssl.objectives.base import Domains, Objective, PretrainBatch
 from hssl.objectives.ntxent import near_neighbours, nt_xent
 from hssl.views import View, map_points
 
-Level = Literal["group", "task", "image", "region", "pixel"]
-WEIGHTS: dict[Level, float] = {"group": 0.05, "task": 0.05, "image": 0.1, "region": 0.1, "pixel": 10.0}
+Level = Literal["group", "task", "image", "place", "region", "pixel"]
+WEIGHTS: dict[Level, float] = {"group": 0.05, "task": 0.05, "image": 0.1, "place": 1.0, "region": 0.1, "pixel": 10.0}
 
 
 class HierarchicalOptions(StageConfig):
@@ -43,6 +44,7 @@ class HierarchicalOptions(StageConfig):
         weights: Weight of each level; 0 switches it off, and so does leaving it out of a mapping that is given.
         group_stage: Encoder stage of the group level (0 is full resolution).
         task_stage: Encoder stage of the task level.
+        place_stage: Resolution of the place level: the decoder stage beside this encoder stage.
         region_stage: Resolution of the region level: the decoder stage beside this encoder stage.
         temperature: Of the image level.
         region_temperature: Of the region level.
@@ -58,6 +60,7 @@ class HierarchicalOptions(StageConfig):
     weights: dict[Level, NonNegativeFloat] = Field(default=WEIGHTS, validate_default=True)
     group_stage: int = Field(1, ge=0)
     task_stage: int = Field(3, ge=0)
+    place_stage: int = Field(2, ge=0)
     region_stage: int = Field(2, ge=0)
     temperature: PositiveFloat = 0.1
     region_temperature: PositiveFloat = 0.1
@@ -89,12 +92,17 @@ class Hierarchical(Objective):
         super().__init__(network, domains, options)
         self.options = options
         tasks, channels = len(domains.tasks), network.channels
-        deepest = {"group_stage": len(channels) - 1, "task_stage": len(channels) - 1, "region_stage": len(channels) - 2}
+        deepest = {
+            "group_stage": len(channels) - 1,
+            "task_stage": len(channels) - 1,
+            "place_stage": len(channels) - 2,
+            "region_stage": len(channels) - 2,
+        }
         for name, last in deepest.items():
             if getattr(options, name) > last:
                 raise ConfigError(f"option '{name}': this network has stages 0 to {last} there")
         self.weights = {
-            level: options.weights.get(level, 0.0) for level in ("group", "task", "image", "region", "pixel")
+            level: options.weights.get(level, 0.0) for level in ("group", "task", "image", "place", "region", "pixel")
         }
         if tasks < 2:
             self.weights["group"] = self.weights["task"] = 0.0
@@ -106,6 +114,7 @@ class Hierarchical(Objective):
         self.group_head = GridPoolHead(channels[options.group_stage], tasks)
         self.task_head = GridPoolHead(channels[options.task_stage], tasks)
         self.image_head = GridPoolHead(channels[-1], options.projection)
+        self.place_head = PixelHead(channels[options.place_stage], 3 * tasks)
         self.region_head = PixelHead(channels[options.region_stage], options.projection)
         self.pixel_head = PixelHead(channels[0], 1, hidden=channels[0])
 
@@ -130,8 +139,13 @@ class Hierarchical(Objective):
             first, second = self.image_head(features[-1]).float().split(count)
             losses["image"] = self._image_loss(first, second, batch)
             losses["watch/spread"] = F.normalize(first.detach(), dim=1).std(0).mean() * first.shape[1] ** 0.5
-        if self.weights["region"] or self.weights["pixel"]:
+        if self.weights["place"] or self.weights["region"] or self.weights["pixel"]:
             decoded = network.decode(features)
+            if self.weights["place"]:
+                first, second = self.place_head(decoded[-1 - self.options.place_stage]).float().split(count)
+                losses["place"] = (
+                    self._place_loss(first, batch.first, batch) + self._place_loss(second, batch.second, batch)
+                ) / 2
             if self.weights["region"]:
                 first, second = self.region_head(decoded[-1 - self.options.region_stage]).split(count)
                 # In bf16 a coordinate would be off by a quarter of a pixel.
@@ -151,6 +165,18 @@ class Hierarchical(Objective):
         same_place = torch.exp(-0.5 * (apart / self.options.place_width) ** 2) * other_subject
         affinity = self.options.place_affinity * same_place
         return nt_xent(first, second, self.options.temperature, ignore=ignore, affinity=affinity)
+
+    def _place_loss(self, found: Tensor, view: View, batch: PretrainBatch) -> Tensor:
+        count, _, rows, columns = found.shape
+        # Scans of one task are taken alike, those of two are not: each task has coordinates of its own.
+        found = found.view(count, -1, 3, rows, columns)[torch.arange(count, device=found.device), batch.task]
+        grid = F.adaptive_avg_pool2d(view.grid.permute(0, 3, 1, 2), (rows, columns))
+        inside = batch.frame[:, :, 0, None, None] + batch.frame[:, :, 1, None, None] * grid
+        target = torch.cat((inside, batch.position.view(-1, 1, 1, 1).expand(-1, 1, rows, columns)), 1)
+        error = F.smooth_l1_loss(found, target, beta=0.05, reduction="none").mean(1)
+        # Beyond the edge of the slice there is nothing to be found.
+        seen = ((inside > 0) & (inside < 1)).all(1).float()
+        return (error * seen).sum() / seen.sum().clamp(min=1)
 
     def _region_loss(self, first: Tensor, second: Tensor, batch: PretrainBatch) -> Tensor:
         count, points = len(first), self.options.points

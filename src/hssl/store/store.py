@@ -64,8 +64,24 @@ class TaskInfo(_Entry):
 
     @property
     def classes(self) -> int:
-        """Channels of a network's scores, background included: channel c is label value c."""
-        return max(self.labels, default=0) + 1
+        """Channels of a network's scores: background, then the labels in the order of their values."""
+        return len(self.labels) + 1
+
+    def to_channels(self, mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Channel of the label value of each voxel, any shape; values may have gaps (0, 1, 255), channels do not."""
+        table = np.zeros(256, np.uint8)
+        table[self._values] = np.arange(self.classes)
+        channels: NDArray[np.uint8] = table[mask]
+        return channels
+
+    def to_labels(self, channels: NDArray[np.integer]) -> NDArray[np.uint8]:
+        """The way back: label value of the channel of each voxel, any shape."""
+        labels: NDArray[np.uint8] = self._values[channels]
+        return labels
+
+    @property
+    def _values(self) -> NDArray[np.uint8]:
+        return np.array([0, *sorted(self.labels)], np.uint8)
 
 
 class CaseRecord(_Entry):

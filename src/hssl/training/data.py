@@ -35,10 +35,11 @@ class WindowBatch(NamedTuple):
     case: Tensor
     slice: Tensor
     position: Tensor
+    frame: Tensor
 
 
 class LabelledBatch(NamedTuple):
-    """Windows ``[B, 1, S, S]`` float16 and their masks ``[B, S, S]`` uint8."""
+    """Windows ``[B, 1, S, S]`` float16 and the channel of each pixel's label, ``[B, S, S]`` uint8."""
 
     window: Tensor
     label: Tensor
@@ -97,10 +98,11 @@ class PretrainData(Dataset[WindowBatch]):
             own = np.random.default_rng((self.config.seed, step, 2, number))
             if number % self.world_size == self.rank:
                 index, image = self._draw_slice(self.cases[case], own)
-                window = cut(image, _draw_corner(image.shape, size, own), size)
+                corner = _draw_corner(image.shape, size, own)
                 place = index / max(self.cases[case].shape[0] - 1, 1)
-                rows.append((window, task, self.subject_of_case[case], case, index, place))
-        windows, tasks, subjects, cases, slices, positions = zip(*rows, strict=True)
+                frame = window_frame(corner, size, image.shape)
+                rows.append((cut(image, corner, size), task, self.subject_of_case[case], case, index, place, frame))
+        windows, tasks, subjects, cases, slices, positions, frames = zip(*rows, strict=True)
         return WindowBatch(
             window=torch.from_numpy(np.stack(windows)[:, None]),
             task=torch.tensor(tasks),
@@ -108,6 +110,7 @@ class PretrainData(Dataset[WindowBatch]):
             case=torch.tensor(cases),
             slice=torch.tensor(slices),
             position=torch.tensor(positions, dtype=torch.float32),
+            frame=torch.tensor(frames, dtype=torch.float32),
         )
 
     def _draw_cases(self, rng: Generator) -> list[tuple[int, int]]:
@@ -146,6 +149,7 @@ class FinetuneData(Dataset[LabelledBatch]):
         if not self.cases:
             raise StoreError(f"task '{config.task}' has no masks of the chosen subjects", path=store.path)
         rng = np.random.default_rng((config.seed, 3))
+        self.task = store.tasks[config.task]
         self.voxels = [_voxels_by_label(store.label(case), rng) for case in self.cases]
 
     def __len__(self) -> int:
@@ -167,7 +171,7 @@ class FinetuneData(Dataset[LabelledBatch]):
                 index = int(rng.integers(case.shape[0]))
                 corner = _draw_corner(case.shape[1:], size, rng)
             windows.append(cut(self.store.image_slice(case, index), corner, size))
-            masks.append(cut(self.store.label_slice(case, index), corner, size))
+            masks.append(self.task.to_channels(cut(self.store.label_slice(case, index), corner, size)))
         return LabelledBatch(torch.from_numpy(np.stack(windows)[:, None]), torch.from_numpy(np.stack(masks)))
 
 
@@ -187,6 +191,20 @@ def cut(image: NDArray[Scalar], corner: tuple[int, int], size: int) -> NDArray[S
         part = image[first_row:last_row, first_column:last_column]
         window[first_row - top : last_row - top, first_column - left : last_column - left] = part
     return window
+
+
+def window_frame(corner: tuple[int, int], size: int, shape: tuple[int, ...]) -> tuple[tuple[float, float], ...]:
+    """Where a window lies in its slice: ``((x offset, x scale), (y offset, y scale))``.
+
+    A point at window coordinate w in [-1, 1] lies at offset + scale * w, 0 and 1 being the edges of the slice.
+
+    Args:
+        corner: First row and column of the window.
+        size: Its side in pixels.
+        shape: Rows and columns of the slice.
+    """
+    along = [((first + size / 2) / extent, size / 2 / extent) for first, extent in zip(corner, shape, strict=True)]
+    return along[1], along[0]
 
 
 def _draw_corner(shape: tuple[int, ...], size: int, rng: Generator) -> tuple[int, int]:

@@ -74,15 +74,14 @@ class Finetuning(Stage):
         return {"network": self.network}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """New layers, and loaded ones with a rate of their own."""
-        loaded = {"params": list(self.network.unet.parameters()), "loaded": self.loaded}
-        return [{"params": list(self.network.head.parameters()), "loaded": False}, loaded]
+        """The new head and the U-Net, each with a rate of its own."""
+        config, head = self.config, {"params": list(self.network.head.parameters()), "rate": self.config.head_rate}
+        unet: dict[str, Any] = {"params": list(self.network.unet.parameters())}
+        return [unet | {"rate": config.init_rate, "frozen": config.frozen} if self.loaded else unet, head]
 
     def rate(self, step: int, group: dict[str, Any]) -> float:
-        """As the schedule says; loaded layers wait while they are frozen, and learn at `init_rate`."""
-        if not group["loaded"]:
-            return super().rate(step, group)
-        return 0.0 if step < self.config.frozen else super().rate(step, group) * self.config.init_rate
+        """As the schedule says for the group; loaded layers wait while they are frozen."""
+        return 0.0 if step < group.get("frozen", 0) else super().rate(step, group)
 
     def after_step(self, step: int) -> None:
         """Validates now and then, and keeps the best weights."""
@@ -100,11 +99,14 @@ class Finetuning(Stage):
     def validate(self) -> float:
         """Mean Dice over validation cases and labels, in the store's grid; 0 where there is nothing to score."""
         self.network.eval()
+        task = self.store.tasks[self.config.task]
         scores = [
             dice_by_label(
-                predict_volume(self.network, self.store.image(case), patch_size=self.config.patch_size).argmax(0),
+                task.to_labels(
+                    predict_volume(self.network, self.store.image(case), patch_size=self.config.patch_size).argmax(0)
+                ),
                 self.store.label(case),
-                list(self.store.tasks[self.config.task].labels),
+                list(task.labels),
             )
             for case in self.store.cases(self.config.task, self.store.split(self.config.task).val)
             if case.has_label
