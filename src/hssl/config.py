@@ -345,3 +345,10 @@ class FinetuneConfig(TrainingConfig):
     validation: bool = True
     validate_every: PositiveInt = 250
     view: ViewConfig = ViewConfig(elastic=0.02)
+
+    def decisive(self) -> dict[str, Any]:
+        """As for every stage, without a `head_rate` of 1: ledgers from before there was one hold runs at that rate."""
+        decided = super().decisive()
+        if decided["head_rate"] == 1:
+            del decided["head_rate"]
+        return decided

@@ -129,7 +129,7 @@ class Run:
                 )
             # As JSON, for that is what was read back: a list and a tuple are the same option.
             before, now = run.config.decisive(), config.decisive()
-            if changed := [name for name in now if now[name] != before[name]]:
+            if changed := [name for name in now | before if now.get(name) != before.get(name)]:
                 raise RunError(
                     f"holds a run with other options ({', '.join(changed)})",
                     path=path,
