@@ -100,9 +100,9 @@ def _example(store: Store, task: str, runs: Path) -> list[Slice]:
     index = int((truth > 0).sum(axis=(1, 2)).argmax())
     panels: list[Slice] = [image[index], truth[index]]
     for arm in ARMS:
-        network, run, info = load_segmentation(runs / f"{task}-{arm}")
+        network, run, task_info = load_segmentation(runs / f"{task}-{arm}")
         scores = predict_volume(network, image[index : index + 1], patch_size=(run.config.patch_size,) * 2)
-        panels.append(info.to_labels(scores[:, 0].argmax(axis=0)))
+        panels.append(task_info.mask(scores)[0])
     return panels
 
 

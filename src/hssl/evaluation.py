@@ -23,7 +23,6 @@ from hssl.files import write_text
 from hssl.inference import Predictor, ahead
 from hssl.metrics import SURFACE_TOLERANCE_MM, score_labels
 from hssl.runs import Run
-from hssl.sources.base import Geometry
 from hssl.sources.files import (
     NIFTI,
     PICTURES,
@@ -270,11 +269,8 @@ def _predicted(
 ) -> Iterator[Callable[[], Mask]]:
     """Runs the network case by case; what is left to do for a mask comes as a function."""
     for case in cases:
-        yield partial(_mask, predictor.task, predictor.scores(store.image(case)), case.geometry, space)
-
-
-def _mask(task: TaskInfo, scores: NDArray[np.float32], geometry: Geometry, space: str) -> Mask:
-    return task.to_labels(scores.argmax(axis=0) if space == "store" else task.plan.restore(scores, geometry))
+        scores = predictor.scores(store.image(case))
+        yield partial(predictor.task.mask, scores, None if space == "store" else case.geometry)
 
 
 def _ready_masks(folder: Path, cases: Sequence[CaseRecord]) -> Iterable[Callable[[], Mask]]:

@@ -83,7 +83,7 @@ def predict(
 
     def write(result: tuple[_Input, NDArray[np.float32]]) -> Path:
         image, scores = result
-        mask = predictor.task.to_labels(predictor.task.plan.restore(scores, image.geometry))
+        mask = predictor.task.mask(scores, image.geometry)
         return _write_mask(mask, image, image.target(output), predictor.task)
 
     output.mkdir(parents=True, exist_ok=True)

@@ -147,7 +147,7 @@ def _save_overlays(run: Run, store: Store, part: str) -> None:
         if case.has_label:
             number = widest_slice(store.label(case))
             scores = predictor.scores(store.image(case)[number : number + 1])
-            masks[case.id] = task.to_labels(scores[:, 0].argmax(0))
+            masks[case.id] = task.mask(scores)[0]
     temporary = run.path / f".{OVERLAYS}.tmp"
     with temporary.open("wb") as file:
         np.savez_compressed(file, **masks)

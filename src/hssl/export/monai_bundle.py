@@ -65,6 +65,7 @@ def _metadata(run: Run) -> dict[str, Any]:
     task, side = run.info.task, run.config.patch_size
     if task is None:
         return {}
+    channels = ["background", *(name for _, name in sorted(task.labels.items()))]
     shared = {"type": "image", "modality": task.modality or "unknown", "dtype": "float32", "is_patch_data": True}
     return {
         "schema": "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json",
@@ -99,10 +100,7 @@ def _metadata(run: Run) -> dict[str, Any]:
                     "num_channels": task.classes,
                     "spatial_shape": [side, side],
                     "value_range": [],
-                    "channel_def": {
-                        str(channel): name
-                        for channel, name in enumerate(["background", *dict(sorted(task.labels.items())).values()])
-                    },
+                    "channel_def": {str(number): name for number, name in enumerate(channels)},
                 }
             },
         },

@@ -101,9 +101,7 @@ class Hierarchical(Objective):
         for name, last in deepest.items():
             if getattr(options, name) > last:
                 raise ConfigError(f"option '{name}': this network has stages 0 to {last} there")
-        self.weights = {
-            level: options.weights.get(level, 0.0) for level in ("group", "task", "image", "place", "region", "pixel")
-        }
+        self.weights: dict[str, float] = {level: options.weights.get(level, 0.0) for level in WEIGHTS}
         if tasks < 2:
             self.weights["group"] = self.weights["task"] = 0.0
         if not any(self.weights.values()):

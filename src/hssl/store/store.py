@@ -74,8 +74,20 @@ class TaskInfo(_Entry):
         channels: NDArray[np.uint8] = table[mask]
         return channels
 
-    def to_labels(self, channels: NDArray[np.integer]) -> NDArray[np.uint8]:
-        """The way back: label value of the channel of each voxel, any shape."""
+    def mask(self, scores: NDArray[np.float32], geometry: Geometry | None = None) -> NDArray[np.uint8]:
+        """Label values from a network's scores.
+
+        Args:
+            scores: ``[classes, slices, rows, columns]`` on the store's grid.
+            geometry: The grid of a file; None stays on the store's.
+
+        Returns:
+            The mask, ``[slices, rows, columns]``, or of the shape of `geometry`.
+
+        Raises:
+            StoreError: The scores are not of the shape that images of this geometry have in the store.
+        """
+        channels = scores.argmax(axis=0) if geometry is None else self.plan.restore(scores, geometry)
         labels: NDArray[np.uint8] = self._values[channels]
         return labels
 

@@ -171,8 +171,9 @@ class FinetuneData(Dataset[LabelledBatch]):
                 index = int(rng.integers(case.shape[0]))
                 corner = _draw_corner(case.shape[1:], size, rng)
             windows.append(cut(self.store.image_slice(case, index), corner, size))
-            masks.append(self.task.to_channels(cut(self.store.label_slice(case, index), corner, size)))
-        return LabelledBatch(torch.from_numpy(np.stack(windows)[:, None]), torch.from_numpy(np.stack(masks)))
+            masks.append(cut(self.store.label_slice(case, index), corner, size))
+        channels = self.task.to_channels(np.stack(masks))
+        return LabelledBatch(torch.from_numpy(np.stack(windows)[:, None]), torch.from_numpy(channels))
 
 
 def cut(image: NDArray[Scalar], corner: tuple[int, int], size: int) -> NDArray[Scalar]:

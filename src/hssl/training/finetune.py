@@ -74,10 +74,11 @@ class Finetuning(Stage):
         return {"network": self.network}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The new head and the U-Net, each with a rate of its own."""
-        config, head = self.config, {"params": list(self.network.head.parameters()), "rate": self.config.head_rate}
+        """The U-Net and the new head, each with a rate of its own."""
         unet: dict[str, Any] = {"params": list(self.network.unet.parameters())}
-        return [unet | {"rate": config.init_rate, "frozen": config.frozen} if self.loaded else unet, head]
+        if self.loaded:
+            unet |= {"rate": self.config.init_rate, "frozen": self.config.frozen}
+        return [unet, {"params": list(self.network.head.parameters()), "rate": self.config.head_rate}]
 
     def rate(self, step: int, group: dict[str, Any]) -> float:
         """As the schedule says for the group; loaded layers wait while they are frozen."""
@@ -102,9 +103,7 @@ class Finetuning(Stage):
         task = self.store.tasks[self.config.task]
         scores = [
             dice_by_label(
-                task.to_labels(
-                    predict_volume(self.network, self.store.image(case), patch_size=self.config.patch_size).argmax(0)
-                ),
+                task.mask(predict_volume(self.network, self.store.image(case), patch_size=self.config.patch_size)),
                 self.store.label(case),
                 list(task.labels),
             )
