@@ -80,6 +80,22 @@ def test_options_join_level_by_level(make_plan: MakePlan, store: Store) -> None:
     assert tuned["scratch"].network.features == (4, 8, 8, 8)  # type: ignore[union-attr]
 
 
+def test_a_task_has_options_of_its_own_for_every_arm(make_plan: MakePlan, store: Store) -> None:
+    tasks = list(store.tasks)[:2]
+    mirrored = {tasks[1]: {"view": {"flip": [0.5, 0.5]}}}
+    plain, changed = (
+        expand(make_plan(tasks=tasks, finetune={"view": {"rotate": 5}}, finetune_by_task=options), store)
+        for options in ({}, mirrored)
+    )
+    for before, after in zip(plain.cells, changed.cells, strict=True):
+        view = changed.jobs[after.hash].config.view
+        assert view.flip == ((0.5, 0.5) if after.task == tasks[1] else (0.0, 0.0))
+        assert view.rotate == 5
+        assert (before.hash == after.hash) == (after.task == tasks[0])
+    with pytest.raises(ConfigError, match="'Nowhere' is not a task of the plan"):
+        expand(make_plan(finetune_by_task={"Nowhere": {"steps": 1}}), store)
+
+
 def test_scratch_does_not_depend_on_options_of_loaded_layers(make_plan: MakePlan, store: Store) -> None:
     first, second = (
         {cell.arm: cell.hash for cell in expand(make_plan(finetune={"init_rate": rate}), store).cells}
@@ -109,6 +125,7 @@ def test_hashes_are_those_of_earlier_versions() -> None:
     [
         ({"arms": {"a": {"domains": "none", "pretrain": {"steps": 3}}}}, "no pre-training"),
         ({"finetune": {"seed": 3}}, "'seed' is set by the plan"),
+        ({"finetune_by_task": {"Task01": {"labels": 1}}}, "'labels' is set by the plan"),
         ({"seeds": [1, 1]}, "twice"),
         ({"arms": {}}, "arms"),
     ],

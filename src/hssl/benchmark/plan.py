@@ -86,6 +86,7 @@ class BenchmarkPlan(StageConfig):
         arms: The arms by name.
         pretrain: Options of pre-training that all arms share.
         finetune: Options of fine-tuning that all arms share; the network is that of pre-training.
+        finetune_by_task: What differs from that on a task, the same for every arm.
         evaluation: How the networks are scored.
         keep_weights: Keep the weights of fine-tuned networks after they have been scored.
     """
@@ -97,6 +98,7 @@ class BenchmarkPlan(StageConfig):
     arms: dict[str, Arm] = Field(min_length=1)
     pretrain: dict[str, Any] = Field(default_factory=dict)
     finetune: dict[str, Any] = Field(default_factory=dict)
+    finetune_by_task: dict[str, dict[str, Any]] = Field(default_factory=dict)
     evaluation: EvaluationPlan = Field(default_factory=EvaluationPlan)
     keep_weights: bool = False
 
@@ -113,7 +115,7 @@ class BenchmarkPlan(StageConfig):
         pretraining, finetuning = [arm.pretrain for arm in arms], [arm.finetune for arm in arms]
         for every, fixed in (
             ([self.pretrain, *pretraining], _PRETRAIN_FIXED),
-            ([self.finetune, *finetuning], _FINETUNE_FIXED),
+            ([self.finetune, *self.finetune_by_task.values(), *finetuning], _FINETUNE_FIXED),
         ):
             if taken := sorted(fixed.intersection(name for options in every for name in options)):
                 raise ValueError(f"'{taken[0]}' is set by the plan's tasks, fractions, seeds and arms")
@@ -189,6 +191,8 @@ def expand(plan: BenchmarkPlan, store: Store) -> Grid:
         StoreError: The store lacks a task, or has not so many labelled subjects.
     """
     tasks = plan.tasks or tuple(store.tasks)
+    if stray := sorted({*plan.finetune_by_task} - {*tasks}):
+        raise ConfigError(f"option 'finetune_by_task': '{stray[0]}' is not a task of the plan")
     data = {"store": store.hash, "split": store.split_hash}
     cells: list[Cell] = []
     jobs: dict[str, Job] = {}
@@ -242,7 +246,7 @@ def _finetuning(
     pretraining: Job | None,
     data: dict[str, str],
 ) -> Job:
-    options = _joined(plan.finetune, arm.finetune)
+    options = _joined(_joined(plan.finetune, plan.finetune_by_task.get(task, {})), arm.finetune)
     network = _pretrain_options(plan, arm).get("network")
     if network is not None:
         options.setdefault("network", network)

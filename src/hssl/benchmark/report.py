@@ -343,7 +343,7 @@ def _method_section(bench: _Bench) -> Section:
     rows, plan = bench.rows, bench.plan
     hours = sum(row["seconds"] for row in {row["config_hash"]: row for row in rows}.values()) / 3600
     used = [row for row in bench.pretraining if row["config_hash"] in bench.pretrained()]
-    options = {"pretrain": plan.pretrain, "finetune": plan.finetune}
+    options = {"pretrain": plan.pretrain, "finetune": plan.finetune, "finetune_by_task": plan.finetune_by_task}
     options |= {"arms": {name: arm.model_dump(mode="json", exclude_defaults=True) for name, arm in plan.arms.items()}}
     facts = [
         ["Labelled subjects", "; ".join(_labelled(bench, labels) for labels in bench.shares)],
