@@ -93,9 +93,7 @@ class _NTXent(Function):
                 left_out = ignore[start:stop].clone()
                 left_out[:, own].fill_diagonal_(False)
             target: Tensor | None = None
-            if affinity is None:
-                loss -= same[0, 1].sum() + same[1, 0].sum()
-            else:
+            if affinity is not None:
                 target = affinity[start:stop].float() / 2
                 if left_out is not None:
                     target.masked_fill_(left_out, 0)
@@ -103,17 +101,18 @@ class _NTXent(Function):
                 # Both views of each similar image, and 1 for the pair.
                 weight = 1 / (1 + 2 * target.sum(1))
                 target *= weight[:, None]
-                loss -= torch.einsum("vnwm,nm->", table, target)
-                loss -= ((same[0, 1] + same[1, 0]) * weight).sum()
+                pairs = same[0, 1] + same[1, 0]
+                loss += (pairs * (1 - weight)).sum() - torch.einsum("vnwm,nm->", table, target)
             if left_out is not None:
                 table.masked_fill_(left_out[:, None], float("-inf"))
             same[0, 0] = same[1, 1] = float("-inf")
 
-            # From here on `logits` is the softmax, then the gradient for the similarities, always in place.
-            highest = logits.amax(1, keepdim=True)
-            normaliser = logits.sub_(highest).exp_().sum(1, keepdim=True)
-            loss += (normaliser.log() + highest).sum()
-            logits /= normaliser
+            logits = F.log_softmax(logits, 1)
+            table = logits.view(2, stop - start, 2, total)
+            same = table[..., own].diagonal(dim1=1, dim2=3)
+            loss -= same[0, 1].sum() + same[1, 0].sum()
+            # From here on `logits` is the softmax, then the gradient for the similarities, in place.
+            logits.exp_()
             if target is None:
                 same[0, 1] -= 1
                 same[1, 0] -= 1
@@ -121,8 +120,12 @@ class _NTXent(Function):
                 table -= target[:, None]
                 same[0, 1] -= weight
                 same[1, 0] -= weight
-            for_queries.view(2, count, -1)[:, start:stop] += (logits @ keys).view(2, stop - start, -1) / temperature
-            for_keys.addmm_(logits.T, block)
+            if keys is queries and images >= count:
+                # All rows at once: a similarity has the gradients of both its rows, so one product is enough.
+                torch.mm(logits + logits.T, block, out=for_queries)
+            else:
+                for_queries.view(2, count, -1)[:, start:stop] += (logits @ keys).view(2, stop - start, -1) / temperature
+                for_keys.addmm_(logits.T, block)
         ctx.save_for_backward(*((for_queries,) if for_keys is for_queries else (for_queries, for_keys)))
         return loss / len(queries)
 
