@@ -78,7 +78,14 @@ def prepare(folder: Path) -> None:
     logging.disable(logging.INFO)
     store = aggregate([DATA / TASK], folder / "store", config=AggregateConfig(spacing=(SPACING, SPACING)))
     config = FinetuneConfig(
-        task=TASK, labels=TRAINED_ON, validation=False, steps=STEPS, warmup=5, patch_size=PATCH, accelerator="cpu"
+        task=TASK,
+        labels=TRAINED_ON,
+        validation=False,
+        steps=STEPS,
+        warmup=5,
+        patch_size=PATCH,
+        head="last",  # as nnU-Net predicts
+        accelerator="cpu",
     )
     run = finetune(store, folder / "run-auto", config=config)
     shutil.copytree(run.path, folder / "run-32")
@@ -201,7 +208,7 @@ def nnunet(folder: Path, files: Sequence[Path]) -> Call:
     network = get_network_from_plans(kind, kwargs, imported, 1, task.classes, deep_supervision=False)
     weights = nnunet_weights(ours.unet.state_dict(), run.info.network)
     last = f"decoder.seg_layers.{len(run.info.network.features) - 2}"
-    weights |= {f"{last}.weight": ours.head.weight, f"{last}.bias": ours.head.bias}
+    weights |= {f"{last}.weight": ours.head[0].weight, f"{last}.bias": ours.head[0].bias}
     missing, unexpected = network.load_state_dict(weights, strict=False)
     if unexpected or any(".seg_layers." not in name for name in missing):
         raise SystemExit(f"nnU-Net's network is another: {missing}, {unexpected}")

@@ -22,6 +22,7 @@ from hssl.errors import ConfigError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 # YAML reads a bare 32 as a number.
+HeadKind = Literal["all", "last"]
 Precision = Annotated[
     Literal["auto", "bf16", "32"], BeforeValidator(lambda value: str(value) if type(value) is int else value)
 ]
@@ -321,6 +322,7 @@ class FinetuneConfig(TrainingConfig):
         network: Shape of the network when starting from scratch; a run brings its own.
         batch_size: Patches a step.
         foreground: Share of the patches centred on a voxel of a label.
+        head: Decoder stages that the segmentation head reads: ``all``, or the ``last`` alone.
         head_rate: Learning rate of the segmentation head, relative to `learning_rate`.
         init_rate: Learning rate of loaded layers, relative to `learning_rate`.
         frozen: Steps at the start in which only the new head learns.
@@ -338,6 +340,7 @@ class FinetuneConfig(TrainingConfig):
     # At 1e-3 loaded weights need as many steps as new ones, and both are far from done (docs/results.md).
     learning_rate: PositiveFloat = 3e-3
     foreground: Fraction = 0.5
+    head: HeadKind = "all"
     # Its few weights must grow to several units before the network is sure of anything (docs/results.md).
     head_rate: PositiveFloat = 30.0
     init_rate: PositiveFloat = 1.0
@@ -347,8 +350,7 @@ class FinetuneConfig(TrainingConfig):
     view: ViewConfig = ViewConfig(elastic=0.02)
 
     def decisive(self) -> dict[str, Any]:
-        """As for every stage, without a `head_rate` of 1: ledgers from before there was one hold runs at that rate."""
+        """As for every stage; ledgers from before `head` and `head_rate` hold runs with the last stage, at rate 1."""
+        before = {"head": "last", "head_rate": 1}
         decided = super().decisive()
-        if decided["head_rate"] == 1:
-            del decided["head_rate"]
-        return decided
+        return {name: value for name, value in decided.items() if name not in before or before[name] != value}

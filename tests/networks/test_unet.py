@@ -155,7 +155,7 @@ def test_gradients_reach_every_parameter(config):
     kept = x.clone()
     features = network.unet.encode(x)
     copies = [part.detach().clone() for part in features]
-    loss = network.head(network.unet.decode(features)[-1]).square().mean() + sum(part.mean() for part in features)
+    loss = network(x).square().mean() + sum(part.mean() for part in features)
     loss.backward()
     assert torch.equal(x, kept)
     assert all(torch.equal(part, copy) for part, copy in zip(features, copies, strict=True))
@@ -169,14 +169,28 @@ def test_gradients_are_right():
     assert torch.autograd.gradcheck(lambda image: network(image).mean(1), (x,), atol=1e-4)
 
 
-def test_segmentation_head():
-    network = SegmentationNetwork(UNet(TINY), 5)
-    x = torch.rand(2, 1, 16, 16)
+@pytest.mark.parametrize("config", [TINY, ODD], ids=["plain", "odd"])
+def test_segmentation_head(config):
+    torch.manual_seed(0)
+    network = SegmentationNetwork(UNet(config), 5)
+    x = torch.rand(2, 1, 24, 24)
+    expected = 0
+    for layer, features in zip(reversed(network.head), network.unet.decode(network.unet.encode(x)), strict=True):
+        said = torch.einsum("oc,bchw->bohw", layer.weight[:, :, 0, 0], features) + layer.bias.view(-1, 1, 1)
+        if torch.is_tensor(expected):
+            said = said + torch.nn.functional.interpolate(expected, said.shape[-2:], mode="bilinear")
+        expected = said
     logits = network(x)
-    assert logits.shape == (2, 5, 16, 16)
-    head = network.head
-    expected = torch.einsum("oc,bchw->bohw", head.weight[:, :, 0, 0], network.unet(x)) + head.bias.view(-1, 1, 1)
+    assert logits.shape == (2, 5, 24, 24)
     torch.testing.assert_close(logits, expected)
+
+
+def test_segmentation_head_on_the_last_stage():
+    network = SegmentationNetwork(UNet(TINY), 5, "last")
+    x = torch.rand(2, 1, 16, 16)
+    (head,) = network.head
+    expected = torch.einsum("oc,bchw->bohw", head.weight[:, :, 0, 0], network.unet(x)) + head.bias.view(-1, 1, 1)
+    torch.testing.assert_close(network(x), expected)
 
 
 def test_a_seed_gives_the_same_network():

@@ -195,7 +195,7 @@ def test_from_a_pretrained_run(make_store, finetune_config, pretrained, tmp_path
     expected = load_file(init / "weights.safetensors")
     assert all(torch.equal(starts[True][f"unet.{name}"], tensor) for name, tensor in expected.items())
     # A seed gives every arm the same new head; the body is another.
-    assert torch.equal(starts[True]["head.weight"], starts[False]["head.weight"])
+    assert torch.equal(starts[True]["head.0.weight"], starts[False]["head.0.weight"])
     name = "unet.encoder.stages.0.0.conv.weight"
     assert not torch.equal(starts[True][name], starts[False][name])
     # What pre-training saw is seen for good; it read no masks.
@@ -211,7 +211,7 @@ def test_another_seed_is_another_head_and_other_subjects(make_store, finetune_co
     first, second = (
         finetune(store, tmp_path / str(seed), config=finetune_config(steps=1, seed=seed)) for seed in (0, 1)
     )
-    assert not torch.equal(first.load_weights()["head.weight"], second.load_weights()["head.weight"])
+    assert not torch.equal(first.load_weights()["head.0.weight"], second.load_weights()["head.0.weight"])
     assert first.info.result["labelled"] != second.info.result["labelled"]
 
 

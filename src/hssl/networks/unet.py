@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hssl.config import NetworkConfig
+from hssl.config import HeadKind, NetworkConfig
 
 Pair = tuple[int, int]
 
@@ -184,23 +185,35 @@ class UNet(nn.Module):
 
 
 class SegmentationNetwork(nn.Module):
-    """A U-Net and one 1x1 convolution.
+    """A U-Net and a segmentation head: one 1x1 convolution for each decoder stage that it reads.
+
+    What the coarser stages say is upsampled and added to what the finer ones do. Much of what pre-training
+    teaches lies there, and a head that reads the last stage alone would have to wait until fine-tuning has brought it
+    through.
 
     Args:
         unet: The pre-trained or fresh network.
         classes: Labels plus background.
+        head: ``all`` decoder stages, or the ``last`` alone.
     """
 
-    def __init__(self, unet: UNet, classes: int) -> None:
+    def __init__(self, unet: UNet, classes: int, head: HeadKind = "all") -> None:
         super().__init__()
         self.unet = unet
-        self.head = nn.Conv2d(unet.channels[0], classes, 1)
-        _initialise(self.head)
+        stages = len(unet.channels) - 1 if head == "all" else 1
+        #: Full resolution first, as the channels.
+        self.head = nn.ModuleList(nn.Conv2d(channels, classes, 1) for channels in unet.channels[:stages])
+        for layer in self.head:
+            _initialise(layer)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps images ``[B, 1, H, W]`` to logits ``[B, classes, H, W]``."""
-        logits: Tensor = self.head(self.unet(x))
-        return logits
+        decoded = self.unet.decode(self.unet.encode(x))
+        read = zip(reversed(self.head), decoded[-len(self.head) :], strict=True)
+        logits, *finer = (layer(features) for layer, features in read)
+        for found in finer:
+            logits = found + F.interpolate(logits, size=found.shape[-2:], mode="bilinear", align_corners=False)
+        return cast("Tensor", logits)
 
 
 def build_network(config: NetworkConfig) -> UNet:

@@ -278,9 +278,9 @@ def load_segmentation(path: Path | str) -> tuple[SegmentationNetwork, Run, TaskI
         RunError: The folder is not a complete fine-tuning run.
     """
     run = Run.open(path)
-    if run.info.task is None:
+    if run.info.task is None or not isinstance(run.config, FinetuneConfig):
         raise RunError("is a pre-training run, which predicts no masks", path=run.path, hint="fine-tune it first")
-    network = SegmentationNetwork(build_network(run.info.network), run.info.task.classes)
+    network = SegmentationNetwork(build_network(run.info.network), run.info.task.classes, run.config.head)
     _put(run.load_weights(), network, run.path / WEIGHTS)
     return network.eval(), run, run.info.task
 

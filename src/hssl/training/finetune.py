@@ -168,7 +168,7 @@ def finetune(store: Store | Path | str, output: Path | str, *, config: FinetuneC
         info = _with_source(info, source)
     # Seeded again: the new head is the same whatever the network under it comes from.
     torch.manual_seed(config.seed)
-    network = SegmentationNetwork(unet.train(), store.tasks[config.task].classes)
+    network = SegmentationNetwork(unet.train(), store.tasks[config.task].classes, config.head)
     check_patch(config.patch_size, unet)
     run = Run.prepare(Path(output), config, info)
     if run.info.complete:
