@@ -165,10 +165,10 @@ def test_lists_of_a_network_are_filled_in():
 
 @pytest.mark.parametrize(("patch", "window"), [(96, 128), (64, 88), (16, 24), (128, 176), (6, 8)])
 def test_window_is_four_thirds_of_the_patch(patch, window):
-    config = TrainingConfig(patch_size=patch)
+    config = TrainingConfig(patch_size=patch, learning_rate=1.0)
     assert config.window == window
     assert config.window >= 4 / 3 * patch
-    assert TrainingConfig(patch_size=patch, window_size=patch).window == patch
+    assert TrainingConfig(patch_size=patch, window_size=patch, learning_rate=1.0).window == patch
 
 
 def test_values_are_frozen():

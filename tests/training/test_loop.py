@@ -38,5 +38,5 @@ def test_collapse():
 
 
 def test_precision_as_asked():
-    assert wants_bf16(TrainingConfig(precision="bf16"))
-    assert not wants_bf16(TrainingConfig(precision="32"))
+    assert wants_bf16(TrainingConfig(precision="bf16", learning_rate=1.0))
+    assert not wants_bf16(TrainingConfig(precision="32", learning_rate=1.0))

@@ -1,0 +1,99 @@
+"""How much of a task a frozen network knows: ``python tools/probe.py STORE RUN [--stages 0 1 2] [--tasks T ...]``.
+
+Logistic regression from the decoder's features at chosen resolutions (0 is full, 1 half ...; the last is the encoder's
+deepest stage) to the labels of one labelled subject, scored by mean Dice over validation cases and labels. `RUN` is a
+run folder or ``scratch``. A figure to compare networks and stages by, not one that a fine-tuned network has to beat.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hssl.config import NetworkConfig
+from hssl.networks import UNet, build_network
+from hssl.runs import load_unet
+from hssl.store import CaseRecord, Store
+from hssl.training.finetune import SCRATCH, dice_by_label
+
+FOREGROUND, BACKGROUND, PIXELS = 1500, 700, 60_000
+"""Pixels per slice with and without regard to labels, and in all."""
+STEPS, BATCH, RATE, DECAY = 300, 4096, 0.03, 0.05
+
+
+def main() -> None:
+    """Prints a line for each task, a figure for each seed."""
+    parser = argparse.ArgumentParser(description="How much of a task does a frozen network know?")
+    parser.add_argument("store")
+    parser.add_argument("run")
+    parser.add_argument("--stages", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--tasks", nargs="+")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    options = parser.parse_args()
+    store = Store.open(options.store)
+    torch.manual_seed(0)
+    network = build_network(NetworkConfig()) if options.run == SCRATCH else load_unet(options.run)[0]
+    for task in options.tasks or store.tasks:
+        scores = [probe(store, network.eval(), task, seed, options.stages) for seed in options.seeds]
+        print(task, *(f"{score:.3f}" for score in scores))
+
+
+def probe(store: Store, network: UNet, task: str, seed: int, stages: list[int]) -> float:
+    """Mean validation Dice of a linear read-out that has seen one labelled subject."""
+    torch.manual_seed(seed)
+    info = store.tasks[task]
+    pixels, classes = [], []
+    for case in store.cases(task, store.labelled(task, 1, seed)):
+        for features, label in slices(store, network, case, stages):
+            truth = torch.from_numpy(info.to_channels(label).astype(np.int64)).flatten()
+            inside = torch.where(truth > 0)[0]
+            chosen = torch.cat(
+                (inside[torch.randperm(len(inside))[:FOREGROUND]], torch.randperm(len(truth))[:BACKGROUND])
+            )
+            pixels.append(features.flatten(1).T[chosen])
+            classes.append(truth[chosen])
+    x, y = torch.cat(pixels), torch.cat(classes)
+    kept = torch.randperm(len(x))[:PIXELS]
+    x, y = x[kept], y[kept]
+    mean, deviation = x.mean(0), x.std(0) + 1e-3
+    layer = torch.nn.Linear(x.shape[1], info.classes)
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=RATE, weight_decay=DECAY)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, STEPS)
+    for _ in range(STEPS):
+        batch = torch.randint(len(x), (BATCH,))
+        optimizer.zero_grad()
+        torch.autograd.backward(F.cross_entropy(layer((x[batch] - mean) / deviation), y[batch]))
+        optimizer.step()
+        schedule.step()
+    scores = []
+    with torch.no_grad():
+        for case in store.cases(task, store.split(task).val):
+            found = [
+                layer((features.flatten(1).T - mean) / deviation).T.view(-1, *features.shape[1:])
+                for features, _ in slices(store, network, case, stages)
+            ]
+            scores.append(dice_by_label(info.mask(torch.stack(found, 1).numpy()), store.label(case), list(info.labels)))
+    return float(np.nanmean([np.nanmean(row) for row in scores]))
+
+
+@torch.no_grad()
+def slices(store: Store, network: UNet, case: CaseRecord, stages: list[int]) -> list[tuple[Tensor, np.ndarray]]:
+    """Features ``[C, rows, columns]`` at full resolution and the label of each slice."""
+    found = []
+    for index in range(case.shape[0]):
+        image = torch.from_numpy(store.image_slice(case, index).astype(np.float32))[None, None]
+        rows, columns = image.shape[-2:]
+        image = F.pad(image, (0, -columns % network.divisor[1], 0, -rows % network.divisor[0]))
+        encoded = network.encode(image)
+        decoded = [*network.decode(encoded)[::-1], encoded[-1]]
+        parts = [F.interpolate(decoded[stage], image.shape[-2:], mode="bilinear") for stage in stages]
+        found.append((torch.cat(parts, 1)[0, :, :rows, :columns], store.label_slice(case, index)))
+    return found
+
+
+if __name__ == "__main__":
+    main()
