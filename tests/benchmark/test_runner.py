@@ -115,7 +115,11 @@ def test_loggers_make_no_other_run(make_plan: MakePlan, store: Store) -> None:
 def test_hashes_are_those_of_earlier_versions() -> None:
     """Ledgers that were written before stay valid: a new option enters the hash only where it changes the result."""
     names = {"store": "s", "split": "p"}
-    configs = (PretrainConfig(learning_rate=1e-3), FinetuneConfig(task="Heart", learning_rate=1e-3, head="last", head_rate=1))
+    rate = 1e-3
+    configs = (
+        PretrainConfig(learning_rate=rate),
+        FinetuneConfig(task="Heart", learning_rate=rate, head="last", head_rate=1),
+    )
     content = [[config.decisive(), names] for config in configs]
     assert [_hash(each) for each in content] == ["572136f82e5f4daf", "8efdce33f44385ab"]
 
