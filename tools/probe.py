@@ -8,10 +8,12 @@ run folder or ``scratch``. A figure to compare networks and stages by, not one t
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hssl.config import NetworkConfig
@@ -47,7 +49,7 @@ def probe(store: Store, network: UNet, task: str, seed: int, stages: list[int]) 
     torch.manual_seed(seed)
     info = store.tasks[task]
     pixels, classes = [], []
-    for case in store.cases(task, store.labelled(task, 1, seed)):
+    for case in masked(store, task, store.labelled(task, 1, seed)):
         for features, label in slices(store, network, case, stages):
             truth = torch.from_numpy(info.to_channels(label).astype(np.int64)).flatten()
             inside = torch.where(truth > 0)[0]
@@ -71,7 +73,7 @@ def probe(store: Store, network: UNet, task: str, seed: int, stages: list[int]) 
         schedule.step()
     scores = []
     with torch.no_grad():
-        for case in store.cases(task, store.split(task).val):
+        for case in masked(store, task, store.split(task).val):
             found = [
                 layer((features.flatten(1).T - mean) / deviation).T.view(-1, *features.shape[1:])
                 for features, _ in slices(store, network, case, stages)
@@ -80,19 +82,24 @@ def probe(store: Store, network: UNet, task: str, seed: int, stages: list[int]) 
     return float(np.nanmean([np.nanmean(row) for row in scores]))
 
 
-@torch.no_grad()
-def slices(store: Store, network: UNet, case: CaseRecord, stages: list[int]) -> list[tuple[Tensor, np.ndarray]]:
+def masked(store: Store, task: str, subjects: Sequence[str]) -> list[CaseRecord]:
+    """Cases of these subjects that have a mask."""
+    return [case for case in store.cases(task, subjects) if case.has_label]
+
+
+def slices(
+    store: Store, network: UNet, case: CaseRecord, stages: list[int]
+) -> Iterator[tuple[Tensor, NDArray[np.uint8]]]:
     """Features ``[C, rows, columns]`` at full resolution and the label of each slice."""
-    found = []
     for index in range(case.shape[0]):
         image = torch.from_numpy(store.image_slice(case, index).astype(np.float32))[None, None]
         rows, columns = image.shape[-2:]
         image = F.pad(image, (0, -columns % network.divisor[1], 0, -rows % network.divisor[0]))
-        encoded = network.encode(image)
-        decoded = [*network.decode(encoded)[::-1], encoded[-1]]
+        with torch.no_grad():
+            encoded = network.encode(image)
+            decoded = [*network.decode(encoded)[::-1], encoded[-1]]
         parts = [F.interpolate(decoded[stage], image.shape[-2:], mode="bilinear") for stage in stages]
-        found.append((torch.cat(parts, 1)[0, :, :rows, :columns], store.label_slice(case, index)))
-    return found
+        yield torch.cat(parts, 1)[0, :, :rows, :columns], store.label_slice(case, index)
 
 
 if __name__ == "__main__":

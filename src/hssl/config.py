@@ -21,8 +21,8 @@ from pydantic import (
 from hssl.errors import ConfigError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
-# YAML reads a bare 32 as a number.
 HeadKind = Literal["all", "last"]
+# YAML reads a bare 32 as a number.
 Precision = Annotated[
     Literal["auto", "bf16", "32"], BeforeValidator(lambda value: str(value) if type(value) is int else value)
 ]
@@ -305,7 +305,7 @@ class PretrainConfig(TrainingConfig):
     options: dict[str, Any] = Field(default_factory=dict)
     network: NetworkConfig = Field(default_factory=NetworkConfig)
     batch_size: PositiveInt = 32
-    # Lower losses than at 1e-3 after as many steps, for the network `small` (docs/results.md); others were not tried.
+    # Lower losses than at 1e-3 after as many steps, for `hierarchical` on `small` (docs/results.md); others untried.
     learning_rate: PositiveFloat = 4e-3
     domains_per_batch: PositiveInt = 2
     tempering: Fraction = 0.5

@@ -92,6 +92,9 @@ def test_a_task_has_options_of_its_own_for_every_arm(make_plan: MakePlan, store:
         assert view.flip == ((0.5, 0.5) if after.task == tasks[1] else (0.0, 0.0))
         assert view.rotate == 5
         assert (before.hash == after.hash) == (after.task == tasks[0])
+    upright = {"scratch": {"domains": "none", "finetune": {"view": {"flip": [0, 0]}}}}
+    own = expand(make_plan(tasks=tasks, finetune_by_task=mirrored, arms=upright), store)
+    assert all(own.jobs[cell.hash].config.view.flip == (0, 0) for cell in own.cells)
     with pytest.raises(ConfigError, match="'Nowhere' is not a task of the plan"):
         expand(make_plan(finetune_by_task={"Nowhere": {"steps": 1}}), store)
 

@@ -244,11 +244,12 @@ def test_load_unet(tmp_path, pretrain_config):
     assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in network.state_dict().items())
 
 
-def test_load_segmentation(tmp_path, finetune_config, make_store):
+@pytest.mark.parametrize("head", ["all", "last"])
+def test_load_segmentation(tmp_path, finetune_config, make_store, head):
     torch.manual_seed(0)
     task = make_store().tasks["Blobs"]
-    config = finetune_config()
-    network = SegmentationNetwork(UNet(config.network), 2)
+    config = finetune_config(head=head)
+    network = SegmentationNetwork(UNet(config.network), 2, head)
     finished(tmp_path / "run", config, network, task=task)
     loaded, run, found = load_segmentation(tmp_path / "run")
     assert (loaded.training, found, run.path) == (False, task, tmp_path / "run")

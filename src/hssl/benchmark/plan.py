@@ -10,6 +10,7 @@ An arm is where fine-tuning starts from, so the claims, the rivals and the ablat
       steps: 10000
       options: {weights: {group: 0.05, task: 0.05, image: 0.1, region: 0.1, pixel: 10}}
     finetune: {steps: 1000, validation: false}
+    finetune_by_task: {Task06_BrainTumour: {view: {flip: [0.5, 0.5]}}}
     arms:
       scratch: {domains: none}
       single: {domains: single, pretrain: {steps: 5000}}
@@ -86,7 +87,7 @@ class BenchmarkPlan(StageConfig):
         arms: The arms by name.
         pretrain: Options of pre-training that all arms share.
         finetune: Options of fine-tuning that all arms share; the network is that of pre-training.
-        finetune_by_task: What differs from that on a task, the same for every arm.
+        finetune_by_task: What differs from that on a task, for every arm; an arm's own options come over both.
         evaluation: How the networks are scored.
         keep_weights: Keep the weights of fine-tuned networks after they have been scored.
     """
