@@ -106,21 +106,20 @@ class _NTXent(Function):
                 loss += (pairs * (1 - weight)).sum() - torch.einsum("vnwm,nm->", table, target)
             if left_out is not None:
                 table.masked_fill_(left_out[:, None], float("-inf"))
-            same[0, 0] = same[1, 1] = float("-inf")
+            for view in range(2):
+                same[view, view].fill_(float("-inf"))
 
             logits = F.log_softmax(logits, 1)
             table = logits.view(2, stop - start, 2, total)
             same = table[..., own].diagonal(dim1=1, dim2=3)
-            loss -= same[0, 1].sum() + same[1, 0].sum()
+            forth, back = same[0, 1], same[1, 0]
+            loss -= (forth + back).sum()
             # From here on `logits` is the softmax, then the gradient for the similarities, in place.
             logits.exp_()
-            if target is None:
-                same[0, 1] -= 1
-                same[1, 0] -= 1
-            else:
+            if target is not None:
                 table -= target[:, None]
-                same[0, 1] -= weight
-                same[1, 0] -= weight
+            for pair in (forth, back):
+                pair -= 1 if target is None else weight
             if keys is queries and images >= count:
                 # All rows at once: a similarity has the gradients of both its rows, so one product is enough.
                 torch.mm(logits + logits.T, block, out=for_queries)
