@@ -107,7 +107,7 @@ def pin_threads(count: int) -> None:
 
 
 def publish(rows: list[Row]) -> None:
-    """Prints a table, and replaces the rows of the same parts in ``results.json``."""
+    """Prints a table, and replaces the rows of the same parts in ``results.json``; each names its machine by number."""
     from rich.console import Console
     from rich.table import Table
 
@@ -116,10 +116,14 @@ def publish(rows: list[Row]) -> None:
         figures = [_short(each.ours), _short(each.peer), each.peer_name, each.unit, _short(each.ratio)]
         table.add_row(each.part, *figures, each.goal)
     Console(width=170).print(table)
-    content = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"rows": []}
+    here = machine()
+    old = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"machines": [], "rows": []}
     parts = {each.part for each in rows}
-    kept = [old for old in content["rows"] if old["part"] not in parts]
-    content = {**machine(), "rows": kept + [asdict(each) for each in rows]}
+    made = [(old["machines"][kept["machine"]], kept) for kept in old["rows"] if kept["part"] not in parts]
+    made += [(here, asdict(each)) for each in rows]
+    machines = [each for each in [*old["machines"], here] if any(each == where for where, _ in made)]
+    machines = [each for number, each in enumerate(machines) if each not in machines[:number]]
+    content = {"machines": machines, "rows": [each | {"machine": machines.index(where)} for where, each in made]}
     RESULTS.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
@@ -157,12 +161,20 @@ def _short(value: float | None) -> str:
 
 
 def markdown() -> str:
-    """The rows of ``results.json`` as the table of docs/performance.md."""
-    lines = ["| part | ours | peer | peer's name | unit | ratio | goal |", "|---|--:|--:|---|---|--:|---|"]
-    for each in json.loads(RESULTS.read_text(encoding="utf-8"))["rows"]:
-        figures = (_short(each["ours"]), _short(each["peer"]), each["peer_name"], each["unit"], _short(each["ratio"]))
-        lines.append("| " + " | ".join((each["part"], *figures, each["goal"])) + " |")
-    return "\n".join(lines)
+    """The rows of ``results.json`` as the tables of docs/performance.md, one for each machine and day."""
+    content = json.loads(RESULTS.read_text(encoding="utf-8"))
+    lines = []
+    for number, where in enumerate(content["machines"]):
+        took_part = [f"{name} {text}" for name, text in where["versions"].items() if text != "absent"]
+        lines += [f"{where['machine']}; {where['date']}; {', '.join(took_part)}.", ""]
+        lines += ["| part | ours | peer | peer's name | unit | ratio | goal |", "|---|--:|--:|---|---|--:|---|"]
+        for each in content["rows"]:
+            if each["machine"] == number:
+                ours, peer, ratio = (_short(each[name]) for name in ("ours", "peer", "ratio"))
+                cells = (each["part"], ours, peer, each["peer_name"], each["unit"], ratio, each["goal"])
+                lines.append(f"| {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines).rstrip()
 
 
 if __name__ == "__main__":
