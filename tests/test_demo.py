@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image
 
 from hssl import demo
@@ -29,8 +30,11 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(demo, name, value)
 
 
-def test_demo(tmp_path: Path) -> None:
+def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    titles: list[str] = []
+    monkeypatch.setattr(Axes, "set_title", lambda self, title: titles.append(title))
     result = demo.run_demo(tmp_path, seed=1)
+    assert titles == ["image", "truth", "from scratch", "from HSSL"]
     assert [row["task"] for row in result.rows] == list(TASKS)
     for row in result.rows:
         runs = {arm: Run.open(tmp_path / "runs" / f"{row['task']}-{arm}") for arm in demo.ARMS}

@@ -112,8 +112,10 @@ def _draw(examples: dict[str, list[Slice]], path: Path) -> None:
     titles = ("image", "truth", "from scratch", "from HSSL")
     figure = Figure(figsize=(2.2 * len(titles), 2.2 * len(examples)), layout="constrained")
     axes = figure.subplots(len(examples), len(titles), squeeze=False)
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title)
     for row, (task, (image, *masks)) in zip(axes, examples.items(), strict=True):
-        for axis, title, mask in zip(row, titles, (None, *masks), strict=True):
+        for axis, mask in zip(row, (None, *masks), strict=True):
             axis.imshow(image, cmap="gray", vmin=0, vmax=1)
             if mask is not None:
                 axis.imshow(
@@ -125,8 +127,6 @@ def _draw(examples: dict[str, list[Slice]], path: Path) -> None:
                     interpolation="nearest",
                 )
             axis.set(xticks=[], yticks=[])
-            if row is axes[0]:
-                axis.set_title(title)
         row[0].set_ylabel(task)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
