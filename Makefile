@@ -25,8 +25,9 @@ test: $(VENV)/.installed-dev ## run the tests
 test-slow: $(VENV)/.installed-dev ## run the tests that take longer than a minute
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m slow
 
-test-transfer: $(VENV)/.installed-dev .venv-transfer/.installed ## run the tests against nnU-Net, in an environment of its own
+test-transfer: $(VENV)/.installed-dev .venv-transfer/.installed ## run the tests against nnU-Net, in an environment of its own, and MONAI
 	$(BIN)/python -m pytest -m transfer
+	$(BIN)/python -m pytest tests/export/test_monai_bundle.py
 
 lint: $(VENV)/.installed-dev ## check style and types
 	$(BIN)/ruff check .
