@@ -15,7 +15,10 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 RESULTS = Path(__file__).parent / "results.json"
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -113,21 +116,32 @@ def publish(rows: list[Row]) -> None:
 
     table = Table("part", "ours", "peer", "peer's name", "unit", "ratio", "goal")
     for each in rows:
-        figures = [_short(each.ours), _short(each.peer), each.peer_name, each.unit, _short(each.ratio)]
-        table.add_row(each.part, *figures, each.goal)
+        table.add_row(*_cells(each))
     Console(width=170).print(table)
-    here = machine()
-    old = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"machines": [], "rows": []}
     parts = {each.part for each in rows}
-    made = [(old["machines"][kept["machine"]], kept) for kept in old["rows"] if kept["part"] not in parts]
-    made += [(here, asdict(each)) for each in rows]
-    machines = [each for each in [*old["machines"], here] if any(each == where for where, _ in made)]
-    machines = [each for number, each in enumerate(machines) if each not in machines[:number]]
-    content = {"machines": machines, "rows": [each | {"machine": machines.index(where)} for where, each in made]}
+    here = machine()
+    made = [(where, kept) for where, kept in _published() if kept.part not in parts] + [(here, each) for each in rows]
+    machines: list[dict[str, Any]] = []
+    for where, _ in made:
+        if where not in machines:
+            machines.append(where)
+    made.sort(key=lambda each: machines.index(each[0]))
+    content = {
+        "machines": machines,
+        "rows": [asdict(each) | {"machine": machines.index(where)} for where, each in made],
+    }
     RESULTS.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def machine() -> dict[str, object]:
+def _published() -> list[tuple[dict[str, Any], Row]]:
+    """Each row of ``results.json`` and the machine that made it."""
+    if not RESULTS.exists():
+        return []
+    content = json.loads(RESULTS.read_text(encoding="utf-8"))
+    return [(content["machines"][each.pop("machine")], Row(**each)) for each in content["rows"]]
+
+
+def machine() -> dict[str, Any]:
     """Where and when, and the versions of all that took part."""
     import torch
 
@@ -160,21 +174,20 @@ def _short(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
+def _cells(each: Row) -> tuple[str, ...]:
+    figures = _short(each.ours), _short(each.peer), each.peer_name, each.unit, _short(each.ratio)
+    return each.part, *figures, each.goal
+
+
 def markdown() -> str:
     """The rows of ``results.json`` as the tables of docs/performance.md, one for each machine and day."""
-    content = json.loads(RESULTS.read_text(encoding="utf-8"))
-    lines = []
-    for number, where in enumerate(content["machines"]):
+    lines: list[str] = []
+    for where, made in groupby(_published(), key=itemgetter(0)):
         took_part = [f"{name} {text}" for name, text in where["versions"].items() if text != "absent"]
-        lines += [f"{where['machine']}; {where['date']}; {', '.join(took_part)}.", ""]
+        lines += ["", f"{where['machine']}; {where['date']}; {', '.join(took_part)}.", ""]
         lines += ["| part | ours | peer | peer's name | unit | ratio | goal |", "|---|--:|--:|---|---|--:|---|"]
-        for each in content["rows"]:
-            if each["machine"] == number:
-                ours, peer, ratio = (_short(each[name]) for name in ("ours", "peer", "ratio"))
-                cells = (each["part"], ours, peer, each["peer_name"], each["unit"], ratio, each["goal"])
-                lines.append(f"| {' | '.join(cells)} |")
-        lines.append("")
-    return "\n".join(lines).rstrip()
+        lines += [f"| {' | '.join(_cells(each))} |" for _, each in made]
+    return "\n".join(lines).lstrip()
 
 
 if __name__ == "__main__":

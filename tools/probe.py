@@ -8,7 +8,7 @@ run folder or ``scratch``. A figure to compare networks and stages by, not one t
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ FOREGROUND, BACKGROUND, PIXELS = 1500, 700, 60_000
 """Pixels per slice with and without regard to labels, and in all."""
 STEPS, BATCH, RATE, DECAY = 300, 4096, 0.03, 0.05
 
+ReadOut = Callable[[Tensor], Tensor]
+
 
 def main() -> None:
     """Prints a line for each task, a figure for each seed."""
@@ -39,13 +41,14 @@ def main() -> None:
     store = Store.open(options.store)
     torch.manual_seed(0)
     network = build_network(NetworkConfig()) if options.run == SCRATCH else load_unet(options.run)[0]
+    network.eval()
     for task in options.tasks or store.tasks:
-        scores = [probe(store, network.eval(), task, seed, options.stages) for seed in options.seeds]
-        print(task, *(f"{score:.3f}" for score in scores))
+        read_outs = [fit(store, network, task, seed, options.stages) for seed in options.seeds]
+        print(task, *(f"{dice:.3f}" for dice in score(store, network, task, read_outs, options.stages)))
 
 
-def probe(store: Store, network: UNet, task: str, seed: int, stages: list[int]) -> float:
-    """Mean validation Dice of a linear read-out that has seen one labelled subject."""
+def fit(store: Store, network: UNet, task: str, seed: int, stages: list[int]) -> ReadOut:
+    """A linear read-out, pixels ``[N, C]`` to logits ``[N, classes]``, that has seen one labelled subject."""
     torch.manual_seed(seed)
     info = store.tasks[task]
     pixels, classes = [], []
@@ -63,23 +66,36 @@ def probe(store: Store, network: UNet, task: str, seed: int, stages: list[int]) 
     x, y = x[kept], y[kept]
     mean, deviation = x.mean(0), x.std(0) + 1e-3
     layer = torch.nn.Linear(x.shape[1], info.classes)
+
+    def read_out(features: Tensor) -> Tensor:
+        logits: Tensor = layer((features - mean) / deviation)
+        return logits
+
     optimizer = torch.optim.AdamW(layer.parameters(), lr=RATE, weight_decay=DECAY)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, STEPS)
     for _ in range(STEPS):
         batch = torch.randint(len(x), (BATCH,))
         optimizer.zero_grad()
-        torch.autograd.backward(F.cross_entropy(layer((x[batch] - mean) / deviation), y[batch]))
+        torch.autograd.backward(F.cross_entropy(read_out(x[batch]), y[batch]))
         optimizer.step()
         schedule.step()
-    scores = []
-    with torch.no_grad():
-        for case in masked(store, task, store.split(task).val):
-            found = [
-                layer((features.flatten(1).T - mean) / deviation).T.view(-1, *features.shape[1:])
-                for features, _ in slices(store, network, case, stages)
-            ]
-            scores.append(dice_by_label(info.mask(torch.stack(found, 1).numpy()), store.label(case), list(info.labels)))
-    return float(np.nanmean([np.nanmean(row) for row in scores]))
+    return read_out
+
+
+@torch.no_grad()
+def score(store: Store, network: UNet, task: str, read_outs: Sequence[ReadOut], stages: list[int]) -> list[float]:
+    """Mean validation Dice of each read-out."""
+    info = store.tasks[task]
+    dice = []  # [case][read-out]
+    for case in masked(store, task, store.split(task).val):
+        found: list[list[Tensor]] = [[] for _ in read_outs]
+        for features, _ in slices(store, network, case, stages):
+            for logits, read_out in zip(found, read_outs, strict=True):
+                logits.append(read_out(features.flatten(1).T).T.view(-1, *features.shape[1:]))
+        truth = store.label(case)
+        masks = [info.mask(torch.stack(logits, 1).numpy()) for logits in found]
+        dice.append([np.nanmean(dice_by_label(mask, truth, list(info.labels))) for mask in masks])
+    return [float(mean) for mean in np.nanmean(dice, axis=0)]
 
 
 def masked(store: Store, task: str, subjects: Sequence[str]) -> list[CaseRecord]:

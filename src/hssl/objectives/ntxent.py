@@ -58,8 +58,7 @@ def nt_xent(
 
 
 class _NTXent(Function):
-    """Loss and gradient in one pass over blocks of rows, so that no N x N matrix is held, unless it is
-    no larger than a block.
+    """Loss and gradient in one pass over blocks of rows: no N x N matrix is held that is larger than a block.
 
     The gradient for the similarities is softmax less target: each block's is turned into its share of the gradients for
     queries and keys while it is at hand. Autograd would keep all blocks and pass over them once more.
