@@ -21,7 +21,7 @@ from hssl.files import replacing
 from hssl.networks import predict_volume
 from hssl.runs import load_segmentation
 from hssl.sources.phantoms import write_phantoms
-from hssl.store import CaseRecord, Store, aggregate
+from hssl.store import CaseRecord, Store, aggregate, widest_slice
 from hssl.training import finetune, pretrain
 
 SUBJECTS = 16
@@ -97,7 +97,7 @@ def _example(store: Store, task: str, runs: Path) -> list[Slice]:
     """Image, truth and both arms' masks: the slice of the first test case with the most label voxels."""
     record: CaseRecord = store.cases(task, subjects=store.split(task).test)[0]
     image, truth = store.image(record), store.label(record)
-    index = int((truth > 0).sum(axis=(1, 2)).argmax())
+    index = widest_slice(truth)
     panels: list[Slice] = [image[index], truth[index]]
     for arm in ARMS:
         network, run, task_info = load_segmentation(runs / f"{task}-{arm}")

@@ -16,10 +16,10 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
 from hssl.benchmark.statistics import Row, case_values
-from hssl.benchmark.worker import OVERLAYS, widest_slice
+from hssl.benchmark.worker import OVERLAYS
 from hssl.networks import UNet, build_network, grid_pool
 from hssl.runs import load_unet
-from hssl.store import CaseRecord, Store
+from hssl.store import CaseRecord, Store, widest_slice
 
 GRID = 3
 SLICES = 40

@@ -26,7 +26,7 @@ from hssl.files import write_text
 from hssl.inference import Predictor
 from hssl.runs import Run
 from hssl.runs.run import WEIGHTS
-from hssl.store import Store
+from hssl.store import Store, widest_slice
 from hssl.training import finetune, pretrain
 from hssl.training.pretrain import GROUPS
 
@@ -152,11 +152,6 @@ def _save_overlays(run: Run, store: Store, part: str) -> None:
     with temporary.open("wb") as file:
         np.savez_compressed(file, **masks)
     temporary.replace(run.path / OVERLAYS)
-
-
-def widest_slice(label: np.ndarray[Any, Any]) -> int:
-    """The slice of a mask ``[slices, rows, columns]`` that shows most of it."""
-    return int(np.count_nonzero(label, axis=(1, 2)).argmax())
 
 
 def _end_with_parent() -> None:

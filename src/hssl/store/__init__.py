@@ -5,7 +5,7 @@ from __future__ import annotations
 from hssl.store.aggregate import aggregate, aggregate_sources
 from hssl.store.plan import TaskPlan, make_plan
 from hssl.store.splits import Split, make_split
-from hssl.store.store import CaseRecord, Store, TaskInfo
+from hssl.store.store import CaseRecord, Store, TaskInfo, widest_slice
 from hssl.store.summary import TaskSummary, contact_sheet, summarise, summary_table
 
 __all__ = [
@@ -22,4 +22,5 @@ __all__ = [
     "make_split",
     "summarise",
     "summary_table",
+    "widest_slice",
 ]

@@ -348,6 +348,11 @@ class Store:
             raise StoreError(f"has no task '{task}'", path=self.path, hint=f"it has {', '.join(self.tasks)}")
 
 
+def widest_slice(label: NDArray[np.uint8]) -> int:
+    """The slice of a mask ``[slices, rows, columns]`` that shows most of it; the one to look at."""
+    return int(np.count_nonzero(label, axis=(1, 2)).argmax())
+
+
 def array_path(store: Path, kind: str, task: str, case: str) -> Path:
     """The file of a stored array; `kind` is ``images`` or ``labels``."""
     return store / kind / task / f"{case}.npy"

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from rich.table import Table
 
 from hssl.files import replacing
-from hssl.store.store import CaseRecord, Store
+from hssl.store.store import CaseRecord, Store, widest_slice
 
 
 class LabelSummary(BaseModel):
@@ -175,7 +175,7 @@ def _presence(cases: list[CaseRecord], value: int) -> dict[str, int | float | No
 
 def _telling_slice(store: Store, case: CaseRecord) -> int:
     if case.label_voxels:
-        return int(np.argmax(np.count_nonzero(store.label(case), axis=(1, 2))))
+        return widest_slice(store.label(case))
     return case.shape[0] // 2
 
 
