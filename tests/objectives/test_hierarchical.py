@@ -159,6 +159,59 @@ def test_points_that_the_other_view_lacks_count_nothing(network: UNet, make_batc
     assert value(objective, Stub(decoded=decoded), unseen).item() == 0
 
 
+def test_tissue_level_asks_for_the_cluster_of_place_and_brightness(network: UNet, make_batch: MakeBatch) -> None:
+    batch = make_batch(4, tasks=1)
+    objective = alone("tissue", network, ONE_TASK, tissues=2, tissue_points=400)
+    # One cluster is bright and at the lower edge, the other dark and at the upper.
+    objective.codebooks.centres.copy_(torch.tensor([[[0.5, 1.0, 0.5, 1.5, 0.5], [0.5, 0.0, 0.5, 0.0, 0.5]]]))
+    objective.codebooks.counts.fill_(1e9)
+    learned: dict[str, Tensor] = {}
+
+    class Told(nn.Module):
+        def forward(self, decoded: Any, points: Tensor, task: Tensor) -> Tensor:
+            """Answers from the undisturbed image and the map, both read at the points."""
+            clean = torch.cat((batch.first.clean, batch.second.clean))
+            grid = torch.cat((batch.first.grid, batch.second.grid)).permute(0, 3, 1, 2)
+            kernel = clean.new_tensor([1.0, 2.0, 3.0, 2.0, 1.0]) / 9
+            near = F.conv2d(F.pad(clean, (2, 2, 2, 2), "replicate"), torch.outer(kernel, kernel)[None, None])
+            read = [F.grid_sample(x, points[:, None], align_corners=False)[:, 0, 0] for x in (near, grid[:, 1:])]
+            # Squared distance to the second centre less that to the first.
+            towards = 4.5 * read[0] + 2 * (0.5 + 0.5 * read[1]) - (1.5**2 + 1)
+            learned["towards"] = towards
+            return torch.stack((20 * towards, -20 * towards), -1)
+
+    objective.tissue_head = cast("Any", Told())
+    right = value(objective, Stub(), batch)
+    assert learned["towards"].gt(0).any()
+    assert learned["towards"].lt(0).any()
+    objective.codebooks.centres.copy_(objective.codebooks.centres.flip(1))
+    wrong = value(objective, Stub(), batch)
+    assert right.item() < 0.5 < 3 < wrong.item()
+
+
+def test_tissue_level_knows_the_disturbed_image_by_what_lies_under(network: UNet, make_batch: MakeBatch) -> None:
+    batch = make_batch(4, tasks=1)
+    disturbed = replace(batch, first=replace(batch.first, image=torch.rand_like(batch.first.image)))
+    clusters = []
+    for each in (batch, disturbed):
+        torch.manual_seed(1)
+        objective = alone("tissue", network, ONE_TASK, tissues=5)
+        value(objective, cast("Any", network), each)
+        objective.after_step(network)
+        clusters.append(objective.codebooks.centres)
+    assert clusters[0].any()
+    assert torch.equal(*clusters)
+
+
+def test_beyond_the_edge_of_the_slice_no_tissue_is_asked_for(network: UNet, make_batch: MakeBatch) -> None:
+    batch = make_batch(4, tasks=1)
+    beyond = torch.tensor([[2.0, 0.0], [0.5, 0.5]]).expand(4, 2, 2)
+    objective = alone("tissue", network, ONE_TASK, tissues=5)
+    assert value(objective, cast("Any", network), replace(batch, frame=beyond)).item() == 0
+    objective.after_step(network)
+    assert not objective.codebooks.counts.any()
+
+
 def test_map_points_leads_to_the_same_place(make_batch: MakeBatch) -> None:
     batch = make_batch(3)
     here = torch.rand((3, 7, 2), generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -233,7 +286,7 @@ def test_group_level_waits_for_groups(network: UNet, make_batch: MakeBatch, thre
 
 def test_one_task_asks_no_question_about_tasks(network: UNet, make_batch: MakeBatch) -> None:
     found = losses_of(network, ONE_TASK, make_batch(4, tasks=1))
-    assert {name for name in found if not name.startswith("watch/")} == {"image", "place", "region", "pixel"}
+    assert {name for name in found if not name.startswith("watch/")} == {"image", "place", "region", "tissue", "pixel"}
 
 
 def test_no_level_at_all_is_an_error(network: UNet, three_tasks: Domains) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -74,3 +77,42 @@ class PixelHead(nn.Module):
         """Maps ``[B, channels, H, W]`` to ``[B, outputs, H, W]``."""
         outputs: Tensor = self.layers(features)
         return outputs
+
+
+class PointHead(nn.Module):
+    """One linear layer on each decoder stage, read at points and added up: a segmentation head, for some pixels alone.
+
+    Args:
+        channels: Channels of each decoder stage, coarse to fine.
+        tasks: Tasks; each has weights of its own.
+        outputs: Length of the result for each task.
+    """
+
+    def __init__(self, channels: Sequence[int], tasks: int, outputs: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(count, tasks * outputs) for count in channels)
+        self.shape = (tasks, outputs)
+
+    def forward(self, decoded: Sequence[Tensor], points: Tensor, task: Tensor) -> Tensor:
+        """Reads features at points.
+
+        Args:
+            decoded: ``[B, C, H, W]`` of every decoder stage, coarse to fine.
+            points: x before y, in [-1, 1], ``[B, N, 2]``.
+            task: Task of each image, int64 ``[B]``.
+
+        Returns:
+            float32 ``[B, N, outputs]``.
+        """
+        results = []
+        for features, layer in zip(decoded, cast("Iterable[nn.Linear]", self.layers), strict=True):
+            weight = layer.weight.view(*self.shape, -1)[task]
+            bias = layer.bias.view(self.shape)[task]
+            results.append(at_points(features, points) @ weight.mT + bias[:, None])
+        return torch.stack(results).sum(0)
+
+
+def at_points(features: Tensor, points: Tensor) -> Tensor:
+    """Features ``[B, C, H, W]`` at points ``[B, N, 2]`` in [-1, 1], as float32 ``[B, N, C]``."""
+    sampled = F.grid_sample(features.float(), points[:, None], mode="bilinear", align_corners=False)
+    return sampled[:, :, 0].mT

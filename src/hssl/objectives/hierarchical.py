@@ -12,6 +12,7 @@ task     which challenge does it come from?              cross-entropy          
 image    which other image shows the same place?         NT-Xent, same task, graded by place    deepest encoder
 place    where in the scan is this point?                smooth L1 on slice, row and column     coarse decoder
 region   where in the other view is this point?          NT-Xent over points of one image       coarse decoder
+tissue   which tissue of which part is this?             cross-entropy over clusters            all of the decoder
 pixel    what was here before it was disturbed?          smooth L1, hidden blocks and all       full resolution
 =======  ==============================================  =====================================  ================
 """
@@ -27,14 +28,25 @@ from torch import Tensor
 
 from hssl.config import StageConfig
 from hssl.errors import ConfigError
-from hssl.networks import GridPoolHead, PixelHead, UNet
+from hssl.networks import GridPoolHead, PixelHead, PointHead, UNet, at_points
 from hssl.networks.gather import gather
 from hssl.objectives.base import Domains, Objective, PretrainBatch
+from hssl.objectives.codebook import Codebooks
 from hssl.objectives.ntxent import near_neighbours, nt_xent
 from hssl.views import View, map_points
 
-Level = Literal["group", "task", "image", "place", "region", "pixel"]
-WEIGHTS: dict[Level, float] = {"group": 0.05, "task": 0.05, "image": 0.1, "place": 1.0, "region": 0.1, "pixel": 10.0}
+Level = Literal["group", "task", "image", "place", "region", "tissue", "pixel"]
+WEIGHTS: dict[Level, float] = {
+    "group": 0.05,
+    "task": 0.05,
+    "image": 0.1,
+    "place": 1.0,
+    "region": 0.1,
+    "tissue": 1.0,
+    "pixel": 10.0,
+}
+BRIGHTNESS = (1.5, 1.0)
+"""Weight of a pixel's brightness, of its near and of its wider surroundings, beside 1 for each coordinate."""
 
 
 class HierarchicalOptions(StageConfig):
@@ -54,6 +66,8 @@ class HierarchicalOptions(StageConfig):
         place_width: How near such a slice must be: standard deviation in relative position (0 to 1).
         points: Points per image of the region level.
         min_distance: Points nearer than this (share of the patch side) are not negatives of each other.
+        tissues: Clusters of each task, by place and brightness.
+        tissue_points: Points per image of the tissue level.
         visible: Weight of the pixels that were not hidden, in the pixel level; hidden ones have 1.
     """
 
@@ -70,6 +84,8 @@ class HierarchicalOptions(StageConfig):
     place_width: PositiveFloat = 0.05
     points: PositiveInt = 64
     min_distance: NonNegativeFloat = 0.08
+    tissues: PositiveInt = 64
+    tissue_points: PositiveInt = 512
     visible: NonNegativeFloat = 0.5
 
 
@@ -114,11 +130,21 @@ class Hierarchical(Objective):
         self.image_head = GridPoolHead(channels[-1], options.projection)
         self.place_head = PixelHead(channels[options.place_stage], 3 * tasks)
         self.region_head = PixelHead(channels[options.region_stage], options.projection)
+        self.tissue_head = PointHead(channels[-2::-1], tasks, options.tissues)
+        self.codebooks = Codebooks(tasks, options.tissues, 3 + len(BRIGHTNESS))
         self.pixel_head = PixelHead(channels[0], 1, hidden=channels[0])
+        # What the codebooks learn from, after the step.
+        self.described: tuple[Tensor, Tensor, Tensor] | None = None
 
     def set_groups(self, groups: Tensor) -> None:
         """Told the group of each task, int64 ``[tasks]``, once they are found."""
         self.group_of_task.copy_(groups)
+
+    def after_step(self, network: UNet) -> None:
+        """Moves the centres of the tissue level to the pixels of the step."""
+        if self.described is not None:
+            self.codebooks.learn(*self.described)
+            self.described = None
 
     def forward(self, network: UNet, batch: PretrainBatch) -> dict[str, Tensor]:
         """Weighted losses of the levels that are on, and ``watch/spread`` of the image projections."""
@@ -137,7 +163,7 @@ class Hierarchical(Objective):
             first, second = self.image_head(features[-1]).float().split(count)
             losses["image"] = self._image_loss(first, second, batch)
             losses["watch/spread"] = F.normalize(first.detach(), dim=1).std(0).mean() * first.shape[1] ** 0.5
-        if self.weights["place"] or self.weights["region"] or self.weights["pixel"]:
+        if any(self.weights[level] for level in ("place", "region", "tissue", "pixel")):
             decoded = network.decode(features)
             if self.weights["place"]:
                 first, second = self.place_head(decoded[-1 - self.options.place_stage]).float().split(count)
@@ -149,6 +175,9 @@ class Hierarchical(Objective):
                 # In bf16 a coordinate would be off by a quarter of a pixel.
                 with torch.autocast(first.device.type, enabled=False):
                     losses["region"] = self._region_loss(first, second, batch)
+            if self.weights["tissue"]:
+                with torch.autocast(batch.task.device.type, enabled=False):
+                    losses["tissue"], losses["watch/tissue"] = self._tissue_loss(decoded, batch)
             if self.weights["pixel"]:
                 first, second = self.pixel_head(decoded[-1]).float().split(count)
                 losses["pixel"] = (self._pixel_loss(first, batch.first) + self._pixel_loss(second, batch.second)) / 2
@@ -168,12 +197,10 @@ class Hierarchical(Objective):
         count, _, rows, columns = found.shape
         # Scans of one task are taken alike, those of two are not: each task has coordinates of its own.
         found = found.view(count, -1, 3, rows, columns)[torch.arange(count, device=found.device), batch.task]
-        grid = F.adaptive_avg_pool2d(view.grid.permute(0, 3, 1, 2), (rows, columns))
-        inside = batch.frame[:, :, 0, None, None] + batch.frame[:, :, 1, None, None] * grid
-        target = torch.cat((inside, batch.position.view(-1, 1, 1, 1).expand(-1, 1, rows, columns)), 1)
+        target = F.adaptive_avg_pool2d(_place(view, batch), (rows, columns))
         error = F.smooth_l1_loss(found, target, beta=0.05, reduction="none").mean(1)
         # Beyond the edge of the slice there is nothing to be found.
-        seen = ((inside > 0) & (inside < 1)).all(1).float()
+        seen = _inside(target).float()
         return (error * seen).sum() / seen.sum().clamp(min=1)
 
     def _region_loss(self, first: Tensor, second: Tensor, batch: PretrainBatch) -> Tensor:
@@ -181,8 +208,8 @@ class Hierarchical(Objective):
         here = torch.rand((count, points, 2), device=first.device) * 2 - 1
         there = map_points(here, batch.first.theta, batch.second.theta)
         seen = (there.abs() < 1).all(-1)
-        left = F.normalize(_at(first, here), dim=-1)
-        right = F.normalize(_at(second, there), dim=-1)
+        left = F.normalize(at_points(first, here), dim=-1)
+        right = F.normalize(at_points(second, there), dim=-1)
         logits = left @ right.mT / self.options.region_temperature
         apart = torch.cdist(here, here) / 2
         # Points that the second view does not show are nobody's negative.
@@ -195,13 +222,44 @@ class Hierarchical(Objective):
         weight = seen.flatten().float()
         return ((forth + back) / 2 * weight).sum() / weight.sum().clamp(min=1)
 
+    def _tissue_loss(self, decoded: list[Tensor], batch: PretrainBatch) -> tuple[Tensor, Tensor]:
+        views, task = (batch.first, batch.second), batch.task.repeat(2)
+        place = torch.cat([_place(view, batch) for view in views])
+        near = _smooth(torch.cat([view.clean for view in views]), 3)
+        fine, coarse = BRIGHTNESS
+        described = torch.cat((place, fine * near, coarse * _smooth(near, 5)), 1).flatten(2).mT
+        side = near.shape[-1]
+        chosen = torch.randint(side**2, (len(task), self.options.tissue_points), device=task.device)
+        described = described.gather(1, chosen[..., None].expand(-1, -1, described.shape[2]))
+        seen = _inside(described.mT)
+        cluster = self.codebooks(described, task)
+        self.described = (described, task, seen)
+        points = (torch.stack((chosen % side, chosen // side), -1) + 0.5) * (2 / side) - 1
+        logits = self.tissue_head(decoded, points, task)
+        weight = seen.float() / seen.sum().clamp(min=1)
+        losses = F.cross_entropy(logits.flatten(0, 1), cluster.flatten(), reduction="none").view_as(weight)
+        return (losses * weight).sum(), ((logits.detach().argmax(-1) == cluster) * weight).sum()
+
     def _pixel_loss(self, restored: Tensor, view: View) -> Tensor:
         error = F.smooth_l1_loss(restored, view.clean, beta=0.1, reduction="none")
         weight = torch.where(view.hidden, 1.0, self.options.visible)
         return (error * weight).sum() / weight.sum()
 
 
-def _at(features: Tensor, points: Tensor) -> Tensor:
-    """Features ``[B, C, H, W]`` at points ``[B, K, 2]`` in [-1, 1], as float32 ``[B, K, C]``."""
-    sampled = F.grid_sample(features.float(), points[:, None], mode="bilinear", align_corners=False)
-    return sampled[:, :, 0].mT
+def _place(view: View, batch: PretrainBatch) -> Tensor:
+    """Relative column, row and slice of each pixel of a view in its scan, ``[B, 3, P, P]``; 0 and 1 are the edges."""
+    grid = view.grid.permute(0, 3, 1, 2)
+    inside = batch.frame[:, :, 0, None, None] + batch.frame[:, :, 1, None, None] * grid
+    return torch.cat((inside, batch.position.view(-1, 1, 1, 1).expand(-1, 1, *grid.shape[2:])), 1)
+
+
+def _inside(place: Tensor) -> Tensor:
+    """Which places ``[B, 3, ...]`` lie within their slice, bool ``[B, ...]``."""
+    return ((place[:, :2] > 0) & (place[:, :2] < 1)).all(1)
+
+
+def _smooth(image: Tensor, side: int) -> Tensor:
+    """Two box filters of `side` pixels, edges aside a Gaussian of about 0.6 times that; ``[B, 1, P, P]``."""
+    for _ in range(2):
+        image = F.avg_pool2d(image, side, 1, side // 2, count_include_pad=False)
+    return image
