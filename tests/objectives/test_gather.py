@@ -38,11 +38,17 @@ def test_gather_keeps_the_order_of_ranks(one_and_two: Found) -> None:
     assert one_and_two[1]["ranks"].tolist() == [0, 1]
 
 
-@pytest.mark.parametrize("what", ["ntxent", "hierarchical", "simclr", "global_local"])
+@pytest.mark.parametrize("what", ["ntxent", "hierarchical", "simclr", "global_local", "codebook"])
 def test_two_ranks_do_what_one_does(one_and_two: Found, what: str) -> None:
     one, two = ({key: x for key, x in found.items() if key.startswith(what)} for found in one_and_two)
     assert all(x.abs().max() > 1e-4 for x in one.values())
     torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-6)
+
+
+def test_all_ranks_seed_the_same_centres(one_and_two: Found) -> None:
+    first, second = one_and_two[1]["unseeded"]
+    assert first.any(-1).all()  # also of the task that the first rank was not shown
+    assert torch.equal(first, second)
 
 
 def test_without_a_process_group() -> None:

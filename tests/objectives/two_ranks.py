@@ -16,6 +16,7 @@ from hssl.config import NetworkConfig
 from hssl.networks import build_network
 from hssl.networks.gather import gather
 from hssl.objectives import Domains, PretrainBatch, build_objective
+from hssl.objectives.codebook import Codebooks
 from hssl.objectives.ntxent import nt_xent
 from hssl.views import View
 
@@ -61,6 +62,25 @@ def objective(name: str, loss_name: str, head: str, mine: slice, world: int, **o
     return {f"{name}.{key}": averaged(value, world) for key, value in found.items()}
 
 
+def codebook(mine: slice) -> dict[str, Tensor]:
+    torch.manual_seed(3)
+    codebooks = Codebooks(2, 3, 2)
+    codebooks.centres.copy_(torch.rand(2, 3, 2))
+    codebooks.counts.fill_(1)
+    points, task, valid = torch.rand(COUNT, 9, 2), torch.tensor([0, 0, 1, 0, 0, 1]), torch.rand(COUNT, 9) < 0.7
+    codebooks.learn(points[mine], task[mine], valid[mine])
+    return {"codebook.centres": codebooks.centres, "codebook.counts": codebooks.counts}
+
+
+def unseeded(rank: int, mine: slice) -> dict[str, Tensor]:
+    """A task that only the last rank shows; each rank draws its own seeds, and all must end with the same centres."""
+    torch.manual_seed(rank)
+    codebooks = Codebooks(2, 3, 2)
+    task = torch.tensor([0, 0, 0, 0, 0, 1])[mine]
+    codebooks.learn(torch.rand(len(task), 9, 2), task, torch.ones(len(task), 9, dtype=torch.bool))
+    return {"unseeded": gather(codebooks.centres[None])}
+
+
 def main(rank: int, world: int, folder: Path) -> None:
     if world > 1:
         store = dist.FileStore(str(folder / "rendezvous"), world)
@@ -78,6 +98,8 @@ def main(rank: int, world: int, folder: Path) -> None:
     found |= objective("hierarchical", "image", "image_head", mine, world, **level)
     found |= objective("simclr", "image", "head", mine, world)
     found |= objective("global_local", "global", "global_head", mine, world, local_stage=0)
+    found |= codebook(mine)
+    found |= unseeded(rank, mine)
     ranks = gather(torch.tensor([rank]))
     if rank == 0:
         save_file(found | {"ranks": ranks}, folder / f"{world}.safetensors")
