@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hssl.config import NetworkConfig
+from hssl.config import SCRATCH, NetworkConfig
 from hssl.networks import UNet, build_network
 from hssl.runs import load_unet
 from hssl.store import CaseRecord, Store
-from hssl.training.finetune import SCRATCH, dice_by_label
+from hssl.training.finetune import dice_by_label
 
 FOREGROUND, BACKGROUND, PIXELS = 1500, 700, 60_000
 """Pixels per slice with and without regard to labels, and in all."""

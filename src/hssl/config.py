@@ -20,6 +20,9 @@ from pydantic import (
 
 from hssl.errors import ConfigError
 
+SCRATCH = "scratch"
+"""Stands for a run to start from where there is none."""
+
 Fraction = Annotated[float, Field(ge=0, le=1)]
 HeadKind = Literal["all", "last"]
 # YAML reads a bare 32 as a number.
@@ -328,6 +331,10 @@ class FinetuneConfig(TrainingConfig):
         head_rate: Learning rate of the segmentation head, relative to `learning_rate`.
         init_rate: Learning rate of loaded layers, relative to `learning_rate`.
         frozen: Steps at the start in which only the new head learns.
+        rehearsal: Weight of the pretext losses, which are asked all the while of the task's training scans, whether
+            they have masks or not. 0 is fine-tuning on masks alone, and so is a start without an objective.
+        rehearsal_batch_size: Scans a step to ask about, over all devices; each is seen in two views.
+        rehearsal_objective: Asks the questions; None is that of the pre-training to start from, and none from scratch.
         validation: Keep the checkpoint with the best validation Dice; the validation subjects then count as
             labelled. Off: the last checkpoint of a fixed schedule.
         validate_every: Steps between validations.
@@ -336,7 +343,7 @@ class FinetuneConfig(TrainingConfig):
 
     task: str
     labels: str | PositiveInt | tuple[str, ...] = "100%"
-    init: str = "scratch"
+    init: str = SCRATCH
     network: NetworkConfig = Field(default_factory=NetworkConfig)
     batch_size: PositiveInt = 16
     # At 1e-3 loaded weights need as many steps as new ones, and both are far from done (docs/results.md).
@@ -347,12 +354,17 @@ class FinetuneConfig(TrainingConfig):
     head_rate: PositiveFloat = 30.0
     init_rate: PositiveFloat = 1.0
     frozen: int = Field(0, ge=0)
+    rehearsal: float = Field(0.3, ge=0)
+    rehearsal_batch_size: PositiveInt = 4
+    rehearsal_objective: str | None = None
     validation: bool = True
     validate_every: PositiveInt = 250
     view: ViewConfig = ViewConfig(elastic=0.02)
 
     def decisive(self) -> dict[str, Any]:
-        """As for every stage; ledgers from before `head` and `head_rate` hold runs with the last stage, at rate 1."""
-        before = {"head": "last", "head_rate": 1}
+        """As for every stage; ledgers from before `head`, `head_rate` and `rehearsal` hold runs without them."""
         decided = super().decisive()
-        return {name: value for name, value in decided.items() if name not in before or before[name] != value}
+        without = {"head": "last", "head_rate": 1, "rehearsal_objective": None}
+        if not self.rehearsal or (self.init == SCRATCH and self.rehearsal_objective is None):
+            without |= {name: decided[name] for name in decided if name.startswith("rehearsal")}
+        return {name: value for name, value in decided.items() if name not in without or without[name] != value}

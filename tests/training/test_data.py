@@ -224,22 +224,32 @@ def test_fine_tuning_reads_only_the_given_subjects(make_store, finetune_config, 
 def test_fine_tuning_batches(make_store, finetune_config):
     store = make_store()
     data, again = (FinetuneData(store, ["blobs0", "blobs1"], finetune_config(batch_size=4)) for _ in range(2))
-    batch = data[3]
+    batch, rehearsed = data[3]
+    assert rehearsed is None
     assert batch.window.shape == (4, 1, 24, 24)
     assert (batch.window.dtype, batch.label.dtype) == (torch.float16, torch.uint8)
     assert batch.label.shape == (4, 24, 24)
-    assert same(batch, again[3])
-    assert not same(batch, data[4])
+    assert same(batch, again[3].labelled)
+    assert not same(batch, data[4].labelled)
     # Mask and image are cut at the same place: the square is bright.
     inside = batch.window[:, 0][batch.label == 1].float()
     assert inside.min() > 0.3 > batch.window[:, 0][batch.label == 0].float().max()
+
+
+def test_rehearsed_scans_leave_the_labelled_patches_as_they_are(make_store, finetune_config, pretrain_config):
+    store = make_store()
+    rehearsed = PretrainData(store, ("Blobs",), pretrain_config(batch_size=6))
+    alone = FinetuneData(store, ["blobs0"], finetune_config(batch_size=4))[3]
+    both = FinetuneData(store, ["blobs0"], finetune_config(batch_size=4), rehearsed=rehearsed)[3]
+    assert same(alone.labelled, both.labelled)
+    assert same(both.rehearsed, rehearsed[3])
 
 
 @pytest.mark.parametrize("foreground", [0.0, 1.0])
 def test_foreground_patches_are_centred_on_a_label(make_store, finetune_config, foreground):
     store = make_store(shape=(5, 64, 64))
     data = FinetuneData(store, store.split("Blobs").train, finetune_config(batch_size=16, foreground=foreground))
-    centre = torch.cat([data[step].label[:, 12, 12] for step in range(4)]).float().mean()
+    centre = torch.cat([data[step].labelled.label[:, 12, 12] for step in range(4)]).float().mean()
     assert centre == 1 if foreground else centre < 0.3
 
 
@@ -251,14 +261,14 @@ def test_rare_labels_are_centred_as_often_as_common_ones(make_store, finetune_co
     label[2, 25, 28] = 2
     np.save(store.path / "labels" / "Blobs" / "blobs0.npy", label)
     data = FinetuneData(store, ["blobs0"], finetune_config(batch_size=16, foreground=1.0))
-    centres = torch.cat([data[step].label[:, 12, 12] for step in range(8)])
+    centres = torch.cat([data[step].labelled.label[:, 12, 12] for step in range(8)])
     assert 0.35 < float((centres == 2).float().mean()) < 0.65
 
 
 def test_fine_tuning_on_an_empty_mask(make_store, finetune_config):
     store = make_store()
     np.save(store.path / "labels" / "Blobs" / "blobs0.npy", np.zeros((5, 28, 32), np.uint8))
-    assert int(FinetuneData(store, ["blobs0"], finetune_config(foreground=1.0))[0].label.max()) == 0
+    assert int(FinetuneData(store, ["blobs0"], finetune_config(foreground=1.0))[0].labelled.label.max()) == 0
 
 
 def test_no_masks_to_fine_tune_on(make_store, finetune_config):

@@ -286,9 +286,73 @@ def test_rates_of_loaded_and_new_layers(make_store, finetune_config, pretrained,
         learning_rate=0.5,
     )
     finetune(store, tmp_path / "run", config=config)
-    body, head = zip(*rates, strict=True)
+    body, head, rehearsed = zip(*rates, strict=True)
     assert head == pytest.approx([2, 1.5, 0.5])
+    assert rehearsed == pytest.approx([0.5, 0.375, 0.125])
     assert body == pytest.approx([0, 0.0375, 0.0125])
+
+
+def test_fine_tuning_rehearses_what_it_starts_from(
+    make_store, finetune_config, pretrained, tmp_path, monkeypatch, said
+):
+    store = make_store(TWO)
+    init = str(pretrained(store))
+    read, label = set(), type(store).label
+    monkeypatch.setattr(type(store), "label", lambda self, case: read.add(case.subject) or label(self, case))
+    for weight in (0.0, 0.3, 0.6):
+        said()
+        config = finetune_config(init=init, labels=("blobs1",), validation=False, steps=3, rehearsal=weight)
+        run = finetune(store, tmp_path / str(weight), config=config)
+        assert ("rehearses 'hierarchical'" in said()) == bool(weight)
+        # Images of all training subjects were in the pre-training already; masks are those of the labelled one.
+        assert run.info.subjects_seen["Blobs"] == store.split("Blobs").train
+        assert run.info.masks_seen == {"Blobs": ["blobs1"]}
+        assert set(run.load_weights()) == set(load_file(tmp_path / "0.0" / "weights.safetensors"))
+    assert read == {"blobs1"}
+    assert not values(tmp_path / "0.0", "rehearsal/tissue")
+    half, whole = (values(tmp_path / name, "rehearsal/tissue") for name in ("0.3", "0.6"))
+    assert whole[1] == pytest.approx(2 * half[1], rel=1e-5)
+    assert values(tmp_path / "0.0", "dice_ce")[1] == values(tmp_path / "0.6", "dice_ce")[1]
+    first, second = (load_file(tmp_path / name / "weights.safetensors") for name in ("0.0", "0.3"))
+    assert not torch.equal(first["unet.encoder.stages.0.0.conv.weight"], second["unet.encoder.stages.0.0.conv.weight"])
+
+
+@pytest.mark.parametrize("stop", [1, 3])
+def test_a_continued_rehearsal_equals_an_undisturbed_one(
+    make_store, finetune_config, pretrained, tmp_path, monkeypatch, stop
+):
+    store = make_store(TWO)
+    config = finetune_config(init=str(pretrained(store)), steps=5, checkpoint_every=1)
+    finetune(store, tmp_path / "whole", config=config)
+    with monkeypatch.context() as patch:
+        stop_at(patch, stop)
+        with pytest.raises(Stop):
+            finetune(store, tmp_path / "stopped", config=config)
+    finetune(store, tmp_path / "stopped", config=config)
+    assert_same_runs(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_a_start_from_scratch_can_be_asked_the_same(make_store, finetune_config, tmp_path):
+    store = make_store(TWO)
+    options = {"labels": ("blobs1",), "validation": False, "steps": 2}
+    plain = finetune(store, tmp_path / "plain", config=finetune_config(**options))
+    asked = finetune(store, tmp_path / "asked", config=finetune_config(**options, rehearsal_objective="simclr"))
+    assert plain.info.subjects_seen == {"Blobs": ["blobs1"]}
+    assert asked.info.subjects_seen == {"Blobs": store.split("Blobs").train}
+    assert not values(plain.path, "rehearsal/image")
+    assert values(asked.path, "rehearsal/image")[1] > 0
+
+
+def test_what_cannot_be_rehearsed(make_store, finetune_config, pretrained, tmp_path):
+    store = make_store(TWO)
+    stages = {"group_stage": 1, "task_stage": 2, "place_stage": 1, "region_stage": 1}
+    init = str(pretrained(store, options={"weights": {"task": 1.0}, **stages}))
+    with pytest.raises(ConfigError, match=r"cannot rehearse 'hierarchical' on one task.*rehearsal=0"):
+        finetune(store, tmp_path / "run", config=finetune_config(init=init))
+    with pytest.raises(ConfigError, match="option 'rehearsal_batch_size': 1 does not give"):
+        finetune(store, tmp_path / "run", config=finetune_config(init=init, rehearsal_batch_size=1))
+    assert not (tmp_path / "run").exists()
+    finetune(store, tmp_path / "run", config=finetune_config(init=init, rehearsal=0.0, steps=1))
 
 
 def test_a_complete_run_is_left_alone(make_store, finetune_config, tmp_path, said):

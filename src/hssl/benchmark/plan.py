@@ -255,6 +255,9 @@ def _finetuning(
         # They concern loaded layers only: setting them must not make scratch another run.
         options.pop("init_rate", None)
         options.pop("frozen", None)
+        if options.get("rehearsal_objective") is None:
+            options.pop("rehearsal", None)
+            options.pop("rehearsal_batch_size", None)
     # Subjects by name: where 5 % and 10 % are the same subject, they are the same run.
     fixed = {"task": task, "labels": tuple(sorted(labelled)), "seed": seed}
     init = pretraining.folder if pretraining is not None else "scratch"

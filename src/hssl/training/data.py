@@ -45,6 +45,13 @@ class LabelledBatch(NamedTuple):
     label: Tensor
 
 
+class FinetuneBatch(NamedTuple):
+    """What a step of fine-tuning sees: patches with masks and, where it rehearses, scans without."""
+
+    labelled: LabelledBatch
+    rehearsed: WindowBatch | None
+
+
 class PretrainData(Dataset[WindowBatch]):
     """Pre-training batches of the training subjects; no mask is read.
 
@@ -133,18 +140,27 @@ class PretrainData(Dataset[WindowBatch]):
         return index, image
 
 
-class FinetuneData(Dataset[LabelledBatch]):
+class FinetuneData(Dataset[FinetuneBatch]):
     """Fine-tuning batches of one task's labelled subjects.
 
     Args:
         store: The aggregated data.
         subjects: Subjects whose masks may be read.
         config: Task, batch size, window, share of foreground patches and seed.
+        rehearsed: Scans to rehearse on, as pre-training draws them; None for none.
         rank: Number of this process; each draws batches of its own.
     """
 
-    def __init__(self, store: Store, subjects: Sequence[str], config: FinetuneConfig, *, rank: int = 0) -> None:
-        self.store, self.config, self.rank = store, config, rank
+    def __init__(
+        self,
+        store: Store,
+        subjects: Sequence[str],
+        config: FinetuneConfig,
+        *,
+        rehearsed: PretrainData | None = None,
+        rank: int = 0,
+    ) -> None:
+        self.store, self.config, self.rehearsed, self.rank = store, config, rehearsed, rank
         self.cases = [case for case in store.cases(config.task, subjects) if case.has_label]
         if not self.cases:
             raise StoreError(f"task '{config.task}' has no masks of the chosen subjects", path=store.path)
@@ -155,8 +171,11 @@ class FinetuneData(Dataset[LabelledBatch]):
     def __len__(self) -> int:
         return self.config.steps
 
-    def __getitem__(self, step: int) -> LabelledBatch:
+    def __getitem__(self, step: int) -> FinetuneBatch:
         """The batch of `step`."""
+        return FinetuneBatch(self._labelled(step), None if self.rehearsed is None else self.rehearsed[step])
+
+    def _labelled(self, step: int) -> LabelledBatch:
         rng = np.random.default_rng((self.config.seed, step, 4, *([self.rank] * (self.rank > 0))))
         size = self.config.window
         windows, masks = [], []

@@ -14,18 +14,18 @@ from monai.losses.dice import DiceCELoss
 from torch import Generator, Tensor, nn
 from torch.utils.data import Dataset
 
-from hssl.config import FinetuneConfig
+from hssl.config import SCRATCH, FinetuneConfig, PretrainConfig
 from hssl.errors import ConfigError, RunError
 from hssl.networks import SegmentationNetwork, build_network, predict_volume
+from hssl.objectives import Domains, Objective, build_objective
 from hssl.runs.run import WEIGHTS, Run, RunInfo, load_unet, provenance
 from hssl.store import Store
-from hssl.training.data import FinetuneData, LabelledBatch
+from hssl.training.data import FinetuneBatch, FinetuneData, PretrainData
 from hssl.training.loggers import check_loggers
 from hssl.training.loop import Stage, fit
-from hssl.training.pretrain import check_patch
+from hssl.training.pretrain import ask, check_patch
 from hssl.views import follow, make_view
 
-SCRATCH = "scratch"
 logger = logging.getLogger(__name__)
 
 
@@ -39,6 +39,7 @@ class Finetuning(Stage):
         network: Encoder, decoder and new head.
         labelled: Subjects whose masks are trained on.
         loaded: Whether encoder and decoder come from pre-training.
+        rehearsal: The pre-training to rehearse, cut to this task; None for fine-tuning on masks alone.
     """
 
     config: FinetuneConfig
@@ -52,40 +53,67 @@ class Finetuning(Stage):
         labelled: list[str],
         *,
         loaded: bool,
+        rehearsal: PretrainConfig | None = None,
     ) -> None:
         super().__init__(config, run)
         self.store, self.labelled, self.loaded = store, labelled, loaded
         self.network = network
+        self.rehearsal = rehearsal
+        self.objective: Objective | None = None
+        if rehearsal is not None:
+            # Its heads are new: those of pre-training were thrown away.
+            domains = Domains((config.task,), (-1,))
+            try:
+                self.objective = build_objective(rehearsal.objective, network.unet, domains, rehearsal.options)
+            except ConfigError as error:
+                raise ConfigError(
+                    f"cannot rehearse '{rehearsal.objective}' on one task: {error.what}", hint="rehearsal=0"
+                ) from error
         self.loss = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
         self.extra = {"best": -1.0}
 
-    def losses(self, batch: LabelledBatch, step: int, generator: Generator) -> dict[str, Tensor]:
-        """Dice and cross-entropy on one augmented view of each window."""
-        view = make_view(batch.window, self.config.patch_size, self.config.view, generator)
-        label = follow(batch.label, view.grid)
-        return {"dice_ce": self.loss(self.network(view.image).float(), label[:, None])}
+    def losses(self, batch: FinetuneBatch, step: int, generator: Generator) -> dict[str, Tensor]:
+        """Dice and cross-entropy on one augmented view of each window, and the pretext losses that are rehearsed."""
+        window, labels = batch.labelled
+        view = make_view(window, self.config.patch_size, self.config.view, generator)
+        label = follow(labels, view.grid)
+        losses = {"dice_ce": self.loss(self.network(view.image).float(), label[:, None])}
+        if self.objective is not None and self.rehearsal is not None and batch.rehearsed is not None:
+            asked = ask(self.objective, self.network.unet, batch.rehearsed, self.rehearsal, generator)
+            for name, loss in asked.items():
+                if not name.startswith("watch/"):
+                    losses[f"rehearsal/{name}"] = self.config.rehearsal * loss
+        return losses
 
     def data(self, rank: int, world_size: int) -> Dataset[Any]:
-        """Windows of the labelled subjects."""
-        return FinetuneData(self.store, self.labelled, self.config, rank=rank)
+        """Windows of the labelled subjects and, to rehearse on, of all training subjects of the task."""
+        rehearsed = None
+        if self.rehearsal is not None:
+            rehearsed = PretrainData(self.store, (self.config.task,), self.rehearsal, rank=rank, world_size=world_size)
+        return FinetuneData(self.store, self.labelled, self.config, rehearsed=rehearsed, rank=rank)
 
     def trained(self) -> dict[str, nn.Module]:
-        """The segmentation network."""
-        return {"network": self.network}
+        """The segmentation network and, where it rehearses, the objective's heads."""
+        return {"network": self.network, **({} if self.objective is None else {"objective": self.objective})}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The U-Net and the new head, each with a rate of its own."""
+        """The U-Net, the new head and the objective's heads, each with a rate of its own."""
         unet: dict[str, Any] = {"params": list(self.network.unet.parameters())}
         if self.loaded:
             unet |= {"rate": self.config.init_rate, "frozen": self.config.frozen}
-        return [unet, {"params": list(self.network.head.parameters()), "rate": self.config.head_rate}]
+        groups = [unet, {"params": list(self.network.head.parameters()), "rate": self.config.head_rate}]
+        if self.objective is not None:
+            groups.append({"params": [p for p in self.objective.parameters() if p.requires_grad]})
+        return groups
 
     def rate(self, step: int, group: dict[str, Any]) -> float:
         """As the schedule says for the group; loaded layers wait while they are frozen."""
         return 0.0 if step < group.get("frozen", 0) else super().rate(step, group)
 
     def after_step(self, step: int) -> None:
-        """Validates now and then, and keeps the best weights."""
+        """Lets the objective move its copies, validates now and then, and keeps the best weights."""
+        if self.objective is not None:
+            self.objective.after_step(self.network.unet)
         every, last = self.config.validate_every, step == self.config.steps
         if self.config.validation and (step % every == 0 or last):
             dice = self.validate()
@@ -161,11 +189,15 @@ def finetune(store: Store | Path | str, output: Path | str, *, config: FinetuneC
         provenance=provenance(config, store),
     )
     torch.manual_seed(config.seed)
-    unet = build_network(config.network)
+    unet, source = build_network(config.network), None
     if config.init != SCRATCH:
         unet, source = load_unet(config.init)
         _check_source(source, store, config)
         info = _with_source(info, source)
+    rehearsal = _rehearsal(config, source)
+    if rehearsal is not None:
+        seen = info.subjects_seen | {config.task: sorted({*info.subjects_seen[config.task], *split.train})}
+        info = info.model_copy(update={"subjects_seen": seen})
     # Seeded again: the new head is the same whatever the network under it comes from.
     torch.manual_seed(config.seed)
     network = SegmentationNetwork(unet.train(), store.tasks[config.task].classes, config.head)
@@ -175,7 +207,9 @@ def finetune(store: Store | Path | str, output: Path | str, *, config: FinetuneC
         logger.info("%s is complete: nothing to do", run.path)
         return run
     check_loggers(config)
-    run.create()
+    loaded = source is not None
+    stage = Finetuning(config, store, run, network, labelled, loaded=loaded, rehearsal=rehearsal)
+    run.create()  # only now, as in pre-training
     count = len(labelled)
     if config.init == SCRATCH:
         logger.info("from scratch: encoder, decoder and segmentation head are new")
@@ -185,13 +219,43 @@ def finetune(store: Store | Path | str, output: Path | str, *, config: FinetuneC
         f"{config.task}: masks of {count} subject{'s' * (count > 1)} ({', '.join(labelled[:4])}{' ...' * (count > 4)})"
         + (f" and, to choose the checkpoint, of {len(validation)} for validation" if validation else "")
     )
-    stage = Finetuning(config, store, run, network, labelled, loaded=config.init != SCRATCH)
+    if rehearsal is not None:
+        logger.info("rehearses '%s' on the images of %d training subjects", rehearsal.objective, len(split.train))
     seconds = fit(stage, f"finetune {config.task}")
     if stage.global_rank == 0:
         if not config.validation:
             run.save_weights(network)
         run.finish({"seconds": seconds, "labelled": labelled, **stage.extra})
     return run
+
+
+def _rehearsal(config: FinetuneConfig, source: Run | None) -> PretrainConfig | None:
+    """The pre-training that `config` rehearses, cut to its task and schedule."""
+    before = source.config if source is not None else None
+    options: dict[str, Any] = {}
+    if isinstance(before, PretrainConfig) and config.rehearsal_objective in (None, before.objective):
+        options = before.model_dump(include={"objective", "options", "view"})
+    elif config.rehearsal_objective is not None:
+        options = {"objective": config.rehearsal_objective}
+    if not config.rehearsal or not options:
+        return None
+    processes = config.devices * config.nodes
+    if config.rehearsal_batch_size % processes or config.rehearsal_batch_size < 2 * processes:
+        raise ConfigError(
+            f"option 'rehearsal_batch_size': {config.rehearsal_batch_size} does not give each of {processes} devices "
+            "the same number of images",
+            hint="at least 2 each, or rehearsal=0",
+        )
+    return PretrainConfig(
+        **options,
+        tasks=(config.task,),
+        batch_size=config.rehearsal_batch_size,
+        patch_size=config.patch_size,
+        window_size=config.window_size,
+        steps=config.steps,
+        seed=config.seed,
+        groups="none",
+    )
 
 
 def _check_source(source: Run, store: Store, config: FinetuneConfig) -> None:

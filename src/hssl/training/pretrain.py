@@ -51,11 +51,8 @@ class Pretraining(Stage):
         self.objective = build_objective(config.objective, self.network, domains, config.options)
 
     def losses(self, batch: WindowBatch, step: int, generator: Generator) -> dict[str, Tensor]:
-        """Two views of each window, and the objective's losses on them."""
-        window, *where = batch
-        first, second = (make_view(window, self.config.patch_size, self.config.view, generator) for _ in range(2))
-        losses: dict[str, Tensor] = self.objective(self.network, PretrainBatch(first, second, *where))
-        return losses
+        """The objective's losses."""
+        return ask(self.objective, self.network, batch, self.config, generator)
 
     def data(self, rank: int, world_size: int) -> Dataset[Any]:
         """Windows of the training subjects."""
@@ -85,6 +82,16 @@ class Pretraining(Stage):
         """The step after which groups are looked for; None where they are not."""
         wanted = self.objective.wants_groups and self.config.groups == "auto" and len(self.tasks) > 2
         return max(1, math.floor(self.config.group_start * self.config.steps)) if wanted else None
+
+
+def ask(
+    objective: Objective, network: UNet, batch: WindowBatch, config: PretrainConfig, generator: Generator
+) -> dict[str, Tensor]:
+    """Draws two views of each window, and asks the objective for its losses on them."""
+    window, *where = batch
+    first, second = (make_view(window, config.patch_size, config.view, generator) for _ in range(2))
+    losses: dict[str, Tensor] = objective(network, PretrainBatch(first, second, *where))
+    return losses
 
 
 def pretrain(store: Store | Path | str, output: Path | str, *, config: PretrainConfig | None = None) -> Run:
@@ -178,14 +185,13 @@ def _measure(stage: Pretraining) -> tuple[float, float]:
     cuda = device.type == "cuda"
     modules = nn.ModuleList(copy.deepcopy([stage.network, stage.objective])).to(device)
     network, objective = cast("tuple[UNet, Objective]", tuple(modules))
-    window, *where = (part.to(device) for part in PretrainData(stage.store, stage.tasks, config)[0])
+    batch = WindowBatch(*(part.to(device) for part in PretrainData(stage.store, stage.tasks, config)[0]))
     seconds = math.inf
     for _ in range(2):
         began = time.monotonic()
         generator = torch.Generator(device).manual_seed(0)
-        first, second = (make_view(window, config.patch_size, config.view, generator) for _ in range(2))
         with torch.autocast(device.type, torch.bfloat16, enabled=wants_bf16(config)):
-            losses = objective(network, PretrainBatch(first, second, *where))
+            losses = ask(objective, network, batch, config, generator)
         torch.stack([loss for name, loss in losses.items() if not name.startswith("watch/")]).sum().backward()  # type: ignore[no-untyped-call]
         if cuda:
             torch.cuda.synchronize()
