@@ -41,7 +41,7 @@ from torch.optim import AdamW
 from hssl.config import FinetuneConfig, PretrainConfig, TrainingConfig
 from hssl.objectives import PretrainBatch
 from hssl.store import Store, aggregate
-from hssl.training.data import LabelledBatch
+from hssl.training.data import FinetuneBatch
 from hssl.training.finetune import Finetuning
 from hssl.training.loop import Stage, wants_bf16
 from hssl.training.pretrain import Pretraining
@@ -266,9 +266,10 @@ def finetune_rows(store: Store, folder: Path, threads: int) -> list[Row]:
     )
     made: dict[str, Any] = {}
 
-    def view_of(batch: LabelledBatch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        view = make_view(batch.window, config.patch_size, config.view, generator)
-        return view.image, follow(batch.label, view.grid)
+    def view_of(batch: FinetuneBatch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        window, labels = batch.labelled
+        view = make_view(window, config.patch_size, config.view, generator)
+        return view.image, follow(labels, view.grid)
 
     def make(stage: Stage) -> dict[str, Callable[[], object]]:
         made["data"] = stage.data(0, 1)
