@@ -106,8 +106,8 @@ class PointHead(nn.Module):
         """
         results = []
         for features, layer in zip(decoded, cast("Iterable[nn.Linear]", self.layers), strict=True):
-            weight = layer.weight.view(*self.shape, -1)[task]
-            bias = layer.bias.view(self.shape)[task]
+            weight = layer.weight.view(*self.shape, -1).index_select(0, task)
+            bias = layer.bias.view(self.shape).index_select(0, task)
             results.append(at_points(features, points) @ weight.mT + bias[:, None])
         return torch.stack(results).sum(0)
 
