@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hssl.config import AggregateConfig, FinetuneConfig, PretrainConfig
+from hssl.config import SCRATCH, AggregateConfig, FinetuneConfig, PretrainConfig
 from hssl.evaluation import evaluate
 from hssl.files import replacing
 from hssl.networks import predict_volume
@@ -76,11 +76,11 @@ def run_demo(output: Path | str, *, seed: int = 0) -> DemoResult:
             config = FinetuneConfig(
                 task=task,
                 labels=1,
-                init=str(joint.path) if arm == "hssl" else "scratch",
+                init=str(joint.path) if arm == "hssl" else SCRATCH,
                 steps=FINETUNE_STEPS,
                 patch_size=PATCH_SIZE,
                 validation=False,
-                rehearsal=0,  # it pays in long fine-tuning only (docs/results.md)
+                rehearsal=0,  # after so few steps it gave nothing (docs/results.md)
                 seed=seed,
             )
             finetune(store, run, config=config)

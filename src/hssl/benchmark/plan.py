@@ -28,7 +28,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, field_validator, model_validator
 
-from hssl.config import FinetuneConfig, PretrainConfig, StageConfig
+from hssl.config import SCRATCH, FinetuneConfig, PretrainConfig, StageConfig
 from hssl.errors import ConfigError
 from hssl.objectives import OBJECTIVES
 from hssl.store import Store
@@ -255,12 +255,9 @@ def _finetuning(
         # They concern loaded layers only: setting them must not make scratch another run.
         options.pop("init_rate", None)
         options.pop("frozen", None)
-        if options.get("rehearsal_objective") is None:
-            options.pop("rehearsal", None)
-            options.pop("rehearsal_batch_size", None)
     # Subjects by name: where 5 % and 10 % are the same subject, they are the same run.
     fixed = {"task": task, "labels": tuple(sorted(labelled)), "seed": seed}
-    init = pretraining.folder if pretraining is not None else "scratch"
+    init = pretraining.folder if pretraining is not None else SCRATCH
     config = FinetuneConfig.checked({**options, **fixed, "init": init})
     content = [config.decisive(), plan.evaluation.model_dump(mode="json"), data]
     return Job("finetune", _hash(content), config, needs=None if pretraining is None else pretraining.hash)

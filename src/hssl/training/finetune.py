@@ -23,7 +23,7 @@ from hssl.store import Store
 from hssl.training.data import FinetuneBatch, FinetuneData, PretrainData
 from hssl.training.loggers import check_loggers
 from hssl.training.loop import Stage, fit
-from hssl.training.pretrain import ask, check_patch
+from hssl.training.pretrain import ask, check_batch_size, check_patch
 from hssl.views import follow, make_view
 
 logger = logging.getLogger(__name__)
@@ -239,13 +239,8 @@ def _rehearsal(config: FinetuneConfig, source: Run | None) -> PretrainConfig | N
         options = {"objective": config.rehearsal_objective}
     if not config.rehearsal or not options:
         return None
-    processes = config.devices * config.nodes
-    if config.rehearsal_batch_size % processes or config.rehearsal_batch_size < 2 * processes:
-        raise ConfigError(
-            f"option 'rehearsal_batch_size': {config.rehearsal_batch_size} does not give each of {processes} devices "
-            "the same number of images",
-            hint="at least 2 each, or rehearsal=0",
-        )
+    name, hint = "option 'rehearsal_batch_size':", "at least 2 each, or rehearsal=0"
+    check_batch_size(config.rehearsal_batch_size, config, name, hint)
     return PretrainConfig(
         **options,
         tasks=(config.task,),

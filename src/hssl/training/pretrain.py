@@ -14,7 +14,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.utils.data import Dataset
 
-from hssl.config import PretrainConfig
+from hssl.config import PretrainConfig, TrainingConfig
 from hssl.errors import ConfigError
 from hssl.grouping import Grouping, find_groups, given_groups
 from hssl.networks import UNet, build_network
@@ -112,12 +112,7 @@ def pretrain(store: Store | Path | str, output: Path | str, *, config: PretrainC
     """
     config = config or PretrainConfig()
     store = store if isinstance(store, Store) else Store.open(store)
-    processes = config.devices * config.nodes
-    if config.batch_size % processes or config.batch_size < 2 * processes:
-        raise ConfigError(
-            f"batch size {config.batch_size} does not give each of {processes} devices the same number of images",
-            hint="at least 2 each",
-        )
+    check_batch_size(config.batch_size, config, "batch size")
     tasks = tuple(config.tasks or store.tasks)
     seen = {task: store.split(task).train for task in tasks}
     info = RunInfo(
@@ -143,6 +138,20 @@ def pretrain(store: Store | Path | str, output: Path | str, *, config: PretrainC
         run.save_weights(stage.network)
         run.finish({"losses": {name: float(value) for name, value in stage.latest.items()}, "seconds": seconds})
     return run
+
+
+def check_batch_size(size: int, config: TrainingConfig, name: str, hint: str = "at least 2 each") -> None:
+    """Checks that every device gets as many images as any other, and at least two; `name` is for the message.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    processes = config.devices * config.nodes
+    if size % processes or size < 2 * processes:
+        raise ConfigError(
+            f"{name} {size} does not give each of {processes} devices the same number of images",
+            hint=hint,
+        )
 
 
 def check_patch(patch: int, network: UNet) -> None:
