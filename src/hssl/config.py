@@ -361,10 +361,15 @@ class FinetuneConfig(TrainingConfig):
     validate_every: PositiveInt = 250
     view: ViewConfig = ViewConfig(elastic=0.02)
 
+    @property
+    def rehearses(self) -> bool:
+        """Whether pretext losses are asked for; from scratch only if an objective is named."""
+        return self.rehearsal > 0 and (self.init != SCRATCH or self.rehearsal_objective is not None)
+
     def decisive(self) -> dict[str, Any]:
         """As for every stage; ledgers from before `head`, `head_rate` and `rehearsal` hold runs without them."""
         decided = super().decisive()
         without = {"head": "last", "head_rate": 1, "rehearsal_objective": None}
-        if not self.rehearsal or (self.init == SCRATCH and self.rehearsal_objective is None):
+        if not self.rehearses:
             without |= {name: decided[name] for name in decided if name.startswith("rehearsal")}
         return {name: value for name, value in decided.items() if name not in without or without[name] != value}

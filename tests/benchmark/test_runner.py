@@ -175,6 +175,8 @@ def test_grid_runs_continues_and_grows(make_plan: MakePlan, store: Store, tmp_pa
     assert not bench.exists()
     assert [row["run"].split()[0] for row in forecast] == ["scratch", "pre-training", "joint", "all"]
     assert all(row["hours"] > 0 for row in forecast)
+    # A labelled batch of 2; joint also rehearses 4 scans in two views.
+    assert forecast[2]["hours"] == pytest.approx(5 * forecast[0]["hours"])
 
     summary = run_benchmark(make_plan(), bench, workers=2)
     assert [(row["arm"], row["seeds"]) for row in summary] == [("scratch", 1), ("joint", 1)]

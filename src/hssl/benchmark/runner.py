@@ -26,6 +26,7 @@ from hssl.benchmark.executors import ClusterExecutor, Executor, Handle, LocalExe
 from hssl.benchmark.ledger import Ledger, Row, locked
 from hssl.benchmark.plan import BenchmarkPlan, Cell, Grid, Job, expand
 from hssl.benchmark.worker import OUTCOME, Order
+from hssl.config import PretrainConfig
 from hssl.errors import ConfigError, TrainingError
 from hssl.files import write_text
 from hssl.store import Store
@@ -280,9 +281,16 @@ class _Clock:
                 self._measured[job.stage] = _step_seconds(job) * job.config.steps / _pixels(job)
 
 
+def _views(job: Job) -> int:
+    """Images that the network sees in a step: two views of a scan that is asked about, one of a labelled one."""
+    config = job.config
+    if isinstance(config, PretrainConfig):
+        return 2 * config.batch_size
+    return config.batch_size + (2 * config.rehearsal_batch_size if config.rehearses else 0)
+
+
 def _pixels(job: Job) -> float:
-    views = 2 if job.stage == "pretrain" else 1
-    return float(job.config.steps * job.config.batch_size * views * job.config.patch_size**2)
+    return float(job.config.steps * _views(job) * job.config.patch_size**2)
 
 
 def _step_seconds(job: Job) -> float:
@@ -294,8 +302,7 @@ def _step_seconds(job: Job) -> float:
     config = job.config
     device = expected_device(config)
     network = build_network(config.network).to(device)
-    views = 2 if job.stage == "pretrain" else 1
-    batch = torch.rand((config.batch_size * views, 1, config.patch_size, config.patch_size), device=device)
+    batch = torch.rand((_views(job), 1, config.patch_size, config.patch_size), device=device)
     seconds = []
     for _ in range(3):
         began = time.monotonic()
