@@ -12,6 +12,7 @@ from hssl.benchmark.ledger import Ledger, locked
 from hssl.benchmark.plan import _hash, expand
 from hssl.config import AggregateConfig, FinetuneConfig, PretrainConfig
 from hssl.errors import ConfigError, RunError, StoreError, TrainingError
+from hssl.objectives import OBJECTIVES
 from hssl.store import Store, aggregate
 
 MakePlan = Callable[..., BenchmarkPlan]
@@ -62,6 +63,30 @@ def test_same_subjects_are_the_same_run(make_plan: MakePlan, store: Store) -> No
     assert len(grid.cells) == 2
     assert len(grid.jobs) == 1
     assert [cell.labels for cell in grid.cells] == ["5%", "1"]
+
+
+def test_an_arm_may_keep_to_some_fractions(make_plan: MakePlan, store: Store) -> None:
+    arms = {"scratch": {"domains": "none", "fractions": ["100%"]}, "joint": {"fractions": ["50%"]}, "single": {}}
+    cells = expand(make_plan(fractions=["50%", "100%"], arms=arms), store).cells
+    assert [(cell.labels, cell.arm) for cell in cells] == [
+        ("50%", "joint"),
+        ("50%", "single"),
+        ("100%", "scratch"),
+        ("100%", "single"),
+    ]
+
+
+def test_options_of_a_rehearsed_objective_make_another_run(
+    make_plan: MakePlan, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan(arms={"scratch": {"domains": "none", "finetune": {"rehearsal_objective": "simclr"}}})
+    before = expand(plan, store).cells[0].hash
+
+    class Colder(OBJECTIVES["simclr"].Options):  # type: ignore[name-defined,misc]
+        temperature: float = 0.01
+
+    monkeypatch.setattr(OBJECTIVES["simclr"], "Options", Colder)
+    assert expand(plan, store).cells[0].hash != before
 
 
 def test_options_join_level_by_level(make_plan: MakePlan, store: Store) -> None:
@@ -135,6 +160,7 @@ def test_hashes_are_those_of_earlier_versions() -> None:
         ({"finetune_by_task": {"Task01": {"labels": 1}}}, "'labels' is set by the plan"),
         ({"seeds": [1, 1]}, "twice"),
         ({"arms": {}}, "arms"),
+        ({"arms": {"a": {"fractions": ["7%"]}}}, "'a' runs '7%', which is not one of the plan's fractions"),
     ],
 )
 def test_mistakes_in_a_plan(make_plan: MakePlan, changes: dict[str, Any], message: str) -> None:
@@ -145,6 +171,9 @@ def test_mistakes_in_a_plan(make_plan: MakePlan, changes: dict[str, Any], messag
 def test_mistakes_that_show_in_the_store(make_plan: MakePlan, store: Store, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="arm 'joint': no objective 'nonesuch'"):
         run_benchmark(make_plan(arms={"joint": {"pretrain": {"objective": "nonesuch"}}}), tmp_path / "bench")
+    asked = {"scratch": {"domains": "none", "finetune": {"rehearsal_objective": "nonesuch"}}}
+    with pytest.raises(ConfigError, match="arm 'scratch': no objective 'nonesuch'"):
+        run_benchmark(make_plan(arms=asked), tmp_path / "bench")
     with pytest.raises(StoreError, match="no task"):
         run_benchmark(make_plan(arms={"joint": {"domains": ["nowhere"]}}), tmp_path / "bench")
     assert not (tmp_path / "bench").exists()

@@ -44,11 +44,13 @@ class Arm(StageConfig):
     Attributes:
         domains: What is pre-trained on: ``joint`` (all tasks of the store), ``single`` (the task at hand alone), a
             list of tasks, or ``none`` (from scratch).
+        fractions: Those of the plan's fractions that this arm runs; None is all of them.
         pretrain: Options of pre-training that differ from the plan's.
         finetune: Options of fine-tuning that differ from the plan's.
     """
 
     domains: Literal["joint", "single", "none"] | tuple[str, ...] = "joint"
+    fractions: tuple[str | PositiveInt, ...] | None = Field(None, min_length=1)
     pretrain: dict[str, Any] = Field(default_factory=dict)
     finetune: dict[str, Any] = Field(default_factory=dict)
 
@@ -109,6 +111,13 @@ class BenchmarkPlan(StageConfig):
         if values is not None and len(set(values)) < len(values):
             raise ValueError("names something twice")
         return values
+
+    @model_validator(mode="after")
+    def _arms_keep_to_the_fractions(self) -> Self:
+        for name, arm in self.arms.items():
+            if stray := [labels for labels in arm.fractions or () if labels not in self.fractions]:
+                raise ValueError(f"arm '{name}' runs '{stray[0]}', which is not one of the plan's fractions")
+        return self
 
     @model_validator(mode="after")
     def _fixed_by_the_grid(self) -> Self:
@@ -202,6 +211,8 @@ def expand(plan: BenchmarkPlan, store: Store) -> Grid:
             for task in tasks:
                 labelled = store.labelled(task, labels, seed)
                 for name, arm in plan.arms.items():
+                    if arm.fractions is not None and labels not in arm.fractions:
+                        continue
                     try:
                         pretraining = _pretraining(plan, arm, task, store, data)
                         job = _finetuning(plan, arm, task, labelled, seed, pretraining, data)
@@ -222,12 +233,15 @@ def _pretraining(plan: BenchmarkPlan, arm: Arm, task: str, store: Store, data: d
         store.split(name)  # says so where there is no such task
     options = _pretrain_options(plan, arm)
     config = PretrainConfig.checked({**options, "tasks": tasks})
-    if config.objective not in OBJECTIVES:
-        raise ConfigError(f"no objective '{config.objective}'", hint=f"choose one of {', '.join(OBJECTIVES)}")
-    # Defaults of the objective decide the result as much as what was set.
-    full = OBJECTIVES[config.objective].Options.checked(config.options).model_dump(mode="json")
-    content = [config.decisive(), full, data]
+    content = [config.decisive(), _objective_options(config.objective, config.options), data]
     return Job("pretrain", _hash(content), config)
+
+
+def _objective_options(objective: str, options: dict[str, Any]) -> dict[str, Any]:
+    """All options of an objective: its defaults decide the result as much as what was set."""
+    if objective not in OBJECTIVES:
+        raise ConfigError(f"no objective '{objective}'", hint=f"choose one of {', '.join(OBJECTIVES)}")
+    return OBJECTIVES[objective].Options.checked(options).model_dump(mode="json")
 
 
 def _pretrain_options(plan: BenchmarkPlan, arm: Arm) -> dict[str, Any]:
@@ -259,7 +273,9 @@ def _finetuning(
     fixed = {"task": task, "labels": tuple(sorted(labelled)), "seed": seed}
     init = pretraining.folder if pretraining is not None else SCRATCH
     config = FinetuneConfig.checked({**options, **fixed, "init": init})
-    content = [config.decisive(), plan.evaluation.model_dump(mode="json"), data]
+    content: list[Any] = [config.decisive(), plan.evaluation.model_dump(mode="json"), data]
+    if config.rehearses and config.rehearsal_objective is not None:
+        content.append(_objective_options(config.rehearsal_objective, {}))
     return Job("finetune", _hash(content), config, needs=None if pretraining is None else pretraining.hash)
 
 
