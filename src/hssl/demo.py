@@ -25,7 +25,7 @@ from hssl.sources.phantoms import write_phantoms
 from hssl.store import CaseRecord, Store, aggregate, widest_slice
 from hssl.training import finetune, pretrain
 
-SUBJECTS = 32
+SUBJECTS = 16
 PATCH_SIZE = 64
 PRETRAIN_STEPS = 250
 FINETUNE_STEPS = 200
