@@ -28,7 +28,7 @@ from hssl.training import finetune, pretrain
 SUBJECTS = 16
 PATCH_SIZE = 64
 PRETRAIN_STEPS = 250
-FINETUNE_STEPS = 200
+FINETUNE_STEPS = 150
 FINETUNE_BATCH = 8
 # A CT, an MR and an X-ray: all five would take more than the six minutes that a demo may.
 FINETUNED = ("Task01_AbdomenCT", "Task02_HeartMR", "Task05_ChestXray")
