@@ -97,3 +97,6 @@ def test_mean_ranks_over_tasks_that_all_have() -> None:
     rows.append(make_row("a", "C", 0, {"x": 1.0}))
     assert mean_ranks(rows, "abc", "5%") == {"a": (3 + 1.5) / 2, "b": (2 + 1.5) / 2, "c": (1 + 3) / 2}
     assert mean_ranks(rows, "ad", "5%") == {}
+    # A seed that only one arm has says who is labelled, not which arm is better.
+    rows.append(make_row("a", "B", 1, {"x": 0.0}))
+    assert mean_ranks(rows, "abc", "5%") == {"a": 3, "b": 2, "c": 1}

@@ -153,7 +153,7 @@ def holm(values: Sequence[float | None]) -> list[float | None]:
 
 
 def mean_ranks(rows: Iterable[Row], arms: Sequence[str], labels: str, metric: str = "dice") -> dict[str, float]:
-    """Mean rank (1 is best, ties share) of each arm over the tasks that all of them have; empty without one.
+    """Mean rank (1 is best, ties share) of each arm over the tasks that all have with as many seeds; empty without one.
 
     Args:
         rows: Lines of a ledger.
@@ -162,11 +162,15 @@ def mean_ranks(rows: Iterable[Row], arms: Sequence[str], labels: str, metric: st
         metric: ``dice``, ``nsd`` (more is better) or ``hd95`` (less is).
     """
     means: dict[str, dict[str, float]] = {}
+    seeds: dict[str, set[int]] = {}
     for each in summarise(rows, metric):
         if each.labels == labels and each.arm in arms and each.mean is not None:
             means.setdefault(each.task, {})[each.arm] = each.mean
+            seeds.setdefault(each.task, set()).add(each.seeds)
     sign = 1 if metric == "hd95" else -1
-    ranks = [rankdata([sign * of[arm] for arm in arms]) for of in means.values() if len(of) == len(arms)]
+    # While a grid runs, one arm may have seeds that another has not: which subject is labelled would rank them.
+    paired = [of for task, of in means.items() if len(of) == len(arms) and len(seeds[task]) == 1]
+    ranks = [rankdata([sign * of[arm] for arm in arms]) for of in paired]
     return dict(zip(arms, np.mean(ranks, axis=0).tolist(), strict=True)) if ranks else {}
 
 

@@ -53,17 +53,21 @@ def score_table(rows: Sequence[Row], arms: Sequence[str], labels: str, metric: s
     present = [arm for arm in arms if any(key[1] == arm for key in means)]
     tasks = list(dict.fromkeys(task for task, _ in means))
     best: Callable[[Sequence[float]], float] = min if metric == "hd95" else max
-    body = []
+    body, shared = [], []
     for task in tasks:
         values = [means.get((task, arm)) for arm in present]
-        body.append([Cell(task), *_marked([_spread(each, factor) for each in values], _values(values), best)])
-    shared = [task for task in tasks if all(_has(means.get((task, arm))) for arm in present)]
+        # While a grid runs, arms may differ in their seeds, which say who is labelled: then they are not compared.
+        paired = len({each.seeds for each in values if each is not None and _has(each)}) == 1
+        known = _values(values) if paired else [None] * len(values)
+        body.append([Cell(task), *_marked([_spread(each, factor) for each in values], known, best)])
+        if paired and all(_has(each) for each in values):
+            shared.append(task)
     averages = [[means[task, arm].mean or 0.0 for task in shared] for arm in present]
     summary = 0
     if len(shared) > 1:
         overall = [fmean(each) for each in averages]
         ranks = mean_ranks(rows, present, labels, metric)
-        over = f"mean of {len(shared)} tasks" + (" that all have" if len(shared) < len(tasks) else "")
+        over = f"mean of {len(shared)} tasks" + (" that all have, seed for seed" if len(shared) < len(tasks) else "")
         body.append([Cell(over), *_marked([f"{factor * each:.1f}" for each in overall], overall, best)])
         body.append(
             [Cell("mean rank"), *_marked([f"{ranks[a]:.2f}" for a in present], [ranks[a] for a in present], min)]
