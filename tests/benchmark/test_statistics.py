@@ -100,3 +100,6 @@ def test_mean_ranks_over_tasks_that_all_have() -> None:
     # A seed that only one arm has says who is labelled, not which arm is better.
     rows.append(make_row("a", "B", 1, {"x": 0.0}))
     assert mean_ranks(rows, "abc", "5%") == {"a": 3, "b": 2, "c": 1}
+    # As many seeds are not enough: they must be the same.
+    rows = [make_row("a", "A", 0, {"x": 0.1}), make_row("b", "A", 1, {"x": 0.2})]
+    assert mean_ranks(rows, "ab", "5%") == {}

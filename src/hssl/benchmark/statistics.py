@@ -26,7 +26,7 @@ class Summary:
         task: The task.
         labels: Labelled subjects as the plan has them, for example ``5%``.
         arm: The arm.
-        seeds: Number of runs.
+        ran: Seeds that have a value.
         mean: Over seeds; None where no run has a value.
         spread: Standard deviation over seeds (n - 1); None for fewer than two.
     """
@@ -34,9 +34,14 @@ class Summary:
     task: str
     labels: str
     arm: str
-    seeds: int
+    ran: frozenset[int]
     mean: float | None
     spread: float | None
+
+    @property
+    def seeds(self) -> int:
+        """Number of runs."""
+        return len(self.ran)
 
 
 @dataclass(frozen=True)
@@ -72,15 +77,25 @@ class Difference:
 
 def summarise(rows: Iterable[Row], metric: str = "dice") -> list[Summary]:
     """Mean and standard deviation over seeds of each task, share and arm, in the order of the rows."""
-    found: dict[tuple[str, str, str], list[float]] = {}
+    found: dict[tuple[str, str, str], dict[int, float]] = {}
     for row in rows:
-        values = found.setdefault((row["task"], row["labels"], row["arm"]), [])
+        values = found.setdefault((row["task"], row["labels"], row["arm"]), {})
         if row[metric] is not None:
-            values.append(row[metric])
+            values[row["seed"]] = row[metric]
     return [
-        Summary(*key, len(values), fmean(values) if values else None, stdev(values) if len(values) > 1 else None)
+        Summary(
+            *key,
+            frozenset(values),
+            fmean(values.values()) if values else None,
+            stdev(values.values()) if len(values) > 1 else None,
+        )
         for key, values in found.items()
     ]
+
+
+def same_seeds(summaries: Iterable[Summary]) -> bool:
+    """Whether these ran with the same seeds; else who was labelled differs, and their means are not comparable."""
+    return len({each.ran for each in summaries}) == 1
 
 
 def case_values(row: Row, metric: str = "dice") -> dict[str, float]:
@@ -153,7 +168,7 @@ def holm(values: Sequence[float | None]) -> list[float | None]:
 
 
 def mean_ranks(rows: Iterable[Row], arms: Sequence[str], labels: str, metric: str = "dice") -> dict[str, float]:
-    """Mean rank (1 is best, ties share) of each arm over the tasks that all have with as many seeds; empty without one.
+    """Mean rank (1 is best, ties share) of each arm over the tasks that all have, seed for seed; empty without one.
 
     Args:
         rows: Lines of a ledger.
@@ -161,16 +176,13 @@ def mean_ranks(rows: Iterable[Row], arms: Sequence[str], labels: str, metric: st
         labels: The share of the labels.
         metric: ``dice``, ``nsd`` (more is better) or ``hd95`` (less is).
     """
-    means: dict[str, dict[str, float]] = {}
-    seeds: dict[str, set[int]] = {}
+    found: dict[str, dict[str, Summary]] = {}
     for each in summarise(rows, metric):
         if each.labels == labels and each.arm in arms and each.mean is not None:
-            means.setdefault(each.task, {})[each.arm] = each.mean
-            seeds.setdefault(each.task, set()).add(each.seeds)
+            found.setdefault(each.task, {})[each.arm] = each
     sign = 1 if metric == "hd95" else -1
-    # While a grid runs, one arm may have seeds that another has not: which subject is labelled would rank them.
-    paired = [of for task, of in means.items() if len(of) == len(arms) and len(seeds[task]) == 1]
-    ranks = [rankdata([sign * of[arm] for arm in arms]) for of in paired]
+    paired = [of for of in found.values() if len(of) == len(arms) and same_seeds(of.values())]
+    ranks = [rankdata([sign * (of[arm].mean or 0.0) for arm in arms]) for of in paired]
     return dict(zip(arms, np.mean(ranks, axis=0).tolist(), strict=True)) if ranks else {}
 
 

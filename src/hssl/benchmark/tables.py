@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from hssl.benchmark.claims import Claim, shown, signed
-from hssl.benchmark.statistics import Difference, Row, Summary, compare, mean_ranks, summarise
+from hssl.benchmark.statistics import Difference, Row, Summary, compare, mean_ranks, same_seeds, summarise
 
 
 class Cell(NamedTuple):
@@ -56,8 +56,7 @@ def score_table(rows: Sequence[Row], arms: Sequence[str], labels: str, metric: s
     body, shared = [], []
     for task in tasks:
         values = [means.get((task, arm)) for arm in present]
-        # While a grid runs, arms may differ in their seeds, which say who is labelled: then they are not compared.
-        paired = len({each.seeds for each in values if each is not None and _has(each)}) == 1
+        paired = same_seeds(each for each in values if each is not None and _has(each))
         known = _values(values) if paired else [None] * len(values)
         body.append([Cell(task), *_marked([_spread(each, factor) for each in values], known, best)])
         if paired and all(_has(each) for each in values):
