@@ -187,6 +187,7 @@ def pretrain(
     store: StorePath,
     output: Output,
     tasks: Annotated[str | None, typer.Option(help="Tasks to learn from, with commas; all by default.")] = None,
+    init: Annotated[str | None, typer.Option(help="A run to go on from, hf://OWNER/NAME, or scratch.")] = None,
     objective: Annotated[str | None, typer.Option(help="hierarchical (ours), or one of the rivals.")] = None,
     network: Annotated[str | None, typer.Option(help="small (CPU), base or large.")] = None,
     plans: Annotated[
@@ -221,6 +222,7 @@ def pretrain(
         config,
         options,
         tasks=tasks.split(",") if tasks else None,
+        init=init,
         objective=objective,
         network=planned or network,
         groups=_groups(groups),

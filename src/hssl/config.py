@@ -291,9 +291,11 @@ class PretrainConfig(TrainingConfig):
 
     Attributes:
         tasks: Tasks of the store to learn from; None is all of them.
+        init: A run folder whose encoder and decoder to go on with, usually of pre-training on more tasks, or
+            ``scratch``. The objective's heads are new.
         objective: Name in the registry of objectives.
         options: Options of the objective, by name.
-        network: A preset (``small``, ``base``, ``large``) or a shape.
+        network: A preset (``small``, ``base``, ``large``) or a shape; a run to start from brings its own.
         batch_size: Images a step, over all devices; each is seen in two views.
         domains_per_batch: Tasks that share a batch.
         tempering: A task is drawn with probability proportional to its slices to this power.
@@ -304,6 +306,7 @@ class PretrainConfig(TrainingConfig):
     """
 
     tasks: tuple[str, ...] | None = Field(None, min_length=1)
+    init: str = SCRATCH
     objective: str = "hierarchical"
     options: dict[str, Any] = Field(default_factory=dict)
     network: NetworkConfig = Field(default_factory=NetworkConfig)
@@ -315,6 +318,11 @@ class PretrainConfig(TrainingConfig):
     groups: Literal["auto", "none"] | dict[str, str] = "auto"
     group_start: Fraction = 0.1
     view: ViewConfig = ViewConfig(hide=0.3)
+
+    def decisive(self) -> dict[str, Any]:
+        """As for every stage; ledgers from before `init` hold runs from scratch."""
+        decided = super().decisive()
+        return {name: value for name, value in decided.items() if name != "init" or value != SCRATCH}
 
 
 class FinetuneConfig(TrainingConfig):

@@ -7,10 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hssl.config import NetworkConfig
+from hssl.config import NetworkConfig, PretrainConfig
 from hssl.errors import ConfigError, RunError, StoreError, TrainingError
 from hssl.networks import UNet
 from hssl.runs import load_unet
+from hssl.store import Split
 from hssl.training import pretrain
 from hssl.training.pretrain import Pretraining, check_patch, duration
 
@@ -70,6 +71,50 @@ def test_what_a_run_leaves(make_store, pretrain_config, tmp_path):
     assert {line[1] for line in lines} >= {"loss", "group", "task", "image", "region", "pixel", "learning_rate"}
     network, _ = load_unet(run.path)
     assert network(torch.rand(1, 1, 16, 16)).shape == (1, 4, 16, 16)
+
+
+def test_going_on_from_a_run(make_store, pretrain_config, tmp_path, monkeypatch, said):
+    store = make_store(THREE)
+    first = pretrain(store, tmp_path / "first", config=pretrain_config())
+    starts = []
+    configure = Pretraining.configure_optimizers
+
+    def remember(self):
+        starts.append({name: tensor.clone() for name, tensor in self.network.state_dict().items()})
+        return configure(self)
+
+    monkeypatch.setattr(Pretraining, "configure_optimizers", remember)
+    config = pretrain_config(steps=2, tasks=("B",), init=str(first.path))
+    second = pretrain(store, tmp_path / "second", config=config)
+    assert "loaded encoder and decoder" in said()
+    expected = first.load_weights()
+    assert all(torch.equal(starts[0][name], tensor) for name, tensor in expected.items())
+    assert not any(torch.equal(expected[name], new) for name, new in second.load_weights().items() if "conv.w" in name)
+    # What the first saw is seen for good.
+    assert second.info.subjects_seen == first.info.subjects_seen
+    assert "init_weights_sha256" in second.info.provenance
+    assert pretrain_config().decisive().keys() == config.decisive().keys() - {"init"}
+
+
+def test_going_on_brings_the_network_along(make_store, pretrain_config, tmp_path):
+    store = make_store(THREE)
+    first = pretrain(store, tmp_path / "first", config=pretrain_config(steps=1))
+    options = pretrain_config(steps=1, init=str(first.path)).model_dump(exclude_unset=True)
+    with pytest.raises(ConfigError, match="option 'network' is not that of this run"):
+        pretrain(store, tmp_path / "second", config=PretrainConfig.checked({**options, "network": "small"}))
+    assert not (tmp_path / "second").exists()
+    config = PretrainConfig.checked({name: value for name, value in options.items() if name != "network"})
+    assert pretrain(store, tmp_path / "second", config=config).info.network == first.info.network
+
+
+def test_going_on_where_test_subjects_were_seen_is_refused(make_store, pretrain_config, tmp_path):
+    first = pretrain(make_store(THREE), tmp_path / "first", config=pretrain_config(steps=1))
+    seen = first.info.subjects_seen["A"]
+    names = [*seen, *(f"a{index}" for index in range(5) if f"a{index}" not in seen)]
+    split = Split(train=names[2:], val=names[1:2], test=names[:1])
+    other = make_store(THREE, name="other", splits={"A": split})
+    with pytest.raises(RunError, match=f"was trained on '{names[0]}', a test subject of task 'A'"):
+        pretrain(other, tmp_path / "second", config=pretrain_config(steps=1, init=str(first.path)))
 
 
 def test_training_changes_the_weights(make_store, pretrain_config, tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 from pathlib import Path
@@ -14,16 +13,17 @@ from monai.losses.dice import DiceCELoss
 from torch import Generator, Tensor, nn
 from torch.utils.data import Dataset
 
-from hssl.config import SCRATCH, FinetuneConfig, PretrainConfig
-from hssl.errors import ConfigError, RunError
+from hssl.config import FinetuneConfig, PretrainConfig
+from hssl.errors import ConfigError
 from hssl.networks import SegmentationNetwork, build_network, predict_volume
 from hssl.objectives import Domains, Objective, build_objective
-from hssl.runs.run import WEIGHTS, Run, RunInfo, load_unet, provenance
+from hssl.runs.run import Run, RunInfo, provenance
 from hssl.store import Store
 from hssl.training.data import FinetuneBatch, FinetuneData, PretrainData
 from hssl.training.loggers import check_loggers
 from hssl.training.loop import Stage, fit
 from hssl.training.pretrain import ask, check_batch_size, check_patch
+from hssl.training.start import load_start, with_source
 from hssl.views import follow, make_view
 
 logger = logging.getLogger(__name__)
@@ -189,18 +189,17 @@ def finetune(store: Store | Path | str, output: Path | str, *, config: FinetuneC
         provenance=provenance(config, store),
     )
     torch.manual_seed(config.seed)
-    unet, source = build_network(config.network), None
-    if config.init != SCRATCH:
-        unet, source = load_unet(config.init)
-        _check_source(source, store, config)
-        info = _with_source(info, source)
+    start = load_start(config, store)
+    unet, source = start or (build_network(config.network), None)
+    if source is not None:
+        info = with_source(info, source)
     rehearsal = _rehearsal(config, source)
     if rehearsal is not None:
         seen = info.subjects_seen | {config.task: sorted({*info.subjects_seen[config.task], *split.train})}
         info = info.model_copy(update={"subjects_seen": seen})
     # Seeded again: the new head is the same whatever the network under it comes from.
     torch.manual_seed(config.seed)
-    network = SegmentationNetwork(unet.train(), store.tasks[config.task].classes, config.head)
+    network = SegmentationNetwork(unet, store.tasks[config.task].classes, config.head)
     check_patch(config.patch_size, unet)
     run = Run.prepare(Path(output), config, info)
     if run.info.complete:
@@ -211,7 +210,7 @@ def finetune(store: Store | Path | str, output: Path | str, *, config: FinetuneC
     stage = Finetuning(config, store, run, network, labelled, loaded=loaded, rehearsal=rehearsal)
     run.create()  # only now, as in pre-training
     count = len(labelled)
-    if config.init == SCRATCH:
+    if source is None:
         logger.info("from scratch: encoder, decoder and segmentation head are new")
     else:
         logger.info("loaded encoder and decoder of %s; new: segmentation head", config.init)
@@ -250,37 +249,6 @@ def _rehearsal(config: FinetuneConfig, source: Run | None) -> PretrainConfig | N
         steps=config.steps,
         seed=config.seed,
         groups="none",
-    )
-
-
-def _check_source(source: Run, store: Store, config: FinetuneConfig) -> None:
-    if "network" in config.model_fields_set and config.network != source.info.network:
-        raise ConfigError(
-            "option 'network' is not that of this run to start from", path=source.path, hint="leave it out"
-        )
-    # Another store may hold the same challenge with another split: its test subjects may have been seen.
-    for task, subjects in source.info.subjects_seen.items():
-        leaked = sorted({*subjects} & {*store.split(task).test}) if task in store.tasks else []
-        if leaked:
-            raise RunError(
-                f"was trained on '{leaked[0]}', a test subject of task '{task}' in this store",
-                path=source.path,
-                hint="pre-train on this store",
-            )
-
-
-def _with_source(info: RunInfo, source: Run) -> RunInfo:
-    def joined(own: dict[str, list[str]], other: dict[str, list[str]]) -> dict[str, list[str]]:
-        return {task: sorted({*own.get(task, []), *other.get(task, [])}) for task in sorted({*own, *other})}
-
-    digest = hashlib.sha256((source.path / WEIGHTS).read_bytes()).hexdigest()
-    return info.model_copy(
-        update={
-            "network": source.info.network,
-            "subjects_seen": joined(info.subjects_seen, source.info.subjects_seen),
-            "masks_seen": joined(info.masks_seen, source.info.masks_seen),
-            "provenance": {**info.provenance, "init_weights_sha256": digest},
-        }
     )
 
 

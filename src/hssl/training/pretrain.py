@@ -24,6 +24,7 @@ from hssl.store import Store
 from hssl.training.data import PretrainData, WindowBatch
 from hssl.training.loggers import check_loggers
 from hssl.training.loop import Stage, expected_device, fit, wants_bf16
+from hssl.training.start import load_start, with_source
 from hssl.views import make_view
 
 GROUPS = "groups.json"
@@ -38,15 +39,18 @@ class Pretraining(Stage):
         store: The aggregated data.
         run: Where it is kept.
         tasks: Tasks to learn from.
+        network: The encoder-decoder to go on with; None makes a new one.
     """
 
     config: PretrainConfig
 
-    def __init__(self, config: PretrainConfig, store: Store, run: Run, tasks: tuple[str, ...]) -> None:
+    def __init__(
+        self, config: PretrainConfig, store: Store, run: Run, tasks: tuple[str, ...], network: UNet | None = None
+    ) -> None:
         super().__init__(config, run)
         self.store, self.tasks = store, tasks
         torch.manual_seed(config.seed)
-        self.network = build_network(config.network)
+        self.network = build_network(config.network) if network is None else network
         domains = Domains(tasks, _given(config, tasks))
         self.objective = build_objective(config.objective, self.network, domains, config.options)
 
@@ -107,7 +111,7 @@ def pretrain(store: Store | Path | str, output: Path | str, *, config: PretrainC
 
     Raises:
         ConfigError: An option does not fit the data or the network, or a logger is not installed.
-        RunError: `output` holds something else.
+        RunError: `output` holds something else, or `init` is not a complete run or has seen test subjects.
         TrainingError: The losses are not finite, or the features have collapsed.
     """
     config = config or PretrainConfig()
@@ -122,14 +126,19 @@ def pretrain(store: Store | Path | str, output: Path | str, *, config: PretrainC
         masks_seen={},
         provenance=provenance(config, store),
     )
+    network, source = load_start(config, store) or (None, None)
+    if source is not None:
+        info = with_source(info, source)
     run = Run.prepare(Path(output), config, info)
     if run.info.complete:
         logger.info("%s is complete: nothing to do", run.path)
         return run
-    stage = Pretraining(config, store, run, tasks)
+    stage = Pretraining(config, store, run, tasks, network)
     check_patch(config.patch_size, stage.network)
     check_loggers(config)
     announce(stage, len(tasks))
+    if source is not None:
+        logger.info("loaded encoder and decoder of %s; new: heads of '%s'", config.init, config.objective)
     run.create()  # only now: a folder with options that do not fit would refuse the corrected ones
     if isinstance(config.groups, dict):
         _report_groups(given_groups(tasks, config.groups), run)
