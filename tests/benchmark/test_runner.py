@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,20 @@ def test_an_arm_may_keep_to_some_fractions(make_plan: MakePlan, store: Store) ->
         ("100%", "scratch"),
         ("100%", "single"),
     ]
+
+
+def test_an_arm_may_adapt_to_the_task(make_plan: MakePlan, store: Store) -> None:
+    tasks = list(store.tasks)
+    plan = make_plan(tasks=tasks, arms={"joint": {}, "adapted": {"adapt": {"steps": 1, "learning_rate": 0.001}}})
+    grid = expand(plan, store)
+    joint, *adapted = [(h, job) for h, job in grid.jobs.items() if job.stage == "pretrain"]
+    assert [(job.needs, job.config.init) for _, job in adapted] == [(joint[0], f"pretrain/{joint[0]}")] * len(tasks)
+    assert [job.config.tasks for _, job in adapted] == [(task,) for task in tasks]  # type: ignore[union-attr]
+    assert {(job.config.steps, job.config.learning_rate) for _, job in adapted} == {(1, 0.001)}
+    assert joint[1].config.steps != 1
+    before = {(cell.arm, cell.task): grid.before(cell) for cell in grid.cells}
+    assert before["joint", tasks[0]] == [joint[0]]
+    assert [before["adapted", task] for task in tasks] == [[h, joint[0]] for h, _ in adapted]
 
 
 def test_options_of_a_rehearsed_objective_make_another_run(
@@ -156,6 +171,8 @@ def test_hashes_are_those_of_earlier_versions() -> None:
     ("changes", "message"),
     [
         ({"arms": {"a": {"domains": "none", "pretrain": {"steps": 3}}}}, "no pre-training"),
+        ({"arms": {"a": {"domains": "none", "adapt": {}}}}, "no pre-training"),
+        ({"arms": {"a": {"adapt": {"tasks": ["A"]}}}}, "'tasks' is set by the plan"),
         ({"finetune": {"seed": 3}}, "'seed' is set by the plan"),
         ({"finetune_by_task": {"Task01": {"labels": 1}}}, "'labels' is set by the plan"),
         ({"seeds": [1, 1]}, "twice"),
@@ -245,6 +262,31 @@ def test_grid_runs_continues_and_grows(make_plan: MakePlan, store: Store, tmp_pa
     assert now[:2] == rows
     assert [(line["arm"], line["seed"], line["steps"]) for line in now[2:]] == [("scratch", 0, 3), ("scratch", 1, 3)]
     assert {line["config_hash"] for line in now[2:]}.isdisjoint({rows[0]["config_hash"]})
+
+
+def test_a_second_pretraining_goes_on_from_the_first(make_plan: MakePlan, store: Store, tmp_path: Path) -> None:
+    bench, other = tmp_path / "bench", tmp_path / "other"
+    plan = make_plan(arms={"adapted": {"adapt": {"steps": 1}}})
+    named = [row["run"] for row in run_benchmark(plan, bench, dry_run=True)]
+    task = next(iter(store.tasks))
+    assert named[:2] == ["pre-training of adapted on 2 tasks", f"pre-training of adapted on {task}"]
+    run_benchmark(plan, bench)
+    first, second = Ledger(bench / "pretraining.jsonl").rows()
+    (row,) = Ledger(bench / "ledger.jsonl").rows()
+    assert (first["init_hash"], second["init_hash"]) == (None, first["config_hash"])
+    assert row["pretrain_hash"] == second["config_hash"]
+    page = write_report(bench).read_text()
+    assert page.count("data:image/png") == 2  # the map of features shows the joint pre-training
+    table = (bench / "tables.md").read_text().partition("Pre-training")[2]
+    assert [line.split(" | ")[1:3] for line in table.splitlines() if line.startswith("| adapted")] == [
+        ["2 tasks", str(first["steps"])],
+        [task, "1"],
+    ]
+
+    # With the second at hand, the first is needed no more.
+    (other / "pretrain").mkdir(parents=True)
+    shutil.copytree(bench / "pretrain" / second["config_hash"], other / "pretrain" / second["config_hash"])
+    assert [row["run"] for row in run_benchmark(plan, other, dry_run=True)][:-1] == [f"adapted {task} 50% seed 0"]
 
 
 def test_a_failure_is_told_and_stops_nobody_else(make_plan: MakePlan, tmp_path: Path) -> None:

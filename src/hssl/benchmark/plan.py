@@ -15,6 +15,7 @@ An arm is where fine-tuning starts from, so the claims, the rivals and the ablat
       scratch: {domains: none}
       single: {domains: single, pretrain: {steps: 5000}}
       joint: {domains: joint}
+      adapted: {domains: joint, adapt: {steps: 300}}
       simclr: {domains: joint, pretrain: {objective: simclr}}
       no-image: {domains: joint, pretrain: {options: {weights: {image: 0}}}}
 """
@@ -34,7 +35,7 @@ from hssl.objectives import OBJECTIVES
 from hssl.store import Store
 
 # Set by the grid, so never by hand.
-_PRETRAIN_FIXED = {"tasks"}
+_PRETRAIN_FIXED = {"tasks", "init"}
 _FINETUNE_FIXED = {"task", "labels", "init", "seed"}
 
 
@@ -46,17 +47,20 @@ class Arm(StageConfig):
             list of tasks, or ``none`` (from scratch).
         fractions: Those of the plan's fractions that this arm runs; None is all of them.
         pretrain: Options of pre-training that differ from the plan's.
+        adapt: Options in which a second pre-training, that goes on from the first on the task at hand alone, differs
+            from it; None is no second one. (Task-adaptive pre-training: Gururangan et al., ACL 2020.)
         finetune: Options of fine-tuning that differ from the plan's.
     """
 
     domains: Literal["joint", "single", "none"] | tuple[str, ...] = "joint"
     fractions: tuple[str | PositiveInt, ...] | None = Field(None, min_length=1)
     pretrain: dict[str, Any] = Field(default_factory=dict)
+    adapt: dict[str, Any] | None = None
     finetune: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _scratch_is_scratch(self) -> Self:
-        if self.domains == "none" and self.pretrain:
+        if self.domains == "none" and (self.pretrain or self.adapt is not None):
             raise ValueError("an arm with 'domains: none' has no pre-training to set options of")
         return self
 
@@ -123,8 +127,9 @@ class BenchmarkPlan(StageConfig):
     def _fixed_by_the_grid(self) -> Self:
         arms = self.arms.values()
         pretraining, finetuning = [arm.pretrain for arm in arms], [arm.finetune for arm in arms]
+        adapting = [arm.adapt or {} for arm in arms]
         for every, fixed in (
-            ([self.pretrain, *pretraining], _PRETRAIN_FIXED),
+            ([self.pretrain, *pretraining, *adapting], _PRETRAIN_FIXED),
             ([self.finetune, *self.finetune_by_task.values(), *finetuning], _FINETUNE_FIXED),
         ):
             if taken := sorted(fixed.intersection(name for options in every for name in options)):
@@ -140,7 +145,7 @@ class Job:
         stage: Pre-training or fine-tuning.
         hash: SHA-256 over all that decides the result, first 16 digits; also the name of its folder.
         config: The stage's configuration.
-        needs: Hash of the pre-training that must be there first; None without one.
+        needs: Hash of the pre-training that must be there first and that it goes on from; None without one.
     """
 
     stage: Literal["pretrain", "finetune"]
@@ -192,6 +197,15 @@ class Grid:
     cells: list[Cell]
     jobs: dict[str, Job]
 
+    def before(self, cell: Cell) -> list[str]:
+        """Hashes of the pre-trainings that a cell's fine-tuning stands on, the last one first."""
+        found: list[str] = []
+        needs = self.jobs[cell.hash].needs
+        while needs is not None:
+            found.append(needs)
+            needs = self.jobs[needs].needs
+        return found
+
 
 def expand(plan: BenchmarkPlan, store: Store) -> Grid:
     """Spells a plan out, and so checks every option of every run before the first one starts.
@@ -214,27 +228,34 @@ def expand(plan: BenchmarkPlan, store: Store) -> Grid:
                     if arm.fractions is not None and labels not in arm.fractions:
                         continue
                     try:
-                        pretraining = _pretraining(plan, arm, task, store, data)
-                        job = _finetuning(plan, arm, task, labelled, seed, pretraining, data)
+                        before = _pretrainings(plan, arm, task, store, data)
+                        job = _finetuning(plan, arm, task, labelled, seed, before[-1] if before else None, data)
                     except ConfigError as error:
                         raise ConfigError(f"arm '{name}': {error.what}", hint=error.hint) from error
-                    if pretraining is not None:
-                        jobs.setdefault(pretraining.hash, pretraining)
-                    jobs.setdefault(job.hash, job)
+                    jobs |= {each.hash: each for each in [*before, job] if each.hash not in jobs}
                     cells.append(Cell(name, task, str(labels), _fraction(labels, task, store), seed, job.hash))
     return Grid(cells, jobs)
 
 
-def _pretraining(plan: BenchmarkPlan, arm: Arm, task: str, store: Store, data: dict[str, str]) -> Job | None:
+def _pretrainings(plan: BenchmarkPlan, arm: Arm, task: str, store: Store, data: dict[str, str]) -> list[Job]:
+    """What an arm does before fine-tuning, each going on from the one before."""
     if arm.domains == "none":
-        return None
+        return []
     tasks = {"joint": tuple(store.tasks), "single": (task,)}.get(str(arm.domains), arm.domains)
     for name in tasks:
         store.split(name)  # says so where there is no such task
     options = _pretrain_options(plan, arm)
-    config = PretrainConfig.checked({**options, "tasks": tasks})
+    first = _pretraining({**options, "tasks": tasks}, data)
+    if arm.adapt is None:
+        return [first]
+    own = {"tasks": (task,), "init": first.folder}
+    return [first, _pretraining({**_joined(options, arm.adapt), **own}, data, needs=first.hash)]
+
+
+def _pretraining(options: dict[str, Any], data: dict[str, str], needs: str | None = None) -> Job:
+    config = PretrainConfig.checked(options)
     content = [config.decisive(), _objective_options(config.objective, config.options), data]
-    return Job("pretrain", _hash(content), config)
+    return Job("pretrain", _hash(content), config, needs)
 
 
 def _objective_options(objective: str, options: dict[str, Any]) -> dict[str, Any]:

@@ -76,17 +76,27 @@ class _Bench:
         return figures.colours(self.roles.main, [*self.roles.rivals, *self.roles.variants])
 
     def pretrained(self) -> dict[str, str]:
-        """Arms by the hash of their pre-training."""
+        """Arms by the hash of their pre-training, and of the one that it goes on from."""
         found: dict[str, dict[str, None]] = {}
         for row in self.rows:
-            if row["pretrain_hash"]:
-                found.setdefault(row["pretrain_hash"], {})[row["arm"]] = None
+            for hash_ in self._chain(row["pretrain_hash"]):
+                found.setdefault(hash_, {})[row["arm"]] = None
         return {hash_: ", ".join(arms) for hash_, arms in found.items()}
 
     def joint(self) -> Row | None:
-        """The pre-training of the joint arm."""
-        hashes = {row["pretrain_hash"] for row in self.rows if row["arm"] == self.roles.joint}
-        return next((row for row in self.pretraining if row["config_hash"] in hashes), None)
+        """The pre-training of the joint arm, on all tasks."""
+        chains = [self._chain(row["pretrain_hash"]) for row in self.rows if row["arm"] == self.roles.joint]
+        firsts = {chain[-1] for chain in chains if chain}
+        return next((row for row in self.pretraining if row["config_hash"] in firsts), None)
+
+    def _chain(self, last: str | None) -> list[str]:
+        # Lines from before an arm could adapt have no 'init_hash'.
+        goes_on_from = {row["config_hash"]: row.get("init_hash") for row in self.pretraining}
+        chain: list[str] = []
+        while last is not None:
+            chain.append(last)
+            last = goes_on_from.get(last)
+        return chain
 
 
 def write_report(bench: Path | str) -> Path:

@@ -110,7 +110,12 @@ class _Board:
     def _left(self) -> dict[str, Job]:
         """Fine-tunings with a cell that is not in the ledger, and the pre-trainings that they still need."""
         wanted = {h for h, cells in self.cells.items() if any(cell.key not in self.known for cell in cells)}
-        needed = {job.needs for h, job in self.grid.jobs.items() if h in wanted and not self._outcome(job).exists()}
+        needed: set[str] = set()
+        for hash_ in wanted:
+            job = self.grid.jobs[hash_]
+            while job.needs is not None and not self._outcome(job).exists():
+                needed.add(job.needs)
+                job = self.grid.jobs[job.needs]
         return {
             h: job
             for h, job in self.grid.jobs.items()
@@ -193,7 +198,7 @@ class _Board:
         outcome: Row = json.loads(self._outcome(job).read_text(encoding="utf-8"))
         if job.stage == "pretrain":
             if job.hash not in {row["config_hash"] for row in self.pretraining.rows()}:
-                self.pretraining.append({"config_hash": job.hash, **outcome})
+                self.pretraining.append({"config_hash": job.hash, "init_hash": job.needs, **outcome})
             return outcome
         for cell in self.cells[job.hash]:
             if cell.key not in self.known:
@@ -210,7 +215,7 @@ class _Board:
         if job.stage == "finetune":
             cell = self.cells[job.hash][0]
             return f"{cell.arm} {cell.task} {cell.labels} seed {cell.seed}"
-        arms = dict.fromkeys(c.arm for c in self.grid.cells if self.grid.jobs[c.hash].needs == job.hash)
+        arms = dict.fromkeys(c.arm for c in self.grid.cells if job.hash in self.grid.before(c))
         tasks: tuple[str, ...] = getattr(job.config, "tasks", None) or ()
         return f"pre-training of {', '.join(arms)} on {', '.join(tasks) if len(tasks) == 1 else f'{len(tasks)} tasks'}"
 
