@@ -302,6 +302,22 @@ def test_no_command_lacks_json() -> None:
     assert {name.removeprefix("config ") for name in JSON} == set(names)
 
 
+@pytest.mark.parametrize("command", ["pretrain", "finetune --task Blobs"])
+def test_a_start_that_is_no_run_is_one_line(
+    command: str,
+    make_store: Callable[..., Store],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    stage, *options = command.split()
+    assert main([stage, str(make_store().path), *options, "--init", "missing", "-o", "run"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "missing: is not a run folder" in line
+    assert not Path("run").exists()
+
+
 def test_what_was_written_is_one_path_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     console.print_paths([Path("a"), Path("b")])
     console.print_paths(Path("c"))
