@@ -7,7 +7,7 @@ import pytest
 from hssl.benchmark import BenchmarkPlan
 from hssl.benchmark.claims import Roles, check_claims, find_roles
 
-ROLES = Roles("scratch", "single", "joint", (), ())
+ROLES = Roles("scratch", "single", "joint", None, (), ())
 
 
 def make_rows(values: dict[tuple[str, str], list[float]]) -> list[dict[str, Any]]:
@@ -69,14 +69,15 @@ def test_roles_by_what_an_arm_does() -> None:
             "arms": {
                 "zero": {"domains": "none"},
                 "simclr": {"pretrain": {"objective": "simclr"}},
+                "then-own": {"adapt": {"steps": 5}},
                 "all": {},
                 "own": {"domains": "single"},
                 "no-image": {"pretrain": {"options": {"weights": {"image": 0}}}},
             },
         }
     )
-    assert find_roles(plan) == Roles("zero", "own", "all", ("simclr",), ("no-image",))
-    assert find_roles(plan).main == ("zero", "own", "all")
+    assert find_roles(plan) == Roles("zero", "own", "all", "then-own", ("simclr",), ("no-image",))
+    assert find_roles(plan).main == ("zero", "own", "all", "then-own")
 
 
 @pytest.mark.parametrize(("tasks", "wins", "verdict"), [(9, 8, "holds"), (9, 7, "does not hold"), (4, 4, "holds")])

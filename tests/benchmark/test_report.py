@@ -17,6 +17,7 @@ ARMS = {
     "scratch": {"domains": "none"},
     "single": {"domains": "single"},
     "joint": {},
+    "adapted": {"adapt": {"steps": 5}},
     "rival": {"pretrain": {"objective": "other"}},
     "no-image": {"pretrain": {"options": {"weights": {"image": 0}}}},
 }
@@ -25,7 +26,7 @@ ARMS = {
 def make_bench(path: Path) -> Path:
     """A ledger without runs or store: joint is 10 points above scratch on every task, single 5."""
     rng = np.random.default_rng(0)
-    gains = {"scratch": 0.0, "single": 0.05, "joint": 0.1, "rival": 0.02, "no-image": 0.08}
+    gains = {"scratch": 0.0, "single": 0.05, "joint": 0.1, "adapted": 0.12, "rival": 0.02, "no-image": 0.08}
     rows, cells = [], []
     for labels, fraction in (("5%", 0.05), ("100%", 1.0)):
         for seed in (0, 1):
@@ -88,10 +89,12 @@ def test_page_holds_everything_and_needs_nothing(tmp_path: Path) -> None:
     assert page.count('class="badge holds"') == 2
     assert page.count('class="badge does-not-hold"') == 1  # no gain above 18.60
     assert page.count('class="badge not-tested"') == 1  # 10 % was not run
-    assert "60 of 60 runs" in page
+    assert "72 of 72 runs" in page
     assert "Left out: the store or the masks of the runs are not here." in page
     tables = (tmp_path / "bench" / "tables.md").read_text(encoding="utf-8")
     assert "higher on 3 of 3 tasks, +10.00 to +10.00 points" in tables
+    assert "| task | scratch | single | joint | adapted |" in tables
+    assert "| A | adapted − joint | **+2.00** |" in tables
     assert "| −8.00 | 0 of 3 | +2.00 | 3 of 3 |" in tables
     assert "| −2.00 | 0 of 3 | +8.00 | 3 of 3 |" in tables
 
@@ -113,7 +116,7 @@ def test_unfinished_and_tuning_are_said(tmp_path: Path) -> None:
     (bench / "ledger.jsonl").write_text("".join((bench / "ledger.jsonl").read_text().splitlines(keepends=True)[:7]))
     page = write_report(bench).read_text(encoding="utf-8")
     assert "figures for tuning, not a result" in page
-    assert "53 runs are still to be made" in page
+    assert "65 runs are still to be made" in page
 
 
 def test_markdown() -> None:

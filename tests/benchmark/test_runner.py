@@ -173,6 +173,8 @@ def test_hashes_are_those_of_earlier_versions() -> None:
         ({"arms": {"a": {"domains": "none", "pretrain": {"steps": 3}}}}, "no pre-training"),
         ({"arms": {"a": {"domains": "none", "adapt": {}}}}, "no pre-training"),
         ({"arms": {"a": {"adapt": {"tasks": ["A"]}}}}, "'tasks' is set by the plan"),
+        ({"arms": {"a": {"adapt": {"network": "base"}}}}, "'network' cannot change on the way"),
+        ({"arms": {"a": {"adapt": {"objective": "simclr"}}}}, "'objective' cannot change on the way"),
         ({"finetune": {"seed": 3}}, "'seed' is set by the plan"),
         ({"finetune_by_task": {"Task01": {"labels": 1}}}, "'labels' is set by the plan"),
         ({"seeds": [1, 1]}, "twice"),
@@ -191,6 +193,10 @@ def test_mistakes_that_show_in_the_store(make_plan: MakePlan, store: Store, tmp_
     asked = {"scratch": {"domains": "none", "finetune": {"rehearsal_objective": "nonesuch"}}}
     with pytest.raises(ConfigError, match="arm 'scratch': no objective 'nonesuch'"):
         run_benchmark(make_plan(arms=asked), tmp_path / "bench")
+    for weights, message in (({"image": 0}, "no level"), ({"task": 1}, "cannot rehearse on one task: .*no level")):
+        arms = {"joint": {"pretrain": {"options": {"weights": weights}}}}
+        with pytest.raises(ConfigError, match=f"arm 'joint': .*{message}"):
+            run_benchmark(make_plan(arms=arms), tmp_path / "bench")
     with pytest.raises(StoreError, match="no task"):
         run_benchmark(make_plan(arms={"joint": {"domains": ["nowhere"]}}), tmp_path / "bench")
     assert not (tmp_path / "bench").exists()
@@ -287,6 +293,12 @@ def test_a_second_pretraining_goes_on_from_the_first(make_plan: MakePlan, store:
     (other / "pretrain").mkdir(parents=True)
     shutil.copytree(bench / "pretrain" / second["config_hash"], other / "pretrain" / second["config_hash"])
     assert [row["run"] for row in run_benchmark(plan, other, dry_run=True)][:-1] == [f"adapted {task} 50% seed 0"]
+    # What is found finished is entered, pre-trainings too.
+    for folder in (f"pretrain/{first['config_hash']}", f"runs/{row['config_hash']}"):
+        shutil.copytree(bench / folder, other / folder)
+    run_benchmark(plan, other)
+    for name in ("pretraining.jsonl", "ledger.jsonl"):
+        assert Ledger(other / name).rows() == Ledger(bench / name).rows()
 
 
 def test_a_failure_is_told_and_stops_nobody_else(make_plan: MakePlan, tmp_path: Path) -> None:

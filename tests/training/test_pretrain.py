@@ -107,6 +107,17 @@ def test_going_on_brings_the_network_along(make_store, pretrain_config, tmp_path
     assert pretrain(store, tmp_path / "second", config=config).info.network == first.info.network
 
 
+def test_going_on_from_weights_that_have_changed_is_refused(make_store, pretrain_config, tmp_path):
+    store = make_store(THREE)
+    first = pretrain(store, tmp_path / "first", config=pretrain_config(steps=1))
+    config = pretrain_config(steps=1, init=str(first.path))
+    pretrain(store, tmp_path / "second", config=config)
+    assert pretrain(store, tmp_path / "second", config=config).info.complete
+    (first.path / "weights.safetensors").write_bytes((tmp_path / "second/weights.safetensors").read_bytes())
+    with pytest.raises(RunError, match="started from other weights than 'init' holds now"):
+        pretrain(store, tmp_path / "second", config=config)
+
+
 def test_going_on_where_test_subjects_were_seen_is_refused(make_store, pretrain_config, tmp_path):
     first = pretrain(make_store(THREE), tmp_path / "first", config=pretrain_config(steps=1))
     seen = first.info.subjects_seen["A"]

@@ -30,20 +30,22 @@ class Roles:
         scratch: The first arm without pre-training.
         single: The first arm that is pre-trained on the task at hand, by the hierarchical objective.
         joint: The first arm that is pre-trained on all tasks, by the hierarchical objective.
+        adapted: The first arm that then goes on, on the task at hand alone.
         rivals: Arms with another objective.
-        variants: All other arms: the ablation.
+        variants: All other arms: the ablation, and controls.
     """
 
     scratch: str | None
     single: str | None
     joint: str | None
+    adapted: str | None
     rivals: tuple[str, ...]
     variants: tuple[str, ...]
 
     @property
     def main(self) -> tuple[str, ...]:
-        """Scratch, single-domain and joint, as far as they are in the plan."""
-        return tuple(arm for arm in (self.scratch, self.single, self.joint) if arm is not None)
+        """Scratch, single-domain, joint and adapted, as far as they are in the plan."""
+        return tuple(arm for arm in (self.scratch, self.single, self.joint, self.adapted) if arm is not None)
 
 
 @dataclass(frozen=True)
@@ -69,14 +71,15 @@ def find_roles(plan: BenchmarkPlan) -> Roles:
     objectives = {
         name: arm.pretrain.get("objective", plan.pretrain.get("objective", default)) for name, arm in plan.arms.items()
     }
-    first: dict[str, str] = {}
+    first: dict[tuple[str, bool], str] = {}
     for name, arm in plan.arms.items():
         if arm.domains == "none" or objectives[name] == default:
-            first.setdefault(str(arm.domains), name)
-    scratch, single, joint = first.get("none"), first.get("single"), first.get("joint")
-    others = [name for name in plan.arms if name not in (scratch, single, joint)]
+            first.setdefault((str(arm.domains), arm.adapt is not None), name)
+    scratch, single = first.get(("none", False)), first.get(("single", False))
+    joint, adapted = first.get(("joint", False)), first.get(("joint", True))
+    others = [name for name in plan.arms if name not in (scratch, single, joint, adapted)]
     rivals = tuple(name for name in others if plan.arms[name].domains != "none" and objectives[name] != default)
-    return Roles(scratch, single, joint, rivals, tuple(name for name in others if name not in rivals))
+    return Roles(scratch, single, joint, adapted, rivals, tuple(name for name in others if name not in rivals))
 
 
 def check_claims(rows: Sequence[Row], roles: Roles) -> list[Claim]:

@@ -19,8 +19,8 @@ from hssl.benchmark.statistics import Difference, Summary
 
 WIDTH = 9.2
 """Inches: the width of the page."""
-MAIN_COLOURS = ("#8b93a1", "#e08e2b", "#1d5fae")
-"""Of scratch, single-domain and joint."""
+MAIN_COLOURS = ("#8b93a1", "#e08e2b", "#1d5fae", "#0b2a55")
+"""Of scratch, single-domain, joint and adapted."""
 OTHER_COLOURS = ("#3a9a77", "#a44a9c", "#c4453c", "#7a6a2f", "#5a55c0", "#2f8fa8", "#93602f", "#4d4d4d")
 STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
@@ -41,10 +41,10 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def colours(main: Sequence[str], others: Sequence[str]) -> dict[str, str]:
-    """A colour for each arm, the same in every figure."""
+def colours(main: Sequence[str | None], others: Sequence[str]) -> dict[str, str]:
+    """A colour for each arm, the same in every figure; `main` has those of `MAIN_COLOURS`, None where there is none."""
     shared = {arm: OTHER_COLOURS[number % len(OTHER_COLOURS)] for number, arm in enumerate(others)}
-    return dict(zip(main, MAIN_COLOURS[-len(main) :] if len(main) < 3 else MAIN_COLOURS, strict=False)) | shared
+    return {arm: colour for arm, colour in zip(main, MAIN_COLOURS, strict=True) if arm is not None} | shared
 
 
 def gain_bars(groups: Mapping[str, Sequence[Difference]], colour: Mapping[str, str], unit: str) -> str:

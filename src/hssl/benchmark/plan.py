@@ -8,7 +8,7 @@ An arm is where fine-tuning starts from, so the claims, the rivals and the ablat
     seeds: [0, 1, 2]
     pretrain:
       steps: 10000
-      options: {weights: {group: 0.05, task: 0.05, image: 0.1, region: 0.1, pixel: 10}}
+      options: {weights: {group: 0.05, task: 0.05, image: 0.1, place: 1, region: 0.1, tissue: 1, pixel: 10}}
     finetune: {steps: 1000, validation: false}
     finetune_by_task: {Task06_BrainTumour: {view: {flip: [0.5, 0.5]}}}
     arms:
@@ -25,17 +25,21 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, Self
 
+import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, field_validator, model_validator
 
-from hssl.config import SCRATCH, FinetuneConfig, PretrainConfig, StageConfig
+from hssl.config import SCRATCH, FinetuneConfig, NetworkConfig, PretrainConfig, StageConfig
 from hssl.errors import ConfigError
-from hssl.objectives import OBJECTIVES
+from hssl.networks import build_network
+from hssl.objectives import OBJECTIVES, Domains, build_objective
 from hssl.store import Store
 
 # Set by the grid, so never by hand.
 _PRETRAIN_FIXED = {"tasks", "init"}
+_ADAPT_FIXED = {"network", "objective"}
 _FINETUNE_FIXED = {"task", "labels", "init", "seed"}
 
 
@@ -62,6 +66,12 @@ class Arm(StageConfig):
     def _scratch_is_scratch(self) -> Self:
         if self.domains == "none" and (self.pretrain or self.adapt is not None):
             raise ValueError("an arm with 'domains: none' has no pre-training to set options of")
+        return self
+
+    @model_validator(mode="after")
+    def _adapts_what_it_has(self) -> Self:
+        if taken := sorted(_ADAPT_FIXED.intersection(self.adapt or {})):
+            raise ValueError(f"'{taken[0]}' cannot change on the way: 'adapt' goes on with that of the arm")
         return self
 
 
@@ -255,7 +265,20 @@ def _pretrainings(plan: BenchmarkPlan, arm: Arm, task: str, store: Store, data: 
 def _pretraining(options: dict[str, Any], data: dict[str, str], needs: str | None = None) -> Job:
     config = PretrainConfig.checked(options)
     content = [config.decisive(), _objective_options(config.objective, config.options), data]
+    _check_objective(config, config.tasks or ())
     return Job("pretrain", _hash(content), config, needs)
+
+
+def _check_objective(config: PretrainConfig, tasks: tuple[str, ...]) -> None:
+    """Makes the objective once, so that options that do not fit it are told before any run."""
+    _make_objective(config.objective, config.network, json.dumps(config.options), tasks)
+
+
+@lru_cache
+def _make_objective(objective: str, shape: NetworkConfig, options: str, tasks: tuple[str, ...]) -> None:
+    with torch.device("meta"):  # its shape will do
+        network = build_network(shape)
+    build_objective(objective, network, Domains(tasks, (-1,) * len(tasks)), json.loads(options))
 
 
 def _objective_options(objective: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -294,6 +317,11 @@ def _finetuning(
     fixed = {"task": task, "labels": tuple(sorted(labelled)), "seed": seed}
     init = pretraining.folder if pretraining is not None else SCRATCH
     config = FinetuneConfig.checked({**options, **fixed, "init": init})
+    if config.rehearses and pretraining is not None and isinstance(pretraining.config, PretrainConfig):
+        try:
+            _check_objective(pretraining.config, (task,))
+        except ConfigError as error:
+            raise ConfigError(f"cannot rehearse on one task: {error.what}", hint="finetune: {rehearsal: 0}") from error
     content: list[Any] = [config.decisive(), plan.evaluation.model_dump(mode="json"), data]
     if config.rehearses and config.rehearsal_objective is not None:
         content.append(_objective_options(config.rehearsal_objective, {}))

@@ -19,7 +19,7 @@ from hssl.benchmark.ledger import Ledger, Row
 from hssl.benchmark.pictures import find_overlays, map_features
 from hssl.benchmark.plan import BenchmarkPlan
 from hssl.benchmark.runner import LEDGER, PLAN, PRETRAINING
-from hssl.benchmark.statistics import compare, summarise
+from hssl.benchmark.statistics import Difference, compare, summarise
 from hssl.errors import HsslError, RunError
 from hssl.files import write_text
 from hssl.store import Store
@@ -73,7 +73,10 @@ class _Bench:
 
     @property
     def colour(self) -> dict[str, str]:
-        return figures.colours(self.roles.main, [*self.roles.rivals, *self.roles.variants])
+        roles = self.roles
+        return figures.colours(
+            (roles.scratch, roles.single, roles.joint, roles.adapted), [*roles.rivals, *roles.variants]
+        )
 
     def pretrained(self) -> dict[str, str]:
         """Arms by the hash of their pre-training, and of the one that it goes on from."""
@@ -84,8 +87,9 @@ class _Bench:
         return {hash_: ", ".join(arms) for hash_, arms in found.items()}
 
     def joint(self) -> Row | None:
-        """The pre-training of the joint arm, on all tasks."""
-        chains = [self._chain(row["pretrain_hash"]) for row in self.rows if row["arm"] == self.roles.joint]
+        """The pre-training on all tasks, of the joint arm and of the one that then adapts."""
+        arms = (self.roles.joint, self.roles.adapted)
+        chains = [self._chain(row["pretrain_hash"]) for row in self.rows if row["arm"] in arms]
         firsts = {chain[-1] for chain in chains if chain}
         return next((row for row in self.pretraining if row["config_hash"] in firsts), None)
 
@@ -228,9 +232,10 @@ def _gain_section(bench: _Bench) -> Section | None:
 
 
 def _gain_bars(bench: _Bench, labels: str) -> tuple[str, str] | None:
-    colour = {"joint": figures.MAIN_COLOURS[2], "single": figures.MAIN_COLOURS[1], "both": figures.OTHER_COLOURS[0]}
-    groups, colours = {}, {}
-    for (arm, reference), used in zip(_pairs(bench), colour.values(), strict=False):
+    groups: dict[str, list[Difference]] = {}
+    colours: dict[str, str] = {}
+    for arm, reference in _pairs(bench):
+        used = bench.colour[arm] if reference == bench.roles.scratch else figures.OTHER_COLOURS[len(groups)]
         if found := compare(bench.rows, arm, reference, labels):
             groups[f"{arm} − {reference}"] = found
             colours[f"{arm} − {reference}"] = used
@@ -241,10 +246,17 @@ def _gain_bars(bench: _Bench, labels: str) -> tuple[str, str] | None:
 
 
 def _pairs(bench: _Bench) -> list[tuple[str, str]]:
-    scratch, single, joint = bench.roles.scratch, bench.roles.single, bench.roles.joint
-    return [
-        (a, b) for a, b in ((joint, scratch), (single, scratch), (joint, single)) if a is not None and b is not None
-    ]
+    roles = bench.roles
+    scratch, single, joint, adapted = roles.scratch, roles.single, roles.joint, roles.adapted
+    pairs = (
+        (joint, scratch),
+        (single, scratch),
+        (adapted, scratch),
+        (joint, single),
+        (adapted, single),
+        (adapted, joint),
+    )
+    return [(a, b) for a, b in pairs if a is not None and b is not None]
 
 
 def _score_section(bench: _Bench) -> Section:
@@ -285,7 +297,7 @@ def _variant_sections(bench: _Bench) -> list[Section]:
     if bench.roles.joint is None:
         return []
     found = []
-    for title, arms in (("Rivals", bench.roles.rivals), ("Ablation", bench.roles.variants)):
+    for title, arms in (("Rivals", bench.roles.rivals), ("Ablation and controls", bench.roles.variants)):
         own = [
             tables.variant_table(bench.rows, arms, bench.roles.joint, bench.roles.scratch, labels)
             for labels in bench.shares
@@ -335,7 +347,8 @@ def _feature_section(bench: _Bench) -> Section:
 
 def _overlay_section(bench: _Bench) -> Section:
     labels = next(iter(bench.shares))
-    arms = [arm for arm in (bench.roles.scratch, bench.roles.joint) if arm is not None]
+    roles = bench.roles
+    arms = [arm for arm in (roles.scratch, roles.joint, roles.adapted) if arm is not None]
     title = f"Worst, median and best case, {shown(labels)}"
     rows = [row for row in bench.rows if row["labels"] == labels]
     found = find_overlays(bench.path, bench.store, rows, arms) if bench.store is not None and arms else {}

@@ -154,11 +154,11 @@ class _Board:
                 handle.kill()
 
     def _adopt(self) -> None:
-        """Enters runs that were finished when an earlier benchmark stopped, or under another name of the arm."""
-        for job in list(self.left.values()):
-            if self._outcome(job).exists():
+        """Enters runs that were finished when an earlier benchmark stopped, or elsewhere, or under another name."""
+        for job in self.grid.jobs.values():
+            if self._outcome(job).exists() and (job.stage == "pretrain" or job.hash in self.left):
                 self._enter(job)
-                self.left.pop(job.hash)
+                self.left.pop(job.hash, None)
 
     def _next(self, busy: Collection[str]) -> Job | None:
         for job in list(self.left.values()):

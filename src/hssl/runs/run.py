@@ -38,6 +38,9 @@ from hssl.store import Store, TaskInfo
 RESTART = "train again in another folder with a lower learning rate, or with precision 32"
 """What helps after a run has gone wrong; the same options would only go wrong again."""
 
+INIT_HASH = "init_weights_sha256"
+"""In the provenance: of the weights that a run started from, where it was not from scratch."""
+
 CONFIG, INFO, WEIGHTS, METRICS, CHECKPOINT = (
     "config.json",
     "run.json",
@@ -137,6 +140,10 @@ class Run:
                 )
             if run.info.provenance["data"] != info.provenance["data"]:
                 raise RunError("was made from other data than this store holds", path=path, hint="give another folder")
+            if run.info.provenance.get(INIT_HASH) != info.provenance.get(INIT_HASH):
+                raise RunError(
+                    "started from other weights than 'init' holds now", path=path, hint="give another folder"
+                )
             return run
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise RunError("is not a run folder, and not empty", path=path, hint="give another folder")

@@ -218,6 +218,10 @@ def finetune(store: Store | Path | str, output: Path | str, *, config: FinetuneC
         f"{config.task}: masks of {count} subject{'s' * (count > 1)} ({', '.join(labelled[:4])}{' ...' * (count > 4)})"
         + (f" and, to choose the checkpoint, of {len(validation)} for validation" if validation else "")
     )
+    if source is not None and (known := source.info.masks_seen.get(config.task)):
+        logger.warning(
+            f"{source.path} was trained on masks of {len(known)} subjects of {config.task}: they are labels, too"
+        )
     if rehearsal is not None:
         logger.info("rehearses '%s' on the images of %d training subjects", rehearsal.objective, len(split.train))
     seconds = fit(stage, f"finetune {config.task}")

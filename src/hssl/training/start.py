@@ -7,7 +7,7 @@ import hashlib
 from hssl.config import SCRATCH, FinetuneConfig, PretrainConfig
 from hssl.errors import ConfigError, RunError
 from hssl.networks import UNet
-from hssl.runs.run import WEIGHTS, Run, RunInfo, load_unet
+from hssl.runs.run import INIT_HASH, WEIGHTS, Run, RunInfo, load_unet
 from hssl.store import Store
 
 
@@ -49,6 +49,6 @@ def with_source(info: RunInfo, source: Run) -> RunInfo:
             "network": source.info.network,
             "subjects_seen": joined(info.subjects_seen, source.info.subjects_seen),
             "masks_seen": joined(info.masks_seen, source.info.masks_seen),
-            "provenance": {**info.provenance, "init_weights_sha256": digest},
+            "provenance": {**info.provenance, INIT_HASH: digest},
         }
     )
