@@ -1,7 +1,7 @@
 """Hierarchical self-supervised learning for medical image segmentation with few labels.
 
-Every command of the ``hssl`` program has a function of the same name here. Names are imported when they
-are first used, so that ``import hssl`` costs nothing.
+The work of the ``hssl`` program as functions. Names are imported when they are first used, so that
+``import hssl`` costs nothing.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ _HOMES = {
     "push": "hssl.export",
     "run_benchmark": "hssl.benchmark",
     "run_demo": "hssl.demo",
+    "write_phantoms": "hssl.sources.phantoms",
+    "write_report": "hssl.benchmark",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]

@@ -129,7 +129,7 @@ def aggregate(
     output: Output,
     layout: Annotated[
         str | None,
-        typer.Option(help="Reader: msd, nnunet, nifti, images2d. Found by itself where clear."),
+        typer.Option(help="Reader: msd, nnunet, nifti, images2d, dicom. Found by itself where clear."),
     ] = None,
     subject: Annotated[str | None, typer.Option(help="Regular expression that finds the subject in a case id.")] = None,
     channel: Annotated[str | None, typer.Option(help="Channel to take of several, by name or number.")] = None,
@@ -188,7 +188,10 @@ def pretrain(
     output: Output,
     tasks: Annotated[str | None, typer.Option(help="Tasks to learn from, with commas; all by default.")] = None,
     init: Annotated[str | None, typer.Option(help="A run to go on from, hf://OWNER/NAME, or scratch.")] = None,
-    objective: Annotated[str | None, typer.Option(help="hierarchical (ours), or one of the rivals.")] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option(help="hierarchical (by default), simclr, byol, rotation, jigsaw, genesis, global_local, masked."),
+    ] = None,
     network: Annotated[str | None, typer.Option(help="small (CPU), base or large.")] = None,
     plans: Annotated[
         Path | None, typer.Option(help="nnUNetPlans.json: take network and patch size of its configuration 2d.")
@@ -205,7 +208,10 @@ def pretrain(
     options: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Learn from the scans of a store without masks. The same command continues an interrupted run."""
+    """Learn from the scans of a store without masks. The same command continues an interrupted run.
+
+    Defaults, and all other options: hssl config show pretrain.
+    """
     from hssl import training
     from hssl.config import PretrainConfig
 
@@ -247,7 +253,10 @@ def finetune(
     init: Annotated[str | None, typer.Option(help="A pre-trained run, hf://OWNER/NAME, or scratch.")] = None,
     validation: Annotated[
         bool | None,
-        typer.Option("--validation/--no-validation", help="Choose the best step by the validation subjects' masks."),
+        typer.Option(
+            "--validation/--no-validation",
+            help="Choose the best step by the validation subjects' masks (by default), which count as labelled then.",
+        ),
     ] = None,
     steps: Steps = None,
     patch_size: PatchSize = None,
@@ -258,7 +267,10 @@ def finetune(
     options: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Learn one task from few masks. The same command continues an interrupted run."""
+    """Learn one task from few masks. The same command continues an interrupted run.
+
+    Defaults, and all other options: hssl config show finetune --set task=NAME.
+    """
     from hssl import training
     from hssl.config import FinetuneConfig
 

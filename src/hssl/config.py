@@ -339,10 +339,11 @@ class FinetuneConfig(TrainingConfig):
         head_rate: Learning rate of the segmentation head, relative to `learning_rate`.
         init_rate: Learning rate of loaded layers, relative to `learning_rate`.
         frozen: Steps at the start in which only the new head learns.
-        rehearsal: Weight of the pretext losses, which are asked all the while of the task's training scans, whether
-            they have masks or not. 0 is fine-tuning on masks alone, and so is a start without an objective.
-        rehearsal_batch_size: Scans a step to ask about, over all devices; each is seen in two views.
-        rehearsal_objective: Asks the questions; None is that of the pre-training to start from, and none from scratch.
+        rehearsal: Weight of the pretext losses as an auxiliary loss, on all training scans of the task, masked or
+            not. 0 is fine-tuning on masks alone, and so is a start without an objective.
+        rehearsal_batch_size: Scans of the auxiliary loss a step, over all devices; each is seen in two views.
+        rehearsal_objective: Of the auxiliary loss; None is that of the pre-training to start from, and none from
+            scratch.
         validation: Keep the checkpoint with the best validation Dice; the validation subjects then count as
             labelled. Off: the last checkpoint of a fixed schedule.
         validate_every: Steps between validations.

@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+import hssl.benchmark.plan
 from hssl.benchmark import BenchmarkPlan, run_benchmark, write_report
 from hssl.benchmark.ledger import Ledger, locked
 from hssl.benchmark.plan import _hash, expand
@@ -75,6 +78,19 @@ def test_an_arm_may_keep_to_some_fractions(make_plan: MakePlan, store: Store) ->
         ("100%", "scratch"),
         ("100%", "single"),
     ]
+
+
+def test_plans_that_the_docs_show_are_plans(make_plan: MakePlan, store: Store) -> None:
+    shown = [Path(__file__).parents[2].joinpath("docs/how-to/benchmark.md").read_text().split("```")[1]]
+    shown.append(textwrap.dedent((hssl.benchmark.plan.__doc__ or "").partition("::")[2]))
+    for text in shown:
+        values = yaml.safe_load(text.removeprefix("yaml"))
+        tasks = list(store.tasks)
+        values |= {"store": str(store.path), "tasks": tasks, "fractions": ["50%"]}
+        if "finetune_by_task" in values:
+            values["finetune_by_task"] = {tasks[0]: next(iter(values["finetune_by_task"].values()))}
+        grid = expand(BenchmarkPlan.checked(values), store)
+        assert {cell.arm for cell in grid.cells} >= {"scratch", "single", "joint", "adapted", "simclr"}
 
 
 def test_an_arm_may_adapt_to_the_task(make_plan: MakePlan, store: Store) -> None:
