@@ -311,7 +311,7 @@ class PretrainConfig(TrainingConfig):
     options: dict[str, Any] = Field(default_factory=dict)
     network: NetworkConfig = Field(default_factory=NetworkConfig)
     batch_size: PositiveInt = 32
-    # Lower losses than at 1e-3 after as many steps, for `hierarchical` on `small` (docs/results.md); others untried.
+    # Lower losses than at 1e-3 after as many steps, for `hierarchical` on `small` (docs/experiments.md).
     learning_rate: PositiveFloat = 4e-3
     domains_per_batch: PositiveInt = 2
     tempering: Fraction = 0.5
@@ -355,11 +355,11 @@ class FinetuneConfig(TrainingConfig):
     init: str = SCRATCH
     network: NetworkConfig = Field(default_factory=NetworkConfig)
     batch_size: PositiveInt = 16
-    # At 1e-3 loaded weights need as many steps as new ones, and both are far from done (docs/results.md).
+    # At 1e-3 loaded weights need as many steps as new ones, and both are far from done (docs/experiments.md).
     learning_rate: PositiveFloat = 3e-3
     foreground: Fraction = 0.5
     head: HeadKind = "all"
-    # Its few weights must grow to several units before the network is sure of anything (docs/results.md).
+    # Its few weights must grow to several units before the network is sure of anything (docs/experiments.md).
     head_rate: PositiveFloat = 30.0
     init_rate: PositiveFloat = 1.0
     frozen: int = Field(0, ge=0)
