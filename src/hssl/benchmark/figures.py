@@ -74,7 +74,7 @@ def gain_bars(groups: Mapping[str, Sequence[Difference]], colour: Mapping[str, s
         axes.set_axisbelow(True)
         axes.set_xlabel(unit)
         axes.spines["left"].set_visible(False)
-        figure.legend(loc="outside upper left", ncols=len(groups))
+        figure.legend(loc="outside upper left", ncols=min(3, len(groups)))
         return _svg(figure)
 
 

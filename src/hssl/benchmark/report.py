@@ -234,8 +234,12 @@ def _gain_section(bench: _Bench) -> Section | None:
 def _gain_bars(bench: _Bench, labels: str) -> tuple[str, str] | None:
     groups: dict[str, list[Difference]] = {}
     colours: dict[str, str] = {}
+    roles = bench.roles
     for arm, reference in _pairs(bench):
-        used = bench.colour[arm] if reference == bench.roles.scratch else figures.OTHER_COLOURS[len(groups)]
+        over_scratch = reference == roles.scratch
+        if not over_scratch and (arm, reference) != (roles.joint, roles.single):
+            continue  # those are in the table; six bars a task are too many to look at
+        used = bench.colour[arm] if over_scratch else figures.OTHER_COLOURS[0]
         if found := compare(bench.rows, arm, reference, labels):
             groups[f"{arm} − {reference}"] = found
             colours[f"{arm} − {reference}"] = used
