@@ -7,7 +7,8 @@ files are written so that they need no turning and that their range is their 0.5
 orientation cannot make a difference; resampling (nnU-Net: cubic splines; MONAI, ours: linear) can, and nnU-Net cuts
 away empty borders. nnU-Net runs in one process without workers, its fastest way for few volumes, and in float32 on a
 CPU, as it always does. Ours and MONAI are measured in float32, and, where the processor has it, in bf16 as well. How
-far masks agree is part of a peer's name: the mean Dice over labels between its masks and ours.
+far masks agree is part of a peer's name: the mean Dice over labels between its masks and ours, on these files and on
+the same voxels written as if they had the network's spacing, where nobody resamples.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ from hssl.training.finetune import dice_by_label
 
 TASK, SPACING, PATCH = "Task03_Cardiac", 1.5, 128
 VOLUMES, STEPS, TRAINED_ON = 2, 60, 16
+IMAGES, AS_IF = "images", "images-as-if"
+"""Folders of the scans, and of the same voxels with the network's spacing."""
 BATCH, OVERLAP = 16, 0.5
 ROUNDS = 2
 GOAL = "faster than both, same mask"
@@ -92,21 +95,26 @@ def prepare(folder: Path) -> None:
     content = json.loads((folder / "run-32" / "config.json").read_text(encoding="utf-8")) | {"precision": "32"}
     (folder / "run-32" / "config.json").write_text(json.dumps(content), encoding="utf-8")
 
-    (folder / "images").mkdir()
-    (folder / "truth").mkdir()
+    for name in (IMAGES, AS_IF, "truth"):
+        (folder / name).mkdir()
     rows_, columns, slices = store.tasks[TASK].plan.orientation
     turned = columns + rows_ + slices  # nnU-Net reads the last axis first
     for case in store.cases(TASK, store.split(TASK).test)[:VOLUMES]:
-        for path, kind in ((case.image_path, "images"), (case.label_path, "truth")):
+        for path, kind in ((case.image_path, IMAGES), (case.label_path, "truth")):
             image = nib.load(path)
             steps = nib.orientations.ornt_transform(
                 nib.io_orientation(image.affine), nib.orientations.axcodes2ornt(turned)
             )
             image = image.as_reoriented(steps)
             voxels = np.asanyarray(image.dataobj)
-            if kind == "images":
+            if kind == IMAGES:
                 voxels = np.clip(voxels, *np.percentile(voxels, (0.5, 99.5)).round())
-            nib.save(nib.Nifti1Image(voxels.astype(np.uint8), image.affine), folder / kind / f"{case.id}.nii.gz")
+            voxels = voxels.astype(np.uint8)
+            nib.save(nib.Nifti1Image(voxels, image.affine), folder / kind / f"{case.id}.nii.gz")
+            if kind == IMAGES:
+                spacing = (SPACING, SPACING, nib.affines.voxel_sizes(image.affine)[2])
+                affine = nib.affines.rescale_affine(image.affine, voxels.shape, spacing)
+                nib.save(nib.Nifti1Image(voxels, affine), folder / AS_IF / f"{case.id}.nii.gz")
 
 
 # In the child ------------------------------------------------------------------------------------------------
@@ -119,14 +127,11 @@ def measure(folder: Path, threads: int) -> None:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
-    files = sorted((folder / "images").iterdir())
+    files = sorted((folder / IMAGES).iterdir())
     calls = contestants(folder, files)
-    masks: dict[str, list[Mask]] = {}
-    for name, call in calls.items():
-        output = folder / "masks" / name
-        output.mkdir(parents=True, exist_ok=True)
-        quiet(call, output)
-        masks[name] = [np.asanyarray(nib.load(output / file.name).dataobj) for file in files]
+    masks = predicted(calls, folder / "masks", files)
+    same = sorted((folder / AS_IF).iterdir())
+    masks_same = predicted(contestants(folder, same), folder / "masks-as-if", same)
     timed = {name: partial(quiet, call, folder / "masks" / name) for name, call in calls.items()}
     seconds = {name: value / len(files) for name, value in alternate(timed, rounds=ROUNDS, warm_up=0).items()}
 
@@ -140,9 +145,11 @@ def measure(folder: Path, threads: int) -> None:
     for ours, peer in PAIRS:
         if ours not in seconds or peer not in seconds:
             continue
-        dice = agreement(masks[peer], masks[ours], labels)
-        equal = fmean(float(np.mean(a == b)) for a, b in zip(masks[peer], masks[ours], strict=True))
-        label = f"{peer} (mask: Dice {dice:.4f} with ours, {equal:.3%} of voxels equal)"
+        agree = [
+            f"Dice {agreement(each[peer], each[ours], labels):.4f}, {equal(each[peer], each[ours]):.3%} of voxels equal"
+            for each in (masks, masks_same)
+        ]
+        label = f"{peer} (mask beside ours: {agree[0]}; without resampling {agree[1]})"
         part = f"predict, {ours.removeprefix('ours, ')}: {where}"
         rows.append(row(part, seconds[ours], seconds[peer], label, "s/volume", GOAL, more=False))
     rows.append(network_share(folder, files, seconds["ours, f32"], where))
@@ -173,6 +180,17 @@ def contestants(folder: Path, files: Sequence[Path]) -> dict[str, Call]:
     return found
 
 
+def predicted(calls: dict[str, Call], folder: Path, files: Sequence[Path]) -> dict[str, list[Mask]]:
+    """The masks of each contestant."""
+    masks: dict[str, list[Mask]] = {}
+    for name, call in calls.items():
+        output = folder / name
+        output.mkdir(parents=True, exist_ok=True)
+        quiet(call, output)
+        masks[name] = [np.asanyarray(nib.load(output / file.name).dataobj) for file in files]
+    return masks
+
+
 def quiet(call: Call, output: Path) -> None:
     """nnU-Net and progress bars print."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -183,6 +201,11 @@ def agreement(masks: Sequence[Mask], others: Sequence[Mask], labels: list[int]) 
     """Mean Dice over volumes and labels."""
     pairs = zip(masks, others, strict=True)
     return float(np.nanmean([dice_by_label(mask, other, labels) for mask, other in pairs]))
+
+
+def equal(masks: Sequence[Mask], others: Sequence[Mask]) -> float:
+    """Share of voxels that are equal, mean over volumes."""
+    return fmean(float(np.mean(a == b)) for a, b in zip(masks, others, strict=True))
 
 
 def network_share(folder: Path, files: Sequence[Path], seconds: float, where: str) -> Row:
