@@ -375,6 +375,14 @@ class FinetuneConfig(TrainingConfig):
         """Whether pretext losses are asked for; from scratch only if an objective is named."""
         return self.rehearsal > 0 and (self.init != SCRATCH or self.rehearsal_objective is not None)
 
+    def rehearsed(self, before: PretrainConfig | None) -> dict[str, Any]:
+        """Objective, options and views of the auxiliary loss after the pre-training `before`; empty without one."""
+        if not self.rehearsal:
+            return {}
+        if before is not None and self.rehearsal_objective in (None, before.objective):
+            return before.model_dump(include={"objective", "options", "view"})
+        return {} if self.rehearsal_objective is None else {"objective": self.rehearsal_objective}
+
     def decisive(self) -> dict[str, Any]:
         """As for every stage; ledgers from before `head`, `head_rate` and `rehearsal` hold runs without them."""
         decided = super().decisive()

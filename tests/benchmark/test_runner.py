@@ -120,6 +120,11 @@ def test_options_of_a_rehearsed_objective_make_another_run(
     assert expand(plan, store).cells[0].hash != before
 
 
+def test_what_is_rehearsed_need_not_be_what_was_pretrained(make_plan: MakePlan, store: Store) -> None:
+    arm = {"pretrain": {"options": {"weights": {"task": 1}}}, "finetune": {"rehearsal_objective": "simclr"}}
+    assert len(expand(make_plan(arms={"joint": arm}), store).cells) == 1
+
+
 def test_options_join_level_by_level(make_plan: MakePlan, store: Store) -> None:
     weights = {"pixel": 1.0, "image": 0.5}
     common = {"steps": 2, "patch_size": 16, "network": NETWORK, "options": {"weights": weights}}
@@ -209,7 +214,10 @@ def test_mistakes_that_show_in_the_store(make_plan: MakePlan, store: Store, tmp_
     asked = {"scratch": {"domains": "none", "finetune": {"rehearsal_objective": "nonesuch"}}}
     with pytest.raises(ConfigError, match="arm 'scratch': no objective 'nonesuch'"):
         run_benchmark(make_plan(arms=asked), tmp_path / "bench")
-    for weights, message in (({"image": 0}, "no level"), ({"task": 1}, "cannot rehearse on one task: .*no level")):
+    for weights, message in (
+        ({"image": 0}, "no level"),
+        ({"task": 1}, "cannot rehearse 'hierarchical' on one task: .*no level"),
+    ):
         arms = {"joint": {"pretrain": {"options": {"weights": weights}}}}
         with pytest.raises(ConfigError, match=f"arm 'joint': .*{message}"):
             run_benchmark(make_plan(arms=arms), tmp_path / "bench")

@@ -34,7 +34,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, field
 from hssl.config import SCRATCH, FinetuneConfig, NetworkConfig, PretrainConfig, StageConfig
 from hssl.errors import ConfigError
 from hssl.networks import build_network
-from hssl.objectives import OBJECTIVES, Domains, build_objective
+from hssl.objectives import OBJECTIVES, Domains, build_objective, build_rehearsed
 from hssl.store import Store
 
 # Set by the grid, so never by hand.
@@ -242,7 +242,8 @@ def expand(plan: BenchmarkPlan, store: Store) -> Grid:
                         job = _finetuning(plan, arm, task, labelled, seed, before[-1] if before else None, data)
                     except ConfigError as error:
                         raise ConfigError(f"arm '{name}': {error.what}", hint=error.hint) from error
-                    jobs |= {each.hash: each for each in [*before, job] if each.hash not in jobs}
+                    for each in (*before, job):
+                        jobs.setdefault(each.hash, each)
                     cells.append(Cell(name, task, str(labels), _fraction(labels, task, store), seed, job.hash))
     return Grid(cells, jobs)
 
@@ -265,20 +266,21 @@ def _pretrainings(plan: BenchmarkPlan, arm: Arm, task: str, store: Store, data: 
 def _pretraining(options: dict[str, Any], data: dict[str, str], needs: str | None = None) -> Job:
     config = PretrainConfig.checked(options)
     content = [config.decisive(), _objective_options(config.objective, config.options), data]
-    _check_objective(config, config.tasks or ())
+    _check_objective(config.objective, json.dumps(config.options), config.network, config.tasks or (), rehearsed=False)
     return Job("pretrain", _hash(content), config, needs)
 
 
-def _check_objective(config: PretrainConfig, tasks: tuple[str, ...]) -> None:
-    """Makes the objective once, so that options that do not fit it are told before any run."""
-    _make_objective(config.objective, config.network, json.dumps(config.options), tasks)
-
-
 @lru_cache
-def _make_objective(objective: str, shape: NetworkConfig, options: str, tasks: tuple[str, ...]) -> None:
+def _check_objective(
+    objective: str, options: str, shape: NetworkConfig, tasks: tuple[str, ...], rehearsed: bool
+) -> None:
+    """Makes the objective once, so that options (as JSON) that do not fit it are told before any run."""
     with torch.device("meta"):  # its shape will do
         network = build_network(shape)
-    build_objective(objective, network, Domains(tasks, (-1,) * len(tasks)), json.loads(options))
+    if rehearsed:
+        build_rehearsed(objective, network, tasks[0], json.loads(options))
+    else:
+        build_objective(objective, network, Domains(tasks, (-1,) * len(tasks)), json.loads(options))
 
 
 def _objective_options(objective: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -317,14 +319,13 @@ def _finetuning(
     fixed = {"task": task, "labels": tuple(sorted(labelled)), "seed": seed}
     init = pretraining.folder if pretraining is not None else SCRATCH
     config = FinetuneConfig.checked({**options, **fixed, "init": init})
-    if config.rehearses and pretraining is not None and isinstance(pretraining.config, PretrainConfig):
-        try:
-            _check_objective(pretraining.config, (task,))
-        except ConfigError as error:
-            raise ConfigError(f"cannot rehearse on one task: {error.what}", hint="finetune: {rehearsal: 0}") from error
     content: list[Any] = [config.decisive(), plan.evaluation.model_dump(mode="json"), data]
     if config.rehearses and config.rehearsal_objective is not None:
         content.append(_objective_options(config.rehearsal_objective, {}))
+    before = pretraining.config if pretraining is not None else None
+    if asked := config.rehearsed(before if isinstance(before, PretrainConfig) else None):
+        shape = (before or config).network
+        _check_objective(asked["objective"], json.dumps(asked.get("options", {})), shape, (task,), rehearsed=True)
     return Job("finetune", _hash(content), config, needs=None if pretraining is None else pretraining.hash)
 
 

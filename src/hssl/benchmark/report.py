@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -93,13 +94,16 @@ class _Bench:
         firsts = {chain[-1] for chain in chains if chain}
         return next((row for row in self.pretraining if row["config_hash"] in firsts), None)
 
-    def _chain(self, last: str | None) -> list[str]:
+    @cached_property
+    def _goes_on_from(self) -> dict[str, str | None]:
         # Lines from before an arm could adapt have no 'init_hash'.
-        goes_on_from = {row["config_hash"]: row.get("init_hash") for row in self.pretraining}
+        return {row["config_hash"]: row.get("init_hash") for row in self.pretraining}
+
+    def _chain(self, last: str | None) -> list[str]:
         chain: list[str] = []
         while last is not None:
             chain.append(last)
-            last = goes_on_from.get(last)
+            last = self._goes_on_from.get(last)
         return chain
 
 
@@ -369,7 +373,8 @@ def _overlay_section(bench: _Bench) -> Section:
 def _method_section(bench: _Bench) -> Section:
     rows, plan = bench.rows, bench.plan
     hours = sum(row["seconds"] for row in {row["config_hash"]: row for row in rows}.values()) / 3600
-    used = [row for row in bench.pretraining if row["config_hash"] in bench.pretrained()]
+    pretrained = bench.pretrained()
+    used = [row for row in bench.pretraining if row["config_hash"] in pretrained]
     options = {"pretrain": plan.pretrain, "finetune": plan.finetune, "finetune_by_task": plan.finetune_by_task}
     options |= {"arms": {name: arm.model_dump(mode="json", exclude_defaults=True) for name, arm in plan.arms.items()}}
     facts = [
@@ -389,7 +394,7 @@ def _method_section(bench: _Bench) -> Section:
     )
     found = [tables.Table("Facts", ["", ""], [[tables.Cell(text) for text in row] for row in facts])]
     if used:
-        found.insert(0, tables.pretraining_table(used, bench.pretrained()))
+        found.insert(0, tables.pretraining_table(used, pretrained))
     return Section("How it was made", text, tables=found)
 
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -110,17 +111,13 @@ class _Board:
     def _left(self) -> dict[str, Job]:
         """Fine-tunings with a cell that is not in the ledger, and the pre-trainings that they still need."""
         wanted = {h for h, cells in self.cells.items() if any(cell.key not in self.known for cell in cells)}
-        needed: set[str] = set()
-        for hash_ in wanted:
-            job = self.grid.jobs[hash_]
-            while job.needs is not None and not self._outcome(job).exists():
-                needed.add(job.needs)
-                job = self.grid.jobs[job.needs]
-        return {
-            h: job
-            for h, job in self.grid.jobs.items()
-            if h in wanted or (h in needed and not self._outcome(job).exists())
-        }
+
+        def missing(hash_: str) -> bool:
+            return not self._outcome(self.grid.jobs[hash_]).exists()
+
+        unmade = [cell for cell in self.grid.cells if cell.hash in wanted and missing(cell.hash)]
+        needed = {hash_ for cell in unmade for hash_ in takewhile(missing, self.grid.before(cell))}
+        return {h: job for h, job in self.grid.jobs.items() if h in wanted or h in needed}
 
     def _outcome(self, job: Job) -> Path:
         return self.bench / job.folder / OUTCOME

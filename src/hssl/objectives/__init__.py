@@ -40,4 +40,16 @@ def build_objective(name: str, network: UNet, domains: Domains, options: dict[st
     return kind(network, domains, kind.Options.checked(options))
 
 
-__all__ = ["OBJECTIVES", "Domains", "Objective", "PretrainBatch", "build_objective"]
+def build_rehearsed(name: str, network: UNet, task: str, options: dict[str, Any]) -> Objective:
+    """The objective as an auxiliary loss on one task, with new heads.
+
+    Raises:
+        ConfigError: There is none of that name, an option is not valid, or it has nothing to ask of one task.
+    """
+    try:
+        return build_objective(name, network, Domains((task,), (-1,)), options)
+    except ConfigError as error:
+        raise ConfigError(f"cannot rehearse '{name}' on one task: {error.what}", hint="rehearsal=0") from error
+
+
+__all__ = ["OBJECTIVES", "Domains", "Objective", "PretrainBatch", "build_objective", "build_rehearsed"]

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from hssl.config import FinetuneConfig, PretrainConfig
 from hssl.errors import ConfigError
 from hssl.networks import SegmentationNetwork, build_network, predict_volume
-from hssl.objectives import Domains, Objective, build_objective
+from hssl.objectives import Objective, build_rehearsed
 from hssl.runs.run import Run, RunInfo, provenance
 from hssl.store import Store
 from hssl.training.data import FinetuneBatch, FinetuneData, PretrainData
@@ -62,13 +62,7 @@ class Finetuning(Stage):
         self.objective: Objective | None = None
         if rehearsal is not None:
             # Its heads are new: those of pre-training were thrown away.
-            domains = Domains((config.task,), (-1,))
-            try:
-                self.objective = build_objective(rehearsal.objective, network.unet, domains, rehearsal.options)
-            except ConfigError as error:
-                raise ConfigError(
-                    f"cannot rehearse '{rehearsal.objective}' on one task: {error.what}", hint="rehearsal=0"
-                ) from error
+            self.objective = build_rehearsed(rehearsal.objective, network.unet, config.task, rehearsal.options)
         self.loss = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
         self.extra = {"best": -1.0}
 
@@ -189,8 +183,7 @@ def finetune(store: Store | Path | str, output: Path | str, *, config: FinetuneC
         provenance=provenance(config, store),
     )
     torch.manual_seed(config.seed)
-    start = load_start(config, store)
-    unet, source = start or (build_network(config.network), None)
+    unet, source = load_start(config, store) or (build_network(config.network), None)
     if source is not None:
         info = with_source(info, source)
     rehearsal = _rehearsal(config, source)
@@ -235,12 +228,8 @@ def finetune(store: Store | Path | str, output: Path | str, *, config: FinetuneC
 def _rehearsal(config: FinetuneConfig, source: Run | None) -> PretrainConfig | None:
     """The pre-training that `config` rehearses, cut to its task and schedule."""
     before = source.config if source is not None else None
-    options: dict[str, Any] = {}
-    if isinstance(before, PretrainConfig) and config.rehearsal_objective in (None, before.objective):
-        options = before.model_dump(include={"objective", "options", "view"})
-    elif config.rehearsal_objective is not None:
-        options = {"objective": config.rehearsal_objective}
-    if not config.rehearsal or not options:
+    options = config.rehearsed(before if isinstance(before, PretrainConfig) else None)
+    if not options:
         return None
     name, hint = "option 'rehearsal_batch_size':", "at least 2 each, or rehearsal=0"
     check_batch_size(config.rehearsal_batch_size, config, name, hint)
