@@ -84,6 +84,14 @@ def test_the_program_itself_exits_with_2_and_shows_no_traceback() -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_the_help_names_every_objective(capsys: pytest.CaptureFixture[str]) -> None:
+    from hssl.objectives import OBJECTIVES
+
+    assert main(["pretrain", "--help"]) == 0
+    printed = re.sub(r"[^\w]+", " ", capsys.readouterr().out)
+    assert " ".join(OBJECTIVES).replace("hierarchical", "hierarchical by default") in printed
+
+
 @pytest.mark.parametrize("way", ["option", "environment"])
 def test_debug_shows_the_traceback(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["config", "show", "dinner"]

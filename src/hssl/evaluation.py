@@ -192,7 +192,7 @@ def evaluate(
     cases = [case for case in store.cases(name, subjects) if case.has_label]
     if not cases:
         raise StoreError(f"task '{name}' has no masks of {part} subjects", path=store.path)
-    leaked = _leaked(opened, store, [case.subject for case in cases])
+    leaked = sorted(opened.seen(store, name).intersection(case.subject for case in cases))
     if leaked and not allow_leak:
         raise LeakError(
             f"training has seen {len(leaked)} of the {part} subjects: {', '.join(leaked[:5])}"
@@ -248,20 +248,6 @@ def _store_of(run: Run) -> str:
     if path is None:
         raise RunError("does not say where its store is", path=run.path, hint="give it with --store")
     return str(path)
-
-
-def _leaked(run: Run, store: Store, subjects: Iterable[str]) -> list[str]:
-    """Which of `subjects` training has seen, in this task or in another channel of the same source."""
-    name = run.info.task.name if run.info.task else ""
-    origin = store.tasks[name].origin
-    siblings = {task for task, info in store.tasks.items() if info.origin == origin}
-    seen = {
-        subject
-        for record in (run.info.subjects_seen, run.info.masks_seen)
-        for task in siblings & record.keys()
-        for subject in record[task]
-    }
-    return sorted(seen.intersection(subjects))
 
 
 def _predicted(

@@ -297,3 +297,16 @@ def test_run_json_is_plain(run):
     assert content["stage"] == "pretrain"
     assert content["subjects_seen"] == {"Blobs": ["b"]}
     assert content["provenance"]["data"] == {"store": "s", "split": "p"}
+
+
+def test_what_was_seen_in_another_channel_counts_and_in_another_source_does_not(make_store, pretrain_config, tmp_path):
+    store = make_store({"T1": 3, "T2": 3, "CT": 3})
+    store.tasks["CT"] = store.tasks["CT"].model_copy(update={"origin": "elsewhere"})
+    record = {"T1": ["a"], "T2": ["b"], "CT": ["c"], "Gone": ["d"]}
+    config = pretrain_config()
+    run = Run.start(tmp_path / "run", config, info(config, subjects_seen=record, masks_seen={"CT": ["e"]}))
+    assert {task: run.seen(store, task) for task in store.tasks} == {
+        "T1": {"a", "b"},
+        "T2": {"a", "b"},
+        "CT": {"c", "e"},
+    }

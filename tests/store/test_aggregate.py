@@ -300,6 +300,7 @@ def test_channels_of_one_folder_are_split_alike(make_task: MakeTask, tmp_path: P
     store = aggregate([folder], tmp_path / "store")
     first, second = store.tasks
     assert store.split(first) == store.split(second)
+    assert store.siblings(first) == store.siblings(second) == [first, second]
     assert [info.channel for info in store.tasks.values()] == [0, 1]
 
 

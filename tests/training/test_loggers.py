@@ -31,7 +31,7 @@ class Recorder(CSVLogger):
     made: list[Recorder]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__("nowhere")
+        super().__init__("recorder")
         self.args, self.kwargs = args, kwargs
         self.options: dict[str, Any] = {}
         self.values: dict[tuple[int, str], float] = {}
@@ -51,8 +51,9 @@ class Recorder(CSVLogger):
 
 
 @pytest.fixture
-def recorders(monkeypatch) -> list[Recorder]:
+def recorders(monkeypatch, tmp_path) -> list[Recorder]:
     """Makes W&B and MLflow seem installed; gives the loggers that are made."""
+    monkeypatch.chdir(tmp_path)  # a recorder makes its folder where the training runs
     made: list[Recorder] = []
     finished = SimpleNamespace(finish=lambda: made.append("finished"))
     monkeypatch.setattr(Recorder, "made", made, raising=False)

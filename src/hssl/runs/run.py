@@ -106,6 +106,11 @@ class Run:
             raise RunError(f"its files cannot be read: {str(error).splitlines()[0]}", path=path) from error
         return cls(path, config, info)
 
+    def seen(self, store: Store, task: str) -> set[str]:
+        """The subjects of a store's task that this run has seen, in it or in another channel of the same source."""
+        records = (self.info.subjects_seen, self.info.masks_seen)
+        return {subject for name in store.siblings(task) for record in records for subject in record.get(name, [])}
+
     @classmethod
     def start(cls, path: Path, config: PretrainConfig | FinetuneConfig, info: RunInfo) -> Run:
         """Makes a run folder, or opens the one that is there to continue it.

@@ -263,6 +263,12 @@ class Store:
             raise StoreError(f"has no case '{record.id}' any more", path=info.origin, hint="put it back")
         return case
 
+    def siblings(self, task: str) -> list[str]:
+        """`task` and the other channels of its source: tasks with the same subjects."""
+        self._check_task(task)
+        origin = self.tasks[task].origin
+        return [name for name, info in self.tasks.items() if info.origin == origin]
+
     def split(self, task: str) -> Split:
         """The subjects of `task` for training, validation and test."""
         self._check_task(task)

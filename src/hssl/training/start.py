@@ -26,9 +26,8 @@ def load_start(config: PretrainConfig | FinetuneConfig, store: Store) -> tuple[U
             "option 'network' is not that of this run to start from", path=source.path, hint="leave it out"
         )
     # Another store may hold the same challenge with another split: its test subjects may have been seen.
-    for task, subjects in source.info.subjects_seen.items():
-        leaked = sorted({*subjects} & {*store.split(task).test}) if task in store.tasks else []
-        if leaked:
+    for task in store.tasks:
+        if leaked := sorted(source.seen(store, task).intersection(store.split(task).test)):
             raise RunError(
                 f"was trained on '{leaked[0]}', a test subject of task '{task}' in this store",
                 path=source.path,
