@@ -20,7 +20,7 @@ def make_rows(values: dict[tuple[str, str], list[float]]) -> list[dict[str, Any]
             "fraction": float(labels[:-1]) / 100,
             "seed": 0,
             "dice": dice,
-            "scores": [{"case": "x", "label": 1, "dice": dice}],
+            "scores": [{"case": "x", "subject": "x", "label": 1, "dice": dice}],
         }
         for (arm, labels), row in values.items()
         for number, dice in enumerate(row)
@@ -43,6 +43,7 @@ def test_claims_that_hold() -> None:
     assert [claim.verdict for claim in claims] == ["holds"] * 4
     assert claims[0].number == "5 % of the labels: higher on 3 of 3 tasks, +1.00 to +10.00 points, mean +5.33"
     assert claims[2].number == "+3.00 to +20.00 points, mean +11.00"
+    assert claims[0].rule == "Higher mean Dice on at least eight tasks of nine (of 3 here: 3)."
     assert claims[3].number == "at least 95 % on 2 of 3 tasks; 25.0 to 100.0 %, mean 73.8 %"
 
 

@@ -47,8 +47,11 @@ def test_a_worker_ends_with_its_parent(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_cluster_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rule = "----------------------"
+    told = f"failed during processing with trace:\n{rule}\nTraceback\nRuntimeError: no\n\n{rule}\nYou can check logs"
+    errors = [RuntimeError(told), RuntimeError("has not produced any output (state: TIMEOUT)\nNo output stream"), None]
     finished = SimpleNamespace(
-        done=lambda: True, exception=lambda: RuntimeError("out of memory"), paths=SimpleNamespace(stderr="job.err")
+        done=lambda: True, exception=lambda: errors.pop(0), paths=SimpleNamespace(stderr="job.err")
     )
     made: dict[str, Any] = {}
 
@@ -71,8 +74,11 @@ def test_cluster_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert made["timeout_min"] == 60
     assert made["cluster"] == "slurm"
     assert made["call"] == (work_at, tmp_path, tmp_path / "order.json")
-    assert handle.poll() == 1
-    assert (tmp_path / "run.log").read_text() == "job.err\nout of memory\n"
+    last = []
+    for status in (1, 1, 0):
+        assert handle.poll() == status
+        last.append((tmp_path / "run.log").read_text().strip().splitlines()[-1])
+    assert last == ["RuntimeError: no", "has not produced any output (state: TIMEOUT)", "job.err"]
 
 
 def test_cluster_without_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

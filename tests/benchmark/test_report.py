@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from hssl.benchmark import write_report
-from hssl.benchmark.tables import Cell, Table, score_table
+from hssl.benchmark.tables import Cell, Table, score_table, variant_table
 from hssl.errors import RunError
 
 TASKS = ("A", "B", "C")
@@ -97,6 +98,80 @@ def test_page_holds_everything_and_needs_nothing(tmp_path: Path) -> None:
     assert "| A | adapted − joint | **+2.00** |" in tables
     assert "| −8.00 | 0 of 3 | +2.00 | 3 of 3 |" in tables
     assert "| −2.00 | 0 of 3 | +8.00 | 3 of 3 |" in tables
+
+
+def change_plan(bench: Path, keep: Callable[[dict[str, Any]], bool], **plan: Any) -> Path:
+    """Changes the plan of a finished benchmark, and leaves out cells and lines."""
+    content = json.loads((bench / "plan.json").read_text())
+    content = {"plan": {**content["plan"], **plan}, "cells": [cell for cell in content["cells"] if keep(cell)]}
+    (bench / "plan.json").write_text(json.dumps(content))
+    return bench
+
+
+def test_arms_with_one_share_each_have_no_curve_and_a_claim(tmp_path: Path) -> None:
+    wanted = {("scratch", "100%"), ("joint", "5%")}
+    arms = {"scratch": {"domains": "none", "fractions": ["100%"]}, "joint": {"fractions": ["5%"]}}
+    bench = change_plan(make_bench(tmp_path / "bench"), lambda cell: (cell["arm"], cell["labels"]) in wanted, arms=arms)
+    for file in ("plan.json", "ledger.jsonl"):
+        (bench / file).write_text((bench / file).read_text().replace('"5%"', '"10%"'))
+    page = write_report(bench).read_text(encoding="utf-8")
+    assert "No arm was run with more than one share of the labels" in page
+    assert "not every one of scratch, joint was run with 10 % of the labels" in page
+    assert "at least 95 % on 3 of 3 tasks" in page
+    assert "on at least six tasks of nine (of 3 here: 2)" in page
+
+
+def test_an_ablation_of_single_domain_pretraining_stands_beside_it(tmp_path: Path) -> None:
+    arms = {"scratch": {"domains": "none"}, "single": {"domains": "single"}}
+    arms["no-image"] = {"domains": "single", "pretrain": {"options": {"weights": {"image": 0}}}}
+    bench = change_plan(make_bench(tmp_path / "bench"), lambda cell: cell["arm"] in arms, arms=arms)
+    write_report(bench)
+    tables = (bench / "tables.md").read_text(encoding="utf-8")
+    assert "| arm | Dice (%) | single there | mean rank | − single | tasks above | − scratch | tasks above |" in tables
+    assert re.search(r"\| no-image \| [\d.]+ \| [\d.]+ \| 1.00 \| \+3.00 \| 3 of 3 \| \+8.00 \| 3 of 3 \|", tables)
+
+
+def test_numbers_of_subjects_are_another_share_of_each_task(tmp_path: Path) -> None:
+    bench = make_bench(tmp_path / "bench")
+    share = {"few": {"A": 0.02, "B": 0.4, "C": 0.1}, "more": {"A": 0.04, "B": 0.8, "C": 0.2}}
+    for file in ("plan.json", "ledger.jsonl"):
+        text = (bench / file).read_text()
+        for name, old, value in (("few", "5%", "2"), ("more", "100%", "4")):
+            text = text.replace(f'"{old}"', f'"{value}"')
+            for task, fraction in share[name].items():
+                start = rf'"task": "{task}", "labels": "{value}", "fraction": '
+                text = re.sub(rf"{start}[\d.]+", lambda _, s=start, f=fraction: f"{s}{f}", text)
+        (bench / file).write_text(text)
+    write_report(bench)
+    tables = (bench / "tables.md").read_text(encoding="utf-8")
+    assert tables.index("## Dice (%) with 2 labelled subjects") < tables.index("## Dice (%) with 4 labelled subjects")
+    assert "| 5 % of the labels" not in tables
+
+
+def test_variants_are_compared_over_what_they_share_with_the_reference() -> None:
+    def row(arm: str, task: str, seed: int, dice: float) -> dict[str, Any]:
+        scores = [{"case": "c", "subject": "c", "label": 1, "dice": dice}]
+        return {"arm": arm, "task": task, "labels": "5%", "seed": seed, "dice": dice, "scores": scores}
+
+    rows = [row("joint", task, seed, 0.5 + seed / 10) for task in "AB" for seed in (0, 1)]
+    rows += [row("less", "A", 1, 0.4), row("more", "A", 0, 0.9), row("more", "B", 0, 0.1)]
+    table = variant_table(rows, ("less", "more"), "joint", None, "5%")
+    assert [[cell.text for cell in cells] for cells in table.rows] == [
+        ["joint", "55.0", "55.0", "–", "–", "–"],
+        ["less", "40.0", "60.0", "–", "−20.00", "0 of 1"],
+        ["more", "50.0", "50.0", "–", "+0.00", "1 of 2"],
+    ]
+
+
+def test_a_pretraining_made_twice_is_said(tmp_path: Path) -> None:
+    bench = make_bench(tmp_path / "bench")
+    lines = [json.loads(line) for line in (bench / "ledger.jsonl").read_text().splitlines()]
+    for row in lines:
+        row["init_weights"] = {"single": "a", "joint": f"b{row['seed']}"}.get(row["arm"])
+    (bench / "ledger.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    page = write_report(bench).read_text(encoding="utf-8")
+    assert page.count("started from different weights") == 1
+    assert "Runs of joint started from different weights" in page
 
 
 def test_report_of_nothing(tmp_path: Path) -> None:

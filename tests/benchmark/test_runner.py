@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import textwrap
+import time
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ import hssl.benchmark.plan
 from hssl.benchmark import BenchmarkPlan, run_benchmark, write_report
 from hssl.benchmark.ledger import Ledger, locked
 from hssl.benchmark.plan import _hash, expand
+from hssl.benchmark.runner import _ends_cleanly, _reason
 from hssl.config import AggregateConfig, FinetuneConfig, PretrainConfig
 from hssl.errors import ConfigError, RunError, StoreError, TrainingError
 from hssl.objectives import OBJECTIVES
@@ -169,7 +174,8 @@ def test_scratch_does_not_depend_on_options_of_loaded_layers(make_plan: MakePlan
     assert first["joint"] != second["joint"]
 
 
-def test_loggers_make_no_other_run(make_plan: MakePlan, store: Store) -> None:
+def test_loggers_make_no_other_run(make_plan: MakePlan, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hssl.benchmark.plan.check_loggers", lambda config: None)  # whether they are installed or not
     watched = {name: {**getattr(make_plan(), name), "loggers": ["mlflow"]} for name in ("pretrain", "finetune")}
     first, second = expand(make_plan(), store), expand(make_plan(**watched), store)
     assert list(first.jobs) == list(second.jobs)
@@ -208,7 +214,11 @@ def test_mistakes_in_a_plan(make_plan: MakePlan, changes: dict[str, Any], messag
         make_plan(**changes)
 
 
-def test_mistakes_that_show_in_the_store(make_plan: MakePlan, store: Store, tmp_path: Path) -> None:
+def test_mistakes_that_show_in_the_store(
+    make_plan: MakePlan, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = ModuleSpec("any", None, origin="here")
+    monkeypatch.setattr("hssl.training.loggers.find_spec", lambda name: None if name == "wandb" else found)
     with pytest.raises(ConfigError, match="arm 'joint': no objective 'nonesuch'"):
         run_benchmark(make_plan(arms={"joint": {"pretrain": {"objective": "nonesuch"}}}), tmp_path / "bench")
     asked = {"scratch": {"domains": "none", "finetune": {"rehearsal_objective": "nonesuch"}}}
@@ -221,6 +231,16 @@ def test_mistakes_that_show_in_the_store(make_plan: MakePlan, store: Store, tmp_
         arms = {"joint": {"pretrain": {"options": {"weights": weights}}}}
         with pytest.raises(ConfigError, match=f"arm 'joint': .*{message}"):
             run_benchmark(make_plan(arms=arms), tmp_path / "bench")
+    for stage, options, message in (
+        ("pretrain", {"patch_size": 17}, "patch size 17 is not a multiple of 8"),
+        ("pretrain", {"batch_size": 1}, "batch size 1"),
+        ("finetune", {"patch_size": 20}, "patch size 20 is not a multiple of 8"),
+        ("finetune", {"rehearsal_batch_size": 1}, "'rehearsal_batch_size': 1"),
+        ("finetune", {"network": "base"}, "not that of pre-training"),
+        ("finetune", {"loggers": ["wandb"]}, "logger 'wandb' needs a package"),
+    ):
+        with pytest.raises(ConfigError, match=f"arm 'joint': .*{message}"):
+            run_benchmark(make_plan(arms={"joint": {stage: options}}), tmp_path / "bench")
     with pytest.raises(StoreError, match="no task"):
         run_benchmark(make_plan(arms={"joint": {"domains": ["nowhere"]}}), tmp_path / "bench")
     assert not (tmp_path / "bench").exists()
@@ -325,10 +345,36 @@ def test_a_second_pretraining_goes_on_from_the_first(make_plan: MakePlan, store:
         assert Ledger(other / name).rows() == Ledger(bench / name).rows()
 
 
+def test_a_run_that_ended_without_a_word_of_its_own() -> None:
+    assert _reason(2, "patch size 17 is not a multiple of 8") == "patch size 17 is not a multiple of 8"
+    assert _reason(1, "KeyError: 'x'") == "exit status 1; last said: KeyError: 'x'"
+    assert _reason(-9, "step 3/9") == "killed by SIGKILL, as by a machine that is out of memory; last said: step 3/9"
+    assert _reason(-11, "") == "killed by SIGSEGV"
+
+
+def test_a_polite_end_is_an_exit_that_cleans_up() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    ended = []
+
+    def waits() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        finally:
+            ended.append("cancelled")
+
+    with pytest.raises(SystemExit) as raised, _ends_cleanly():
+        waits()
+    assert ended == ["cancelled"]
+    assert raised.value.code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_a_failure_is_told_and_stops_nobody_else(make_plan: MakePlan, tmp_path: Path) -> None:
     bench = tmp_path / "bench"
-    arms = {"bad": {"domains": "joint", "pretrain": {"patch_size": 17}}, "scratch": {"domains": "none"}}
-    with pytest.raises(TrainingError, match=r"2 of 3 runs have failed: pre-training of bad on 2 tasks: .*17"):
+    wild = {"learning_rate": 1e30, "warmup": 0, "gradient_clip": 1e30}
+    arms = {"bad": {"domains": "joint", "pretrain": wild}, "scratch": {"domains": "none"}}
+    with pytest.raises(TrainingError, match=r"2 of 3 runs have failed: pre-training of bad on 2 tasks: .*not finite"):
         run_benchmark(make_plan(arms=arms), bench)
     assert [row["arm"] for row in Ledger(bench / "ledger.jsonl").rows()] == ["scratch"]
     assert json.loads((bench / "plan.json").read_text())["cells"][0]["arm"] == "bad"

@@ -18,7 +18,15 @@ def make_row(arm: str, task: str, seed: int, cases: dict[str, float | None], **m
         "seed": seed,
         "dice": float(np.mean(present)),
         "scores": [
-            {"case": case, "subject": case, "label": 1, "name": "organ", "dice": dice, "hd95": 1.0, "nsd": dice}
+            {
+                "case": case,
+                "subject": case.rstrip("'"),
+                "label": 1,
+                "name": "organ",
+                "dice": dice,
+                "hd95": 1.0,
+                "nsd": dice,
+            }
             for case, dice in cases.items()
         ],
     }
@@ -38,11 +46,11 @@ ROWS = [
 
 def test_mean_and_spread_over_seeds() -> None:
     first, second, third, _ = summarise(ROWS)
-    assert (first.task, first.arm, first.seeds) == ("A", "scratch", 2)
+    assert (first.task, first.arm, first.ran) == ("A", "scratch", {0, 1})
     assert first.mean == pytest.approx((0.3 + 0.5) / 2)
     assert first.spread == pytest.approx(0.2 / 2**0.5)
-    assert second.seeds == 3
-    assert (third.seeds, third.mean, third.spread) == (1, 0.5, None)
+    assert second.ran == {0, 1, 2}
+    assert (third.ran, third.mean, third.spread) == ({0}, 0.5, None)
 
 
 def test_labels_that_are_nowhere_do_not_count() -> None:
@@ -54,33 +62,47 @@ def test_labels_that_are_nowhere_do_not_count() -> None:
 def test_differences_pair_by_seed_and_case() -> None:
     first, second = compare(ROWS, "joint", "scratch", "5%")
     assert (first.task, first.seeds, first.cases) == ("A", 2, 3)
-    # x: +0.1 and +0.1; y: +0.3 and +0.1; z: +0.1 with the second seed alone.
-    assert first.mean == pytest.approx((0.1 + 0.2 + 0.1) / 3)
-    assert first.low == pytest.approx(0.1)
+    # x: +0.1 and +0.1; y: +0.3 and +0.1; z: -0.1, for scratch rightly finds nothing with the first seed, and +0.1.
+    assert first.mean == pytest.approx((0.1 + 0.2 + 0.0) / 3)
+    assert first.low == pytest.approx(0.0)
     assert first.high == pytest.approx(0.2)
-    assert first.p == pytest.approx(0.25)  # three differences of one sign: 2 * 0.5**3
+    assert first.p == pytest.approx(0.5)
     assert first.p_holm == first.p  # the only test
     assert (second.cases, second.low, second.p, second.p_holm) == (1, None, None, None)
     assert second.mean == pytest.approx(-0.1)
     assert compare(ROWS, "joint", "scratch", "10%") == []
 
 
+def test_the_subject_is_the_unit_and_the_case_is_the_mean() -> None:
+    rows = [
+        make_row("scratch", "A", 0, dict.fromkeys(("x", "x'", "y", "z"), 0.5)),
+        make_row("joint", "A", 0, {"x": 0.6, "x'": 0.8, "y": 0.6, "z": 0.7}),
+    ]
+    (found,) = compare(rows, "joint", "scratch", "5%")
+    assert (found.cases, found.subjects) == (4, 3)
+    assert found.mean == pytest.approx((0.1 + 0.3 + 0.1 + 0.2) / 4)
+    assert found.p == pytest.approx(0.25)  # three differences of one sign: 2 * 0.5**3
+    assert (found.low, found.high) == (pytest.approx(0.1), pytest.approx(0.2))  # y alone, x or z alone
+
+
 def test_bootstrap_interval() -> None:
     values = np.random.default_rng(1).normal(0.05, 0.1, 400)
-    low, high = bootstrap(values)
+    low, high = bootstrap(values[:, None].tolist())
     assert low is not None
     assert high is not None
     error = values.std() / 20
     assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.001)
     assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.001)
-    assert bootstrap(values) == (low, high)
+    assert bootstrap(values[:, None].tolist()) == (low, high)
+    # Twice the same cases tell nothing more.
+    assert bootstrap(np.stack((values, values), axis=1).tolist()) == pytest.approx((low, high))
 
 
 def test_signed_rank() -> None:
     # Ranks of 1, 2, 3, 4, -5: the smaller sum is 5; of 32 sign patterns 10 have a sum of at most 5.
-    assert signed_rank(np.array([1.0, 2, 3, 4, -5])) == pytest.approx(2 * 10 / 32)
-    assert signed_rank(np.zeros(4)) == 1.0
-    assert signed_rank(np.ones(1)) is None
+    assert signed_rank([1.0, 2, 3, 4, -5]) == pytest.approx(2 * 10 / 32)
+    assert signed_rank([0.0] * 4) == 1.0
+    assert signed_rank([1.0]) is None
 
 
 def test_holm() -> None:

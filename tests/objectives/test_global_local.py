@@ -66,6 +66,25 @@ def test_regions_that_the_other_view_lacks_count_nothing() -> None:
     assert local([first, second], here, there + 2) == 0
 
 
+def test_overlapping_regions_do_not_repel() -> None:
+    torch.manual_seed(0)
+    first, second = torch.randn(2, 1, 8, 12, 12)
+    pitch = 2 / 12
+    alone = torch.tensor([[[-0.5, -0.5], [0.5, 0.5]]])
+    for shift, overlaps in (([2.9, 0.0], True), ([0.0, 3.1], False), ([2.9, 2.9], True), ([3.1, 2.9], False)):
+        here = torch.cat((alone, alone[:, :1] + pitch * torch.tensor(shift)), 1)
+        means = [F.avg_pool2d(each, 3, 1, 1, count_include_pad=False) for each in (first, second)]
+        sampled = [F.grid_sample(each, here[:, None], align_corners=False)[0, :, 0].T for each in means]
+        vectors = F.normalize(torch.cat(sampled), dim=1)
+        similarity = (vectors @ vectors.T / 0.05).tolist()
+        total = 0.0
+        for i in range(6):
+            near = {0: {2}, 2: {0}}.get(i % 3, set()) if overlaps else set()
+            others = [j for j in range(6) if j != i and (j % 3 not in near)]
+            total -= similarity[i][(i + 3) % 6] - math.log(sum(math.exp(similarity[i][j]) for j in others))
+        assert local([first, second], here, here) == pytest.approx(total / 6, rel=1e-4)
+
+
 def test_the_decoder_does_not_teach_the_encoder(
     network: UNet, make_batch: Callable[..., PretrainBatch], three_tasks: Domains
 ) -> None:

@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Literal
 
 from hssl.benchmark.plan import BenchmarkPlan
-from hssl.benchmark.statistics import Difference, Row, compare, summarise
+from hssl.benchmark.statistics import Difference, Row, compare, ordered_shares, summarise
 from hssl.config import PretrainConfig
 
 ABSTRACT_GAINS = (0.69, 18.60)
@@ -84,9 +84,9 @@ def find_roles(plan: BenchmarkPlan) -> Roles:
 
 def check_claims(rows: Sequence[Row], roles: Roles) -> list[Claim]:
     """Holds the claims against finished runs; what has not been run is not tested."""
-    shares = {row["labels"]: row["fraction"] for row in rows}
-    few = min(shares, key=lambda labels: shares[labels], default="5%")
-    five, ten, all_ = (_named(shares, share) for share in (0.05, 0.10, 1.0))
+    shares = ordered_shares(rows)
+    few = next(iter(shares), "5%")
+    five, ten, all_ = (_named(shares, share) for share in (5, 10, 100))
     return [
         _joint_beats_single(_compared(rows, roles.joint, roles.single, few), few),
         _both_beat_scratch(
@@ -111,7 +111,7 @@ def signed(value: float, digits: int = 2) -> str:
 
 def _joint_beats_single(differences: list[Difference], labels: str) -> Claim:
     text = "Joint multi-domain pre-training beats single-domain pre-training."
-    rule = "Higher mean Dice on at least eight tasks of nine."
+    rule = f"Higher mean Dice on at least eight tasks of nine{_scaled(MOST_TASKS, len(differences))}."
     if not differences:
         return Claim(text, rule, "not tested", "")
     gains = [100 * each.mean for each in differences]
@@ -123,7 +123,9 @@ def _joint_beats_single(differences: list[Difference], labels: str) -> Claim:
 def _both_beat_scratch(joint: list[Difference], single: list[Difference]) -> Claim:
     text = "Both beat training from scratch when 5 % of the labels are used."
     rule = "Higher mean Dice on every task, for both."
-    if not joint or not single:
+    shared = {each.task for each in joint} & {each.task for each in single}
+    joint, single = ([each for each in of if each.task in shared] for of in (joint, single))
+    if not shared:
         return Claim(text, rule, "not tested", "")
     both = {"joint": [100 * each.mean for each in joint], "single-domain": [100 * each.mean for each in single]}
     number = "; ".join(
@@ -145,7 +147,6 @@ def _gains(joint: list[Difference]) -> Claim:
 
 def _ten_is_close(rows: Sequence[Row], roles: Roles, ten: str | None, all_: str | None) -> Claim:
     text = "Joint pre-training with 10 % of the labels comes close to training with 100 %."
-    rule = "At least 95 % of the Dice of scratch with all labels, on at least six tasks of nine."
     means = {(each.task, each.labels, each.arm): each.mean for each in summarise(rows)}
     shares = []
     for task in dict.fromkeys(row["task"] for row in rows):
@@ -155,6 +156,8 @@ def _ten_is_close(rows: Sequence[Row], roles: Roles, ten: str | None, all_: str 
         )
         if part is not None and whole:
             shares.append(part / whole)
+    some = f"at least six tasks of nine{_scaled(CLOSE_TASKS, len(shares))}"
+    rule = f"At least 95 % of the Dice of scratch with all labels, on {some}."
     if not shares:
         return Claim(text, rule, "not tested", "")
     near = sum(share >= CLOSE for share in shares)
@@ -169,12 +172,16 @@ def _compared(rows: Sequence[Row], arm: str | None, reference: str | None, label
     return compare(rows, arm, reference, labels) if arm and reference and labels else []
 
 
-def _named(shares: dict[str, float], share: float) -> str | None:
-    return next((labels for labels, value in shares.items() if labels.endswith("%") and value == share), None)
+def _named(shares: Sequence[str], percent: float) -> str | None:
+    return next((each for each in shares if each.endswith("%") and float(each[:-1]) == percent), None)
 
 
 def _share(part: float, tasks: int) -> int:
     return math.ceil(part * tasks - 1e-9)
+
+
+def _scaled(part: float, tasks: int) -> str:
+    return f" (of {tasks} here: {_share(part, tasks)})" if tasks not in (0, 9) else ""
 
 
 def _range(gains: list[float]) -> str:

@@ -13,6 +13,8 @@ from hssl.benchmark.worker import work_at
 from hssl.errors import ConfigError
 
 COMMAND = [sys.executable, "-m", "hssl.benchmark.worker"]
+RULE = "\n----------------------\n"
+"""What submitit puts before and after the trace of a failed job."""
 
 
 class Handle(Protocol):
@@ -42,12 +44,11 @@ class LocalExecutor:
 
     def __init__(self, bench: Path, workers: int) -> None:
         self._bench = bench
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self._threads = max(1, cores // workers)
+        self._threads = threads_each(workers)
         self._gpus = _gpus()
 
     def start(self, order: Path, log: Path, slot: int) -> subprocess.Popen[bytes]:
-        """Starts a process; what it prints goes to `log`."""
+        """Starts a process; what it prints goes to `log`, in place of what an earlier try said."""
         environment = os.environ | {
             # Read when torch is imported, so it has to be there before. Threads that spin while they wait take the
             # cores of the other workers.
@@ -58,7 +59,7 @@ class LocalExecutor:
         }
         if self._gpus:
             environment["CUDA_VISIBLE_DEVICES"] = self._gpus[slot % len(self._gpus)]
-        with log.open("ab") as file:
+        with log.open("wb") as file:
             return subprocess.Popen(
                 [*COMMAND, str(order)],
                 cwd=self._bench,
@@ -103,11 +104,21 @@ class _ClusterRun:
         if not self._job.done():
             return None
         error = self._job.exception()
-        self._log.write_text(f"{self._job.paths.stderr}\n{error or ''}\n", encoding="utf-8")
+        text = "" if error is None else str(error)
+        # A failed job's message holds its trace between two rules; if it never came back, the first line says so.
+        _, *trace = text.split(RULE)
+        last = trace[0].strip().splitlines()[-1] if trace and trace[0].strip() else text.partition("\n")[0]
+        self._log.write_text(f"{self._job.paths.stderr}\n{text}\n{last}\n", encoding="utf-8")
         return 0 if error is None else 1
 
     def kill(self) -> None:
         self._job.cancel()
+
+
+def threads_each(workers: int) -> int:
+    """Threads of each of so many processes, which share this machine's cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // workers)
 
 
 def _gpus() -> list[str]:

@@ -79,9 +79,19 @@ def gain_bars(groups: Mapping[str, Sequence[Difference]], colour: Mapping[str, s
 
 
 def efficiency_curves(
-    summaries: Sequence[Summary], shares: Mapping[str, float], arms: Sequence[str], colour: Mapping[str, str]
+    summaries: Sequence[Summary],
+    shares: Mapping[tuple[str, str], float],
+    arms: Sequence[str],
+    colour: Mapping[str, str],
 ) -> str:
-    """Dice over the share of the labels, one small chart a task; bars are the standard deviation over seeds."""
+    """Dice over the share of the labels, one small chart a task; bars are the standard deviation over seeds.
+
+    Args:
+        summaries: What to draw.
+        shares: By task and labels as the plan has them.
+        arms: A line for each.
+        colour: Of each arm.
+    """
     tasks = list(dict.fromkeys(each.task for each in summaries))
     columns = min(3, len(tasks))
     rows = -(-len(tasks) // columns)
@@ -93,7 +103,7 @@ def efficiency_curves(
         for axes, task in zip(grid.flat, tasks, strict=False):
             for arm in arms:
                 points = sorted(
-                    (shares[each.labels], 100 * each.mean, 100 * (each.spread or 0))
+                    (shares[task, each.labels], 100 * each.mean, 100 * (each.spread or 0))
                     for each in summaries
                     if (each.task, each.arm) == (task, arm) and each.mean is not None
                 )
@@ -103,7 +113,7 @@ def efficiency_curves(
                     axes.errorbar(x, y, spread, marker="o", label=arm, **line)
             axes.set_title(task)
             axes.set_xscale("log")
-            ticks = {shares[each.labels]: each.labels for each in summaries if each.task == task}
+            ticks = {shares[task, each.labels]: each.labels for each in summaries if each.task == task}
             axes.set_xticks(list(ticks), [labels.replace("%", " %") for labels in ticks.values()])
             axes.minorticks_off()
             axes.grid(axis="y", color="#e5e7eb", linewidth=0.7)

@@ -26,16 +26,19 @@ import hashlib
 import json
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from hssl.config import SCRATCH, FinetuneConfig, NetworkConfig, PretrainConfig, StageConfig
 from hssl.errors import ConfigError
-from hssl.networks import build_network
+from hssl.networks import UNet, build_network
 from hssl.objectives import OBJECTIVES, Domains, build_objective, build_rehearsed
 from hssl.store import Store
+from hssl.training.finetune import rehearsed_pretraining, validation_subjects
+from hssl.training.loggers import check_loggers
+from hssl.training.pretrain import check_batch_size, check_patch
 
 # Set by the grid, so never by hand.
 _PRETRAIN_FIXED = {"tasks", "init"}
@@ -240,6 +243,7 @@ def expand(plan: BenchmarkPlan, store: Store) -> Grid:
                     try:
                         before = _pretrainings(plan, arm, task, store, data)
                         job = _finetuning(plan, arm, task, labelled, seed, before[-1] if before else None, data)
+                        validation_subjects(cast("FinetuneConfig", job.config), store)
                     except ConfigError as error:
                         raise ConfigError(f"arm '{name}': {error.what}", hint=error.hint) from error
                     for each in (*before, job):
@@ -265,9 +269,22 @@ def _pretrainings(plan: BenchmarkPlan, arm: Arm, task: str, store: Store, data: 
 
 def _pretraining(options: dict[str, Any], data: dict[str, str], needs: str | None = None) -> Job:
     config = PretrainConfig.checked(options)
+    check_batch_size(config.batch_size, config, "batch size")
+    _check_shape(config, config.network)
     content = [config.decisive(), _objective_options(config.objective, config.options), data]
     _check_objective(config.objective, json.dumps(config.options), config.network, config.tasks or (), rehearsed=False)
     return Job("pretrain", _hash(content), config, needs)
+
+
+def _check_shape(config: PretrainConfig | FinetuneConfig, shape: NetworkConfig) -> None:
+    check_loggers(config)
+    check_patch(config.patch_size, _on_paper(shape))
+
+
+@lru_cache
+def _on_paper(shape: NetworkConfig) -> UNet:
+    with torch.device("meta"):  # its shape will do
+        return build_network(shape)
 
 
 @lru_cache
@@ -275,8 +292,7 @@ def _check_objective(
     objective: str, options: str, shape: NetworkConfig, tasks: tuple[str, ...], rehearsed: bool
 ) -> None:
     """Makes the objective once, so that options (as JSON) that do not fit it are told before any run."""
-    with torch.device("meta"):  # its shape will do
-        network = build_network(shape)
+    network = _on_paper(shape)
     if rehearsed:
         build_rehearsed(objective, network, tasks[0], json.loads(options))
     else:
@@ -322,10 +338,13 @@ def _finetuning(
     content: list[Any] = [config.decisive(), plan.evaluation.model_dump(mode="json"), data]
     if config.rehearses and config.rehearsal_objective is not None:
         content.append(_objective_options(config.rehearsal_objective, {}))
-    before = pretraining.config if pretraining is not None else None
-    if asked := config.rehearsed(before if isinstance(before, PretrainConfig) else None):
-        shape = (before or config).network
-        _check_objective(asked["objective"], json.dumps(asked.get("options", {})), shape, (task,), rehearsed=True)
+    before = cast("PretrainConfig", pretraining.config) if pretraining is not None else None
+    shape = config.network if before is None else before.network
+    if "network" in config.model_fields_set and config.network != shape:
+        raise ConfigError("option 'network' of fine-tuning is not that of pre-training", hint="set it in 'pretrain'")
+    _check_shape(config, shape)
+    if asked := rehearsed_pretraining(config, before):
+        _check_objective(asked.objective, json.dumps(asked.options), shape, (task,), rehearsed=True)
     return Job("finetune", _hash(content), config, needs=None if pretraining is None else pretraining.hash)
 
 

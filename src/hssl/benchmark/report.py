@@ -20,7 +20,7 @@ from hssl.benchmark.ledger import Ledger, Row
 from hssl.benchmark.pictures import find_overlays, map_features
 from hssl.benchmark.plan import BenchmarkPlan
 from hssl.benchmark.runner import LEDGER, PLAN, PRETRAINING
-from hssl.benchmark.statistics import Difference, compare, summarise
+from hssl.benchmark.statistics import Difference, compare, ordered_shares, summarise
 from hssl.errors import HsslError, RunError
 from hssl.files import write_text
 from hssl.store import Store
@@ -63,10 +63,9 @@ class _Bench:
     store: Store | None
 
     @property
-    def shares(self) -> dict[str, float]:
-        """Labels as the plan has them, as shares, the smallest first."""
-        found = {row["labels"]: float(row["fraction"]) for row in self.rows}
-        return dict(sorted(found.items(), key=lambda item: item[1]))
+    def shares(self) -> list[str]:
+        """Labels as the plan has them, the smallest share first."""
+        return ordered_shares(self.rows)
 
     @property
     def arms(self) -> list[str]:
@@ -190,7 +189,7 @@ def _store(plan: BenchmarkPlan, rows: Sequence[Row]) -> Store | None:
 
 
 def _tiles(bench: _Bench) -> list[tuple[str, str]]:
-    labels = next(iter(bench.shares))
+    labels = bench.shares[0]
     tiles = []
     for arm, other in ((bench.roles.joint, bench.roles.scratch), (bench.roles.joint, bench.roles.single)):
         gains = [100 * each.mean for each in compare(bench.rows, arm, other, labels)] if arm and other else []
@@ -222,6 +221,13 @@ def _provisional(bench: _Bench) -> str:
         remarks.append("Scored on validation subjects: figures for tuning, not a result.")
     if len(bench.rows) < len(bench.cells):
         remarks.append(f"{len(bench.cells) - len(bench.rows)} runs are still to be made; figures will change.")
+    weights: dict[str, set[str]] = {}
+    for row in bench.rows:
+        if (used := row.get("init_weights")) is not None:  # older lines do not say
+            weights.setdefault(row["pretrain_hash"], set()).add(used)
+    for mixed in [hash_ for hash_, used in weights.items() if len(used) > 1]:
+        arms = ", ".join(dict.fromkeys(row["arm"] for row in bench.rows if row["pretrain_hash"] == mixed))
+        remarks.append(f"Runs of {arms} started from different weights: its pre-training was made more than once.")
     return " ".join(remarks)
 
 
@@ -229,9 +235,9 @@ def _provisional(bench: _Bench) -> str:
 
 
 def _gain_section(bench: _Bench) -> Section | None:
-    labels = next(iter(bench.shares))
+    labels = bench.shares[0]
     drawn = _gain_bars(bench, labels)
-    text = "Bars to the right of 0 are gains. Lines are 95 % bootstrap intervals over cases, paired."
+    text = "Bars to the right of 0 are gains. Lines are 95 % bootstrap intervals over test subjects, paired by case."
     return Section(f"Gains with {shown(labels)}", text, [drawn]) if drawn else None
 
 
@@ -268,12 +274,12 @@ def _pairs(bench: _Bench) -> list[tuple[str, str]]:
 
 
 def _score_section(bench: _Bench) -> Section:
-    arms, labels = bench.roles.main or tuple(bench.arms), next(iter(bench.shares))
-    return Section("Dice by task", tables=[tables.score_table(bench.rows, arms, labels)])
+    arms = bench.roles.main or tuple(bench.arms)
+    return Section("Dice by task", tables=[tables.score_table(bench.rows, arms, bench.shares[0])])
 
 
 def _all_section(bench: _Bench) -> Section:
-    arms, more = bench.roles.main or tuple(bench.arms), list(bench.shares)[1:]
+    arms, more = bench.roles.main or tuple(bench.arms), bench.shares[1:]
     found = [tables.score_table(bench.rows, arms, labels) for labels in more]
     found += [tables.score_table(bench.rows, arms, labels, m) for labels in bench.shares for m in ("nsd", "hd95")]
     if pairs := _pairs(bench):
@@ -289,32 +295,35 @@ def _all_section(bench: _Bench) -> Section:
 def _curve_section(bench: _Bench) -> Section:
     title = "Label efficiency"
     if len(bench.shares) < 2:
-        return Section(
-            title, f"One share of the labels was run ({shown(next(iter(bench.shares)))}): there is no curve yet."
-        )
+        return Section(title, f"One share of the labels was run ({shown(bench.shares[0])}): there is no curve yet.")
     run = {arm: {row["labels"] for row in bench.rows if row["arm"] == arm} for arm in bench.arms}
     arms = [arm for arm in (*bench.roles.main, *bench.roles.rivals) if len(run[arm]) > 1]
+    if not arms:
+        return Section(title, "No arm was run with more than one share of the labels: there is no curve yet.")
     summaries = [each for each in summarise(bench.rows) if each.arm in arms]
-    drawn = figures.efficiency_curves(summaries, bench.shares, arms, bench.colour)
+    shares = {(row["task"], row["labels"]): float(row["fraction"]) for row in bench.rows}
+    drawn = figures.efficiency_curves(summaries, shares, arms, bench.colour)
     return Section(
         title, figures=[("Dice over the share of labelled subjects; bars: standard deviation over seeds", drawn)]
     )
 
 
 def _variant_sections(bench: _Bench) -> list[Section]:
-    if bench.roles.joint is None:
+    roles = bench.roles
+    reference = roles.joint or roles.single or roles.scratch
+    if reference is None:
         return []
     found = []
     for title, arms in (("Rivals", bench.roles.rivals), ("Ablation and controls", bench.roles.variants)):
         own = [
-            tables.variant_table(bench.rows, arms, bench.roles.joint, bench.roles.scratch, labels)
+            tables.variant_table(bench.rows, arms, reference, roles.scratch, labels)
             for labels in bench.shares
             if any(row["labels"] == labels and row["arm"] in arms for row in bench.rows)
         ]
         text = "" if own else "Not run yet."
         if own and title == "Rivals":
             ranked = (*bench.roles.main, *arms)
-            own.insert(0, tables.score_table(bench.rows, ranked, next(iter(bench.shares))))
+            own.insert(0, tables.score_table(bench.rows, ranked, bench.shares[0]))
         found.append(Section(title, text, tables=own))
     return found
 
@@ -354,11 +363,13 @@ def _feature_section(bench: _Bench) -> Section:
 
 
 def _overlay_section(bench: _Bench) -> Section:
-    labels = next(iter(bench.shares))
+    labels = bench.shares[0]
     roles = bench.roles
     arms = [arm for arm in (roles.scratch, roles.joint, roles.adapted) if arm is not None]
     title = f"Worst, median and best case, {shown(labels)}"
     rows = [row for row in bench.rows if row["labels"] == labels]
+    if len({row["arm"] for row in rows if row["arm"] in arms}) < len(arms):
+        return Section(title, f"Left out: not every one of {', '.join(arms)} was run with {shown(labels)}.")
     found = find_overlays(bench.path, bench.store, rows, arms) if bench.store is not None and arms else {}
     if not found:
         return Section(title, "Left out: the store or the masks of the runs are not here.")

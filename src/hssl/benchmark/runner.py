@@ -11,9 +11,12 @@ BENCH/logs/HASH.log       what a run printed
 from __future__ import annotations
 
 import json
+import signal
+import sys
+import threading
 import time
-from collections.abc import Collection, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from itertools import takewhile
 from pathlib import Path
@@ -23,7 +26,7 @@ import rich
 import yaml
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from hssl.benchmark.executors import ClusterExecutor, Executor, Handle, LocalExecutor
+from hssl.benchmark.executors import ClusterExecutor, Executor, Handle, LocalExecutor, threads_each
 from hssl.benchmark.ledger import Ledger, Row, locked
 from hssl.benchmark.plan import BenchmarkPlan, Cell, Grid, Job, expand
 from hssl.benchmark.worker import OUTCOME, Order
@@ -79,7 +82,7 @@ def run_benchmark(
     executor: Executor = (
         LocalExecutor(bench, workers) if cluster is None else ClusterExecutor(bench, _parameters(cluster))
     )
-    with locked(bench):
+    with locked(bench), _ends_cleanly():
         board = _Board(plan, grid, bench)
         content = {"plan": plan.model_dump(mode="json"), "cells": [asdict(cell) for cell in grid.cells]}
         write_text(bench / PLAN, json.dumps(content, indent=1))
@@ -186,7 +189,7 @@ class _Board:
             result = f"Dice {outcome['dice']:.3f}" if outcome.get("dice") is not None else "done"
             text = f"{self._named(job)}: {result} in {duration(seconds)}; {self._left_text(workers)}"
         else:
-            self.failed[job.hash] = f"{self._named(job)}: {_last_line(self._log(job)) or f'exit status {status}'}"
+            self.failed[job.hash] = f"{self._named(job)}: {_reason(status, _last_line(self._log(job)))}"
             text = f"failed: {self.failed[job.hash]}"
         rich.get_console().print(f"{count} {text}", highlight=False, markup=False, soft_wrap=True)
 
@@ -224,7 +227,7 @@ class _Board:
 
     def forecast(self, workers: int) -> list[Row]:
         """A row for each run to make, with its hours, and one for all of them."""
-        self.clock.measure(self.left.values())
+        self.clock.measure(self.left.values(), workers)
         rows: list[Row] = [
             {"run": self._named(job), "steps": job.config.steps, "hours": self.clock.seconds([job]) / 3600}
             for job in self.left.values()
@@ -276,11 +279,11 @@ class _Clock:
         spent, pixels = self._spent["finetune" if stage == "pretrain" else "pretrain"]
         return spent / pixels if pixels else 0.0
 
-    def measure(self, jobs: Iterable[Job]) -> None:
+    def measure(self, jobs: Iterable[Job], workers: int) -> None:
         """Times a training step of the bare network for stages that nothing is known of; evaluation is not in it."""
         for job in jobs:
             if not self._spent[job.stage][1] and job.stage not in self._measured:
-                self._measured[job.stage] = _step_seconds(job) * job.config.steps / _pixels(job)
+                self._measured[job.stage] = _step_seconds(job, threads_each(workers)) * job.config.steps / _pixels(job)
 
 
 def _views(job: Job) -> int:
@@ -295,7 +298,7 @@ def _pixels(job: Job) -> float:
     return float(job.config.steps * _views(job) * job.config.patch_size**2)
 
 
-def _step_seconds(job: Job) -> float:
+def _step_seconds(job: Job, threads: int) -> float:
     import torch
 
     from hssl.networks import build_network
@@ -305,7 +308,8 @@ def _step_seconds(job: Job) -> float:
     device = expected_device(config)
     network = build_network(config.network).to(device)
     batch = torch.rand((_views(job), 1, config.patch_size, config.patch_size), device=device)
-    seconds = []
+    seconds, before = [], torch.get_num_threads()
+    torch.set_num_threads(threads)
     for _ in range(3):
         began = time.monotonic()
         with torch.autocast(device.type, torch.bfloat16, enabled=wants_bf16(config)):
@@ -314,6 +318,7 @@ def _step_seconds(job: Job) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.monotonic() - began)
+    torch.set_num_threads(before)
     return min(seconds)
 
 
@@ -334,6 +339,34 @@ def _parameters(path: Path) -> dict[str, Any]:
     if not isinstance(loaded, dict):
         raise ConfigError("holds no parameters", path=path, hint="write one 'name: value' a line")
     return loaded
+
+
+@contextmanager
+def _ends_cleanly() -> Iterator[None]:
+    """Makes a polite end (``kill``, a closed terminal) an exit like any other, which cancels what was submitted."""
+    names = ("SIGTERM", "SIGHUP")
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    before = {number: signal.signal(number, lambda got, _: sys.exit(128 + got)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _reason(status: int, said: str) -> str:
+    """Why a run ended: its own line if it knew, else how the process ended first."""
+    if status == 2 and said:
+        return said
+    how = f"exit status {status}"
+    if status < 0:
+        how = f"killed by {signal.Signals(-status).name}"
+        if -status == getattr(signal, "SIGKILL", None):
+            how += ", as by a machine that is out of memory"
+    return f"{how}; last said: {said}" if said else how
 
 
 def _last_line(path: Path) -> str:

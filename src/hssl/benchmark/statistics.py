@@ -1,7 +1,8 @@
 """What the lines of a ledger say together. Pure functions: rows in, numbers out; Dice stays in [0, 1].
 
 Arms are paired: by seed, since a seed fixes labelled subjects, head and batches; and by case, since all arms are scored
-on the same ones. The unit of every interval and test is the case, after the mean over seeds.
+on the same ones. The unit of every interval and test is the subject, after the mean over seeds: two scans of one person
+are no two witnesses.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from scipy.stats import rankdata, wilcoxon
 
 Row = Mapping[str, Any]
 RESAMPLES = 10_000
+FLAWLESS = {"dice": 1.0, "nsd": 1.0, "hd95": 0.0}
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,6 @@ class Summary:
     mean: float | None
     spread: float | None
 
-    @property
-    def seeds(self) -> int:
-        """Number of runs."""
-        return len(self.ran)
-
 
 @dataclass(frozen=True)
 class Difference:
@@ -55,10 +52,11 @@ class Difference:
         reference: What it is compared with.
         seeds: Seeds that both have; others do not count.
         cases: Cases that both have.
+        subjects: Whose these are.
         mean: Mean difference over cases.
-        low: Lower end of the 95 % bootstrap interval; None for fewer than two cases.
+        low: Lower end of the 95 % bootstrap interval; None for fewer than two subjects.
         high: Upper end.
-        p: Two-sided Wilcoxon signed-rank test; None for fewer than two cases.
+        p: Two-sided Wilcoxon signed-rank test of the subjects' means; None for fewer than two subjects.
         p_holm: The same after Holm's correction over the tasks of this comparison.
     """
 
@@ -68,11 +66,20 @@ class Difference:
     reference: str
     seeds: int
     cases: int
+    subjects: int
     mean: float
     low: float | None
     high: float | None
     p: float | None
     p_holm: float | None = None
+
+
+def ordered_shares(rows: Iterable[Row]) -> list[str]:
+    """Labels as the plan has them, the smallest share first: by its mean over tasks, which differs for numbers."""
+    found: dict[str, dict[str, float]] = {}
+    for row in rows:
+        found.setdefault(row["labels"], {})[row["task"]] = float(row["fraction"])
+    return sorted(found, key=lambda labels: fmean(found[labels].values()))
 
 
 def summarise(rows: Iterable[Row], metric: str = "dice") -> list[Summary]:
@@ -110,6 +117,9 @@ def case_values(row: Row, metric: str = "dice") -> dict[str, float]:
 def compare(rows: Sequence[Row], arm: str, reference: str, labels: str, metric: str = "dice") -> list[Difference]:
     """`arm` less `reference` on each task that both have, with Holm's correction over these tasks.
 
+    A label that is nowhere in a case has no score where the mask shows none either. Beside a mask that shows some, that
+    is a flawless score.
+
     Args:
         rows: Lines of a ledger, one for each arm, task, share and seed.
         arm: The arm.
@@ -120,40 +130,58 @@ def compare(rows: Sequence[Row], arm: str, reference: str, labels: str, metric: 
     differences = []
     for task in dict.fromkeys(row["task"] for row in rows):
         first, second = (
-            {row["seed"]: case_values(row, metric) for row in rows if _at(row, task, labels, name)}
-            for name in (arm, reference)
+            {row["seed"]: row for row in rows if _at(row, task, labels, name)} for name in (arm, reference)
         )
         seeds = sorted(first.keys() & second.keys())
-        paired: dict[str, list[float]] = {}
+        paired: dict[tuple[str, str], list[float]] = {}
         for seed in seeds:
-            for case in first[seed].keys() & second[seed].keys():
-                paired.setdefault(case, []).append(first[seed][case] - second[seed][case])
+            for case, value in _case_differences(first[seed], second[seed], metric).items():
+                paired.setdefault(case, []).append(value)
         if paired:
-            values = np.array([fmean(paired[case]) for case in sorted(paired)])
-            low, high = bootstrap(values)
+            subjects: dict[str, list[float]] = {}
+            for (subject, _), values in sorted(paired.items()):
+                subjects.setdefault(subject, []).append(fmean(values))
+            groups = list(subjects.values())
+            low, high = bootstrap(groups)
             differences.append(
                 Difference(
-                    task, labels, arm, reference, len(seeds), len(values), fmean(values), low, high, signed_rank(values)
+                    task,
+                    labels,
+                    arm,
+                    reference,
+                    len(seeds),
+                    len(paired),
+                    len(groups),
+                    fmean(value for group in groups for value in group),
+                    low,
+                    high,
+                    signed_rank([fmean(group) for group in groups]),
                 )
             )
     corrected = holm([difference.p for difference in differences])
     return [replace(each, p_holm=p) for each, p in zip(differences, corrected, strict=True)]
 
 
-def bootstrap(values: np.ndarray[Any, Any], *, seed: int = 0) -> tuple[float | None, float | None]:
-    """95 % percentile bootstrap interval of the mean: 10,000 resamples of the cases, the same ones every time."""
-    if len(values) < 2:
+def bootstrap(groups: Sequence[Sequence[float]], *, seed: int = 0) -> tuple[float | None, float | None]:
+    """95 % percentile bootstrap interval of the mean over all values, by 10,000 resamples of whole groups.
+
+    Args:
+        groups: Values of the cases of each subject.
+        seed: Of the resamples: the same ones every time.
+    """
+    if len(groups) < 2:
         return None, None
-    drawn = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
-    low, high = np.percentile(values[drawn].mean(axis=1), (2.5, 97.5))
+    sums, counts = np.array([sum(group) for group in groups]), np.array([len(group) for group in groups])
+    drawn = np.random.default_rng(seed).integers(len(groups), size=(RESAMPLES, len(groups)))
+    low, high = np.percentile(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), (2.5, 97.5))
     return float(low), float(high)
 
 
-def signed_rank(values: np.ndarray[Any, Any]) -> float | None:
+def signed_rank(values: Sequence[float]) -> float | None:
     """The p of the two-sided Wilcoxon signed-rank test; 1 where nothing differs, None for fewer than two values."""
     if len(values) < 2:
         return None
-    return float(wilcoxon(values).pvalue) if np.any(values) else 1.0
+    return float(wilcoxon(values).pvalue) if any(values) else 1.0
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:
@@ -184,6 +212,20 @@ def mean_ranks(rows: Iterable[Row], arms: Sequence[str], labels: str, metric: st
     paired = [of for of in found.values() if len(of) == len(arms) and same_seeds(of.values())]
     ranks = [rankdata([sign * (of[arm].mean or 0.0) for arm in arms]) for of in paired]
     return dict(zip(arms, np.mean(ranks, axis=0).tolist(), strict=True)) if ranks else {}
+
+
+def _case_differences(row: Row, reference: Row, metric: str) -> dict[tuple[str, str], float]:
+    """By subject and case: the mean over labels that have a score in one of the two rows at least."""
+    own, other = (
+        {(score["subject"], score["case"], score["label"]): score[metric] for score in each["scores"]}
+        for each in (row, reference)
+    )
+    found: dict[tuple[str, str], list[float]] = {}
+    for key in own.keys() & other.keys():
+        if own[key] is not None or other[key] is not None:
+            mine, its = (FLAWLESS[metric] if value is None else value for value in (own[key], other[key]))
+            found.setdefault(key[:2], []).append(mine - its)
+    return {case: fmean(values) for case, values in found.items()}
 
 
 def _at(row: Row, task: str, labels: str, arm: str) -> bool:

@@ -86,38 +86,39 @@ def difference_table(rows: Sequence[Row], pairs: Iterable[tuple[str, str]], labe
             Cell(interval(each)),
             Cell(_p(each.p_holm)),
             Cell(str(each.cases)),
+            Cell(str(each.subjects)),
             Cell(str(each.seeds)),
         ]
         for arm, reference in pairs
         for each in compare(rows, arm, reference, labels)
     ]
     note = (
-        "Paired by case after the mean over seeds. Interval: percentile bootstrap over cases, 10,000 resamples; it "
-        "leaves out which subjects were labelled. p: Wilcoxon signed-rank, Holm's correction over tasks. "
-        "Bold: the interval lies above 0."
+        "Paired by case after the mean over seeds. Interval: percentile bootstrap over test subjects, 10,000 "
+        "resamples; it leaves out which subjects were labelled. p: Wilcoxon signed-rank over test subjects, Holm's "
+        "correction over tasks. Bold: the interval lies above 0."
     )
-    header = ["task", "arms", "Dice points", "95 % interval", "p (Holm)", "cases", "seeds"]
+    header = ["task", "arms", "Dice points", "95 % interval", "p (Holm)", "cases", "subjects", "seeds"]
     return Table(f"Differences with {shown(labels)}", header, body, note)
 
 
 def variant_table(rows: Sequence[Row], arms: Sequence[str], reference: str, scratch: str | None, labels: str) -> Table:
-    """Mean Dice and rank of each arm, and its paired differences to `reference` and scratch, over the same tasks."""
-    present = {row["arm"] for row in rows if row["labels"] == labels}
+    """Each arm beside `reference` and scratch, over the tasks and seeds that both have."""
+    here = [row for row in rows if row["labels"] == labels]
+    present = {row["arm"] for row in here}
     ranked = [arm for arm in dict.fromkeys((reference, *arms)) if arm in present]
-    needed = {*ranked, scratch} & present
-    tasks = [
-        task
-        for task in dict.fromkeys(row["task"] for row in rows)
-        if needed <= {row["arm"] for row in rows if (row["task"], row["labels"]) == (task, labels)}
-    ]
-    shared = [row for row in rows if row["task"] in tasks and row["labels"] == labels]
-    ranks = mean_ranks(shared, ranked, labels)
+    ranks = mean_ranks(here, ranked, labels)
+    others = [reference, *([scratch] if scratch is not None and scratch != reference else [])]
     body = []
-    for arm in ranked if tasks else []:
-        values = [each.mean for each in summarise(shared) if each.arm == arm and each.mean is not None]
-        cells = [Cell(arm), Cell(f"{100 * fmean(values):.1f}" if values else "–"), Cell(_rank(ranks.get(arm)))]
-        for other in (reference, scratch):
-            found = compare(shared, arm, other, labels) if other is not None and other != arm else []
+    for arm in ranked:
+        shared = _shared(here, arm, reference)
+        cells = [
+            Cell(arm),
+            Cell(f"{100 * _mean_over_tasks(here, arm, shared):.1f}" if shared else "–"),
+            Cell(f"{100 * _mean_over_tasks(here, reference, shared):.1f}" if shared else "–"),
+            Cell(_rank(ranks.get(arm))),
+        ]
+        for other in others:
+            found = compare(here, arm, other, labels) if other != arm else []
             gains = [100 * each.mean for each in found]
             cells.append(Cell(signed(fmean(gains)) if gains else "–"))
             cells.append(Cell(f"{sum(gain > 0 for gain in gains)} of {len(gains)}" if gains else "–"))
@@ -125,14 +126,27 @@ def variant_table(rows: Sequence[Row], arms: Sequence[str], reference: str, scra
     header = [
         "arm",
         "Dice (%)",
+        f"{reference} there",
         "mean rank",
-        f"− {reference}",
-        "tasks above",
-        f"− {scratch or 'scratch'}",
-        "tasks above",
+        *(text for other in others for text in (f"− {other}", "tasks above")),
     ]
-    note = f"Tasks that all of them have: {', '.join(tasks) or 'none yet'}. Differences are paired, in Dice points."
+    note = (
+        f"Each arm over the tasks and seeds that it shares with {reference}, whose Dice there is beside it; "
+        "differences are paired, in Dice points. Mean rank: over the tasks that all arms of the table have, seed for "
+        "seed."
+    )
     return Table(f"Arms with {shown(labels)}", header, body, note)
+
+
+def _shared(rows: Sequence[Row], arm: str, reference: str) -> set[tuple[str, int]]:
+    """Tasks and seeds that both arms have."""
+    own, other = ({(row["task"], row["seed"]) for row in rows if row["arm"] == name} for name in (arm, reference))
+    return own & other
+
+
+def _mean_over_tasks(rows: Sequence[Row], arm: str, places: set[tuple[str, int]]) -> float:
+    chosen = [row for row in rows if row["arm"] == arm and (row["task"], row["seed"]) in places]
+    return fmean(each.mean or 0.0 for each in summarise(chosen))
 
 
 def claim_table(claims: Sequence[Claim]) -> Table:

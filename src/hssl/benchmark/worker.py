@@ -25,7 +25,7 @@ from hssl.evaluation import EvaluationResult, evaluate
 from hssl.files import write_text
 from hssl.inference import Predictor
 from hssl.runs import Run
-from hssl.runs.run import WEIGHTS
+from hssl.runs.run import INIT_HASH, WEIGHTS
 from hssl.store import Store, widest_slice
 from hssl.training import finetune, pretrain
 from hssl.training.pretrain import GROUPS
@@ -123,6 +123,7 @@ def _finetuned(run: Run, result: EvaluationResult, seconds: float) -> dict[str, 
 def _origin(run: Run) -> dict[str, Any]:
     known = run.info.provenance
     return {
+        "init_weights": known.get(INIT_HASH),
         "store_hash": known["data"]["store"],
         "split_hash": known["data"]["split"],
         "versions": known["versions"],

@@ -7,8 +7,9 @@ region attracts itself in the other view and repels the image's other regions.
 
 Departures: volumes are aligned within a task only, so both sides of the global contrast stay within it. Encoder and
 decoder are trained at the same time, the decoder on detached features, where the paper trains one after the other. The
-two views differ in geometry too, and regions are found again through their maps. The global head pools on a coarse
-grid, since instance normalisation leaves global average pooling nothing of the image.
+two views differ in geometry too, and regions are found again through their maps. Regions lie at random, and those that
+overlap do not repel each other. The global head pools on a coarse grid, since instance normalisation leaves global
+average pooling nothing of the image. Views, with their hidden blocks, and schedule are those that all objectives share.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from hssl.networks.gather import gather, rank
 from hssl.objectives.base import Domains, Objective, PretrainBatch
 from hssl.views import map_points
 
+REGION = 3
+"""Features on a side of a region."""
 NEVER = -1e4
 """Logit of a pair that does not count; finite, so that a row without negatives has a gradient of 0."""
 
@@ -108,7 +111,8 @@ def global_contrast(projected: Tensor, task: Tensor, partition: Tensor, temperat
 
 
 def local_contrast(first: Tensor, second: Tensor, here: Tensor, there: Tensor, temperature: float) -> Tensor:
-    """Contrast of the regions of each image, over both views; regions that the second view lacks count nothing.
+    """Contrast of the regions of each image, over both views; regions that the second view lacks count nothing, and
+    those that overlap in the first view are no negatives of each other.
 
     Args:
         first: Features of the first view, float32 ``[B, D, H, W]``.
@@ -122,7 +126,10 @@ def local_contrast(first: Tensor, second: Tensor, here: Tensor, there: Tensor, t
     vectors = F.normalize(torch.cat((_regions(first, here), _regions(second, there)), 1), dim=-1)
     logits = vectors @ vectors.mT / temperature
     itself = torch.eye(2 * regions, dtype=torch.bool, device=here.device)
-    logits = logits.masked_fill(itself | ~seen[:, None], NEVER)
+    positive = itself.roll(regions, 1)
+    sides = here.new_tensor([REGION * 2 / first.shape[-1], REGION * 2 / first.shape[-2]])
+    overlapping = ((here[:, :, None] - here[:, None]).abs() < sides).all(-1).repeat(1, 2, 2)
+    logits = logits.masked_fill(itself | ~seen[:, None] | (overlapping & ~positive), NEVER)
     pair = torch.arange(2 * regions, device=here.device).roll(regions).expand(count, -1)
     loss = F.cross_entropy(logits.flatten(0, 1), pair.flatten(), reduction="none")
     weight = seen.flatten().float()
@@ -130,6 +137,6 @@ def local_contrast(first: Tensor, second: Tensor, here: Tensor, there: Tensor, t
 
 
 def _regions(features: Tensor, centres: Tensor) -> Tensor:
-    # Means over 3 x 3 features around each centre, [B, K, D].
-    means = F.avg_pool2d(features, 3, stride=1, padding=1, count_include_pad=False)
+    # Means around each centre, [B, K, D].
+    means = F.avg_pool2d(features, REGION, stride=1, padding=REGION // 2, count_include_pad=False)
     return F.grid_sample(means, centres[:, None], mode="bilinear", align_corners=False)[:, :, 0].mT

@@ -1,10 +1,11 @@
 """SimCLR (Chen et al., *A Simple Framework for Contrastive Learning of Visual Representations*, ICML 2020).
 
 Two views of an image attract each other, all other images of the batch repel. This is the image level of the hierarchy
-alone and as published: every image is a negative, also a neighbouring slice and an image of another task.
+alone, and as published every image is a negative, also a neighbouring slice and an image of another task.
 
 Departures: the head pools on a coarse grid, since instance normalisation leaves global average pooling nothing of the
-image; batches are far smaller, and AdamW takes the place of LARS.
+image; batches are far smaller, and AdamW takes the place of LARS. Views, with their hidden blocks, and schedule are
+those that all objectives share.
 """
 
 from __future__ import annotations

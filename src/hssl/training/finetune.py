@@ -168,11 +168,7 @@ def finetune(store: Store | Path | str, output: Path | str, *, config: FinetuneC
     split = store.split(config.task)
     labels = config.labels if isinstance(config.labels, str | int) else list(config.labels)
     labelled = store.labelled(config.task, labels, config.seed)
-    validation = sorted({case.subject for case in store.cases(config.task, split.val) if case.has_label})
-    if not config.validation:
-        validation = []
-    elif not validation:
-        raise ConfigError(f"task '{config.task}' has no validation subject with a mask", hint="use --no-validation")
+    validation = validation_subjects(config, store)
     masks = {config.task: sorted({*labelled, *validation})}
     info = RunInfo(
         stage="finetune",
@@ -186,7 +182,8 @@ def finetune(store: Store | Path | str, output: Path | str, *, config: FinetuneC
     unet, source = load_start(config, store) or (build_network(config.network), None)
     if source is not None:
         info = with_source(info, source)
-    rehearsal = _rehearsal(config, source)
+    before = source.config if source is not None else None
+    rehearsal = rehearsed_pretraining(config, before if isinstance(before, PretrainConfig) else None)
     if rehearsal is not None:
         seen = info.subjects_seen | {config.task: sorted({*info.subjects_seen[config.task], *split.train})}
         info = info.model_copy(update={"subjects_seen": seen})
@@ -225,10 +222,27 @@ def finetune(store: Store | Path | str, output: Path | str, *, config: FinetuneC
     return run
 
 
-def _rehearsal(config: FinetuneConfig, source: Run | None) -> PretrainConfig | None:
-    """The pre-training that `config` rehearses, cut to its task and schedule."""
-    before = source.config if source is not None else None
-    options = config.rehearsed(before if isinstance(before, PretrainConfig) else None)
+def validation_subjects(config: FinetuneConfig, store: Store) -> list[str]:
+    """Whose masks choose the checkpoint; none without validation.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if not config.validation:
+        return []
+    cases = store.cases(config.task, store.split(config.task).val)
+    if found := sorted({case.subject for case in cases if case.has_label}):
+        return found
+    raise ConfigError(f"task '{config.task}' has no validation subject with a mask", hint="use --no-validation")
+
+
+def rehearsed_pretraining(config: FinetuneConfig, before: PretrainConfig | None) -> PretrainConfig | None:
+    """The pre-training that `config` rehearses after `before`, cut to its task and schedule; None without one.
+
+    Raises:
+        ConfigError: Its batch does not suit the devices.
+    """
+    options = config.rehearsed(before)
     if not options:
         return None
     name, hint = "option 'rehearsal_batch_size':", "at least 2 each, or rehearsal=0"
@@ -245,4 +259,4 @@ def _rehearsal(config: FinetuneConfig, source: Run | None) -> PretrainConfig | N
     )
 
 
-__all__ = ["Finetuning", "finetune"]
+__all__ = ["Finetuning", "finetune", "rehearsed_pretraining", "validation_subjects"]

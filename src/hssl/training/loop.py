@@ -44,6 +44,7 @@ class Stage(pl.LightningModule):
         super().__init__()
         self.config, self.run = config, run
         self.start = 0
+        self.earlier, self.began = 0.0, time.monotonic()
         self.extra: dict[str, Any] = {}
         self.latest: dict[str, Tensor] = {}
 
@@ -80,11 +81,15 @@ class Stage(pl.LightningModule):
         """Steps taken since the beginning of the run, over all its sittings."""
         return self.start + self.global_step
 
+    def seconds(self) -> float:
+        """Time that training took, over all its sittings, as far as their checkpoints tell."""
+        return self.earlier + time.monotonic() - self.began
+
     def configure_optimizers(self) -> Optimizer:
         """AdamW over the parameter groups, with the state of the checkpoint if there is one."""
         optimizer = AdamW(self.parameter_groups(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay)
         state = self.run.load_checkpoint(self.trained(), optimizer)
-        self.start = int(state.pop("step"))
+        self.start, self.earlier = int(state.pop("step")), float(state.pop("seconds"))
         self.extra.update(state)
         return optimizer
 
@@ -163,7 +168,8 @@ class Keeper(Callback):
                 stage.record(step, values | rate)
                 self._show(step, stage.config.steps, values)
         if saves and trainer.is_global_zero:
-            stage.run.save_checkpoint(step, stage.trained(), trainer.optimizers[0], stage.extra)
+            extra = {"seconds": stage.seconds(), **stage.extra}
+            stage.run.save_checkpoint(step, stage.trained(), trainer.optimizers[0], extra)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Closes the progress bar, also after an error."""
@@ -213,13 +219,13 @@ def fit(stage: Stage, title: str) -> float:
         title: What the progress bar says.
 
     Returns:
-        Seconds this sitting took.
+        Seconds it took, over all sittings.
 
     Raises:
         TrainingError: See :func:`check`.
     """
     config = stage.config
-    began = time.monotonic()
+    stage.began = time.monotonic()
     _silence()
     trainer = pl.Trainer(
         accelerator=config.accelerator,
@@ -242,7 +248,7 @@ def fit(stage: Stage, title: str) -> float:
         trainer.fit(stage)
     finally:
         close_loggers(config)
-    return time.monotonic() - began
+    return stage.seconds()
 
 
 def wants_bf16(config: TrainingConfig) -> bool:
