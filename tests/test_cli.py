@@ -177,6 +177,14 @@ def test_config_show_is_a_config_file(stage: str, capsys: pytest.CaptureFixture[
     assert json.loads(capsys.readouterr().out) == yaml.safe_load(text)
 
 
+def test_config_show_tells_the_options_of_the_objective(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "show", "pretrain"]) == 0
+    assert "Those of 'hierarchical': {'weights': {'group': 0.05," in capsys.readouterr().out
+    assert main(["config", "show", "pretrain", "--set", "objective=simclr"]) == 0
+    assert "Those of 'simclr': {'temperature': " in capsys.readouterr().out
+    assert main(["config", "show", "pretrain", "--set", "options={weights: {foo: 1}}"]) == 2
+
+
 def test_a_template_leaves_required_options_empty(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "show", "finetune"]) == 0
     template = yaml.safe_load(capsys.readouterr().out)

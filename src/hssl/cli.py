@@ -458,15 +458,22 @@ def config_show(
 ) -> None:
     """Print all options of a stage as YAML: what holds, and what each means."""
     from hssl import console
+    from hssl.config import PretrainConfig
 
     cls = _config_class(stage)
     # Without any option given, a template: options that have no default stay empty.
     checked = _load(cls, config, options) if config or options else cls.model_construct()
     values = dict.fromkeys(cls.model_fields) | checked.model_dump(mode="json")
+    descriptions = _descriptions(cls)
+    if isinstance(checked, PretrainConfig):
+        from hssl.objectives import objective_options
+
+        own = objective_options(checked.objective, checked.options)
+        descriptions["options"] += f" Those of '{checked.objective}': {own}"
     if as_json:
         console.print_json(values)
     else:
-        console.print_line(_as_yaml(values, _descriptions(cls)))
+        console.print_line(_as_yaml(values, descriptions))
 
 
 def _config_class(stage: str) -> type[StageConfig]:

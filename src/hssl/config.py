@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -17,9 +18,12 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
 from hssl.errors import ConfigError
 
+HARMLESS = ("workers", "log_every", "checkpoint_every")
+"""Options of a training that may change when it goes on; what it computes does not depend on them."""
 SCRATCH = "scratch"
 """Stands for a run to start from where there is none."""
 
@@ -66,9 +70,29 @@ class StageConfig(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            first = error.errors()[0]
-            name = ".".join(str(part) for part in first["loc"]) or cls.__name__
-            raise ConfigError(f"option '{name}': {first['msg'].removeprefix('Value error, ')}", path=path) from error
+            raise ConfigError(_told(error, cls), path=path) from error
+
+
+def _told(error: ValidationError, cls: type[StageConfig]) -> str:
+    """The first mistake in one line, without pydantic's names of the kinds that a value may have."""
+    name = _option(first := error.errors()[0])
+    if first["type"] == "extra_forbidden":
+        close = get_close_matches(name, cls.model_fields, 1)
+        return f"no option '{name}'" + (f"; did you mean '{close[0]}'?" if close else "")
+    says = " or ".join(dict.fromkeys(_says(each) for each in error.errors() if _option(each) == name))
+    return f"option '{name}': {says}" if name else says
+
+
+def _option(mistake: ErrorDetails) -> str:
+    # A value that may be of several kinds has a mistake for each, with the kind at the end of its place.
+    parts = [str(part) for part in mistake["loc"]]
+    while parts and (parts[-1] in ("str", "int", "constrained-int", "constrained-str") or "[" in parts[-1]):
+        parts.pop()
+    return ".".join(parts)
+
+
+def _says(mistake: ErrorDetails) -> str:
+    return mistake["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
 
 
 class AggregateConfig(StageConfig):
@@ -79,7 +103,8 @@ class AggregateConfig(StageConfig):
         subject: Regular expression over the case id whose first group (or whole match) is the subject.
         channel: Channel of multi-channel sources by name or number; None makes one task of each channel.
         task: Name of the task, for a single source; None takes it from the folder.
-        window: CT window (low, high) in HU; None scales each case by robust percentiles.
+        window: CT window (low, high) in HU, for sources that are CT or do not say; None scales each case by robust
+            percentiles.
         spacing: In-plane spacing in mm (rows, columns) for all tasks; None takes each task's median.
         orientation: Where stored rows, columns and slices point, for example ``PLS``; None decides by task.
         fractions: Shares of the subjects in training, validation and test.

@@ -15,7 +15,12 @@ def replacing(path: Path) -> Iterator[Path]:
     """Gives a temporary path beside `path` to write to, and moves it there in one step at the end.
 
     After an error nothing is left of it, and what `path` held before is still there.
+
+    Raises:
+        ConfigError: There is no folder for it.
     """
+    if not path.parent.is_dir():
+        raise ConfigError("there is no such folder to write to", path=path.parent, hint="make it first")
     temporary = path.with_name(f".partial-{path.name}")
     try:
         yield temporary
@@ -41,6 +46,16 @@ def new_folder(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def refuse_existing(path: Path) -> None:
+    """Keeps what is not known to be ours from being replaced.
+
+    Raises:
+        ConfigError: `path` is there already.
+    """
+    if path.exists():
+        raise ConfigError("is there already", path=path, hint="give a new file, or remove it first")
 
 
 def write_text(path: Path, text: str) -> None:

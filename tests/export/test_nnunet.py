@@ -131,7 +131,7 @@ def test_files_that_are_no_plans_are_refused(tmp_path: Path) -> None:
 
 def test_the_adaptation_plan_says_where_the_weights_are(make_run: MakeRun, tmp_path: Path) -> None:
     for network in (PLAIN, RESIDUAL):
-        content = load(export_run(make_run(network), "nnunet", tmp_path / "x.pth"))
+        content = load(export_run(make_run(network), "nnunet", tmp_path / f"{network.encoder}.pth"))
         plan, weights = content["nnssl_adaptation_plan"], content["network_weights"]
         assert plan["recommended_downstream_patchsize"] == [16, 16]
         assert plan["architecture_plans"]["arch_kwargs"] == architecture_kwargs(network)
@@ -147,3 +147,8 @@ def test_what_cannot_be_exported_is_named(make_run: MakeRun, tmp_path: Path) -> 
     with pytest.raises(RunError, match="not a run folder"):
         export_run(tmp_path / "nothing", "nnunet", tmp_path / "x.pth")
     assert not (tmp_path / "x.pth").exists()
+    (tmp_path / "x.pth").write_bytes(b"another run's")
+    for kind in ("nnunet", "onnx"):
+        with pytest.raises(ConfigError, match="is there already"):
+            export_run(make_run(), kind, tmp_path / "x.pth")
+    assert (tmp_path / "x.pth").read_bytes() == b"another run's"

@@ -103,6 +103,11 @@ def test_other_options_are_refused_by_name(run, pretrain_config, given, message)
     assert {path.name: path.read_bytes() for path in run.path.iterdir()} == before
 
 
+def test_options_that_change_nothing_may_change(run, pretrain_config):
+    config = pretrain_config(workers=3, log_every=1, checkpoint_every=7, loggers=())
+    assert Run.start(run.path, config, info(config)).path == run.path
+
+
 def test_another_stage_is_refused(run, finetune_config):
     config = finetune_config()
     with pytest.raises(RunError, match="another stage"):

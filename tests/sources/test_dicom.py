@@ -27,8 +27,8 @@ from hssl.sources.dicom_seg import write_segmentation
 from hssl.store import TaskInfo, TaskPlan, aggregate
 from hssl.store.store import file_hash
 
-pytest.importorskip("pydicom", reason="needs the dicom extra: pip install 'hssl[dicom]'")
-highdicom = pytest.importorskip("highdicom", reason="needs the dicom extra: pip install 'hssl[dicom]'")
+pytest.importorskip("pydicom", reason="needs the dicom extra: pip install '.[dicom]'")
+highdicom = pytest.importorskip("highdicom", reason="needs the dicom extra: pip install '.[dicom]'")
 
 from pydicom import dcmread  # noqa: E402
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset  # noqa: E402
@@ -397,9 +397,9 @@ def test_without_pydicom_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", missing)
-    with pytest.raises(SourceError, match=r"without pydicom \(pip install 'hssl\[dicom\]'\)"):
+    with pytest.raises(SourceError, match=r"without pydicom \(pip install '.\[dicom\]'\)"):
         find_sources(tmp_path)
-    with pytest.raises(SourceError, match=r"without highdicom \(pip install 'hssl\[dicom\]'\)"):
+    with pytest.raises(SourceError, match=r"without highdicom \(pip install '.\[dicom\]'\)"):
         write_segmentation(np.zeros((4, 6, 5), np.uint8), series, tmp_path / "x", labels={1: "a"}, description="")
 
 

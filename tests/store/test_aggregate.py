@@ -73,6 +73,22 @@ def test_one_worker_and_many_write_the_same(make_task: MakeTask, tmp_path: Path)
     assert one.hash == many.hash
 
 
+def test_a_window_is_for_ct(make_task: MakeTask, tmp_path: Path) -> None:
+    folder = make_task()
+    window = AggregateConfig(window=(0, 200))
+    with pytest.raises(StoreError, match=r"'Blobs' is MRI, and a window is in Hounsfield units"):
+        aggregate([folder], tmp_path / "store", config=window)
+    assert not (tmp_path / "store").exists()
+    listing = json.loads((folder / "dataset.json").read_text())
+    for number, modality in enumerate(("CT", "NCCT", "")):
+        (folder / "dataset.json").write_text(json.dumps({**listing, "modality": {"0": modality}}))
+        store = aggregate([folder], tmp_path / f"store{number}", config=window)
+        assert store.tasks["Blobs"].plan.window == (0, 200)
+    (folder / "dataset.json").write_text(json.dumps({**listing, "modality": {"0": "functional"}}))
+    with pytest.raises(StoreError, match="is functional"):
+        aggregate([folder], tmp_path / "other", config=window)
+
+
 def test_again_is_a_no_op(make_task: MakeTask, tmp_path: Path) -> None:
     folder = make_task()
     aggregate([folder], tmp_path / "store")
@@ -127,7 +143,7 @@ def test_a_changed_source_is_told_from_the_stored_one(make_task: MakeTask, tmp_p
     folder = make_task()
     aggregate([folder], tmp_path / "store")
     with pytest.raises(StoreError, match=r"other files or options.*new store"):
-        aggregate([folder], tmp_path / "store", config=AggregateConfig(window=(0, 200)))
+        aggregate([folder], tmp_path / "store", config=AggregateConfig(spacing=(2.0, 2.0)))
     edit(folder, "a", lambda image: image + 1)
     with pytest.raises(StoreError, match=r"changed since.*new store"):
         aggregate([folder], tmp_path / "store")

@@ -71,7 +71,7 @@ class LocalExecutor:
 
 
 class ClusterExecutor:
-    """Jobs of a cluster, by submitit (``pip install hssl[cluster]``); `BENCH` and the store are on a shared disk.
+    """Jobs of a cluster, by submitit (extra ``cluster``); `BENCH` and the store are on a shared disk.
 
     Args:
         bench: Working directory of the jobs.
@@ -86,7 +86,7 @@ class ClusterExecutor:
         try:
             import submitit
         except ImportError as error:
-            raise ConfigError("submitit is not installed", hint="pip install 'hssl[cluster]'") from error
+            raise ConfigError("submitit is not installed", hint="pip install '.[cluster]' in hssl's folder") from error
         self._bench = bench
         self._executor = submitit.AutoExecutor(bench / "logs", cluster=parameters.get("cluster"))
         self._executor.update_parameters(**{k: v for k, v in parameters.items() if k != "cluster"})

@@ -34,7 +34,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, field
 from hssl.config import SCRATCH, FinetuneConfig, NetworkConfig, PretrainConfig, StageConfig
 from hssl.errors import ConfigError
 from hssl.networks import UNet, build_network
-from hssl.objectives import OBJECTIVES, Domains, build_objective, build_rehearsed
+from hssl.objectives import Domains, build_objective, build_rehearsed, objective_options
 from hssl.store import Store
 from hssl.training.finetune import rehearsed_pretraining, validation_subjects
 from hssl.training.loggers import check_loggers
@@ -271,7 +271,7 @@ def _pretraining(options: dict[str, Any], data: dict[str, str], needs: str | Non
     config = PretrainConfig.checked(options)
     check_batch_size(config.batch_size, config, "batch size")
     _check_shape(config, config.network)
-    content = [config.decisive(), _objective_options(config.objective, config.options), data]
+    content = [config.decisive(), objective_options(config.objective, config.options), data]
     _check_objective(config.objective, json.dumps(config.options), config.network, config.tasks or (), rehearsed=False)
     return Job("pretrain", _hash(content), config, needs)
 
@@ -297,13 +297,6 @@ def _check_objective(
         build_rehearsed(objective, network, tasks[0], json.loads(options))
     else:
         build_objective(objective, network, Domains(tasks, (-1,) * len(tasks)), json.loads(options))
-
-
-def _objective_options(objective: str, options: dict[str, Any]) -> dict[str, Any]:
-    """All options of an objective: its defaults decide the result as much as what was set."""
-    if objective not in OBJECTIVES:
-        raise ConfigError(f"no objective '{objective}'", hint=f"choose one of {', '.join(OBJECTIVES)}")
-    return OBJECTIVES[objective].Options.checked(options).model_dump(mode="json")
 
 
 def _pretrain_options(plan: BenchmarkPlan, arm: Arm) -> dict[str, Any]:
@@ -337,7 +330,7 @@ def _finetuning(
     config = FinetuneConfig.checked({**options, **fixed, "init": init})
     content: list[Any] = [config.decisive(), plan.evaluation.model_dump(mode="json"), data]
     if config.rehearses and config.rehearsal_objective is not None:
-        content.append(_objective_options(config.rehearsal_objective, {}))
+        content.append(objective_options(config.rehearsal_objective, {}))
     before = cast("PretrainConfig", pretraining.config) if pretraining is not None else None
     shape = config.network if before is None else before.network
     if "network" in config.model_fields_set and config.network != shape:

@@ -64,16 +64,19 @@ def push(run: Path | str, repository: str, *, public: bool = False) -> str:
     """
     try:
         from huggingface_hub import HfApi
+        from huggingface_hub.errors import HTTPError
     except ImportError as error:
-        raise ConfigError("pushing needs huggingface_hub", hint="pip install 'hssl[hub]'") from error
+        raise ConfigError("pushing needs huggingface_hub", hint="pip install '.[hub]' in hssl's folder") from error
     repository = repository.removeprefix("hf://")
+    if repository.count("/") != 1:
+        raise ConfigError(f"'{repository}' is no place on the hub", hint="give OWNER/NAME")
     with TemporaryDirectory() as temporary:
         folder = write_hub(run, Path(temporary) / "repository")
         try:
             hub = HfApi(library_name="hssl")
             hub.create_repo(repository, private=not public, exist_ok=True)
             hub.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload a run of hssl")
-        except (OSError, ValueError) as error:  # the hub's own errors are of these kinds
+        except (OSError, ValueError, HTTPError) as error:  # the hub's own errors, and those of the way there
             first = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise ConfigError(
                 f"cannot upload to '{repository}': {first}", hint="log in with 'hf auth login'"

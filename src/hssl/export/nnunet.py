@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hssl.config import NetworkConfig
-from hssl.files import replacing
+from hssl.files import refuse_existing, replacing
 from hssl.runs import load_unet
 
 _NUMBER_IN_BLOCK = {"conv": 0, "norm": 1}  # of a layer in `all_modules`, the alias of each block's layers
@@ -44,8 +44,10 @@ def write_nnunet(run: Path | str, output: Path) -> Path:
         `output`.
 
     Raises:
+        ConfigError: `output` is there already.
         RunError: `run` is not a complete run.
     """
+    refuse_existing(output)
     network, opened = load_unet(run)
     content = {
         "network_weights": nnunet_weights(network.state_dict(), network.config),

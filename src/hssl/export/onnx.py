@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hssl.errors import ConfigError, RunError
-from hssl.files import replacing
+from hssl.files import refuse_existing, replacing
 from hssl.networks import UNet
 from hssl.runs import Run, load_segmentation, load_unet
 
@@ -39,15 +39,18 @@ def write_onnx(run: Path | str, output: Path) -> Path:
         `output`.
 
     Raises:
-        ConfigError: onnx, onnxscript or onnxruntime is missing.
+        ConfigError: onnx, onnxscript or onnxruntime is missing, or `output` is there already.
         RunError: `run` is not a complete run, or ONNX Runtime does not give what torch gives.
     """
+    refuse_existing(output)
     try:
         import onnx
         import onnxruntime
         import onnxscript  # noqa: F401  (torch's exporter needs it)
     except ImportError as error:
-        raise ConfigError(f"export to ONNX needs {error.name}", hint="pip install 'hssl[onnx]'") from error
+        raise ConfigError(
+            f"export to ONNX needs {error.name}", hint="pip install '.[onnx]' in hssl's folder"
+        ) from error
     opened = Run.open(run)
     if opened.info.task is None:
         unet, _ = load_unet(run)

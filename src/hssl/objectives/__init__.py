@@ -34,10 +34,23 @@ def build_objective(name: str, network: UNet, domains: Domains, options: dict[st
     Raises:
         ConfigError: There is no such objective, or an option is not one of its own.
     """
+    kind = _kind(name)
+    return kind(network, domains, kind.Options.checked(options))
+
+
+def objective_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """All options of an objective as JSON has them, its defaults too.
+
+    Raises:
+        ConfigError: There is no such objective, or an option is not one of its own.
+    """
+    return _kind(name).Options.checked(options).model_dump(mode="json")
+
+
+def _kind(name: str) -> type[Objective]:
     if name not in OBJECTIVES:
         raise ConfigError(f"no objective '{name}'", hint=f"choose one of {', '.join(OBJECTIVES)}")
-    kind = OBJECTIVES[name]
-    return kind(network, domains, kind.Options.checked(options))
+    return OBJECTIVES[name]
 
 
 def build_rehearsed(name: str, network: UNet, task: str, options: dict[str, Any]) -> Objective:
@@ -52,4 +65,12 @@ def build_rehearsed(name: str, network: UNet, task: str, options: dict[str, Any]
         raise ConfigError(f"cannot rehearse '{name}' on one task: {error.what}", hint="rehearsal=0") from error
 
 
-__all__ = ["OBJECTIVES", "Domains", "Objective", "PretrainBatch", "build_objective", "build_rehearsed"]
+__all__ = [
+    "OBJECTIVES",
+    "Domains",
+    "Objective",
+    "PretrainBatch",
+    "build_objective",
+    "build_rehearsed",
+    "objective_options",
+]

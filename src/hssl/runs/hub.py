@@ -25,7 +25,9 @@ def fetched(run: Path | str) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
-        raise RunError(f"'{run}' cannot be loaded without huggingface_hub", hint="pip install 'hssl[hub]'") from error
+        raise RunError(
+            f"'{run}' cannot be loaded without huggingface_hub", hint="pip install '.[hub]' in hssl's folder"
+        ) from error
     try:
         # Nothing but what a run is read from: no code, no pickle.
         wanted = ["*.json", "*.safetensors"]

@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hssl.config import FinetuneConfig, NetworkConfig, PretrainConfig, TrainingConfig
+from hssl.config import HARMLESS, FinetuneConfig, NetworkConfig, PretrainConfig, TrainingConfig
 from hssl.errors import RunError, TrainingError
 from hssl.files import replacing, write_text
 from hssl.networks import SegmentationNetwork, UNet, build_network
@@ -137,7 +137,7 @@ class Run:
                 )
             # As JSON, for that is what was read back: a list and a tuple are the same option.
             before, now = run.config.decisive(), config.decisive()
-            if changed := [name for name in now | before if now.get(name) != before.get(name)]:
+            if changed := [name for name in now | before if now.get(name) != before.get(name) and name not in HARMLESS]:
                 raise RunError(
                     f"holds a run with other options ({', '.join(changed)})",
                     path=path,

@@ -349,7 +349,9 @@ def _pydicom() -> Any:
     try:
         import pydicom
     except ImportError as error:
-        raise SourceError("DICOM cannot be read without pydicom", hint="pip install 'hssl[dicom]'") from error
+        raise SourceError(
+            "DICOM cannot be read without pydicom", hint="pip install '.[dicom]' in hssl's folder"
+        ) from error
     return pydicom
 
 

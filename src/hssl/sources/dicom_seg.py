@@ -122,6 +122,6 @@ def _highdicom() -> Any:
     try:
         import highdicom
     except ImportError as error:
-        hint = "pip install 'hssl[dicom]'"
+        hint = "pip install '.[dicom]' in hssl's folder"
         raise SourceError("masks of DICOM series cannot be written without highdicom", hint=hint) from error
     return highdicom

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,6 +35,8 @@ from hssl.store.plan import TaskPlan, check_geometry, make_plan
 from hssl.store.splits import Splits, make_split
 from hssl.store.store import INDEX, SPLITS, CaseRecord, Index, Store, TaskInfo, array_path, file_hash
 
+CT = re.compile(r"(?<![a-z])(nc|cb|ld)?cta?(?![a-z])|tomogra", re.IGNORECASE)
+"""What the modality of a source says where its intensities are Hounsfield units."""
 logger = logging.getLogger(__name__)
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -100,6 +103,8 @@ def aggregate_sources(sources: Sequence[Source], output: Path | str, *, config: 
     """Does the work of :func:`aggregate` for sources at hand, also of readers outside this package."""
     output = Path(output)
     existing = _existing(output)
+    for source in sources:
+        _check_window(source, config)
     tasks = [_listed(source, config) for source in sources]
     if not tasks:
         raise StoreError("no source given", path=output)
@@ -146,6 +151,15 @@ def _check_split_options(existing: Store | None, config: AggregateConfig) -> Non
             f"is split with seed {seed} and fractions {fractions}, not {config.seed} and {config.fractions}",
             path=existing.path,
             hint="give the same, or aggregate into a new store",
+        )
+
+
+def _check_window(source: Source, config: AggregateConfig) -> None:
+    if config.window is not None and source.modality and not CT.search(source.modality):
+        raise StoreError(
+            f"'{source.task}' is {source.modality}, and a window is in Hounsfield units",
+            path=source.path,
+            hint="aggregate CT by itself, then add the others by a second command without a window",
         )
 
 

@@ -29,6 +29,8 @@ from hssl.networks import bf16_pays
 from hssl.runs.run import RESTART, Run
 from hssl.training.loggers import close_loggers, open_loggers
 
+WATCH = "watch/"
+"""Before the names of values that are logged and are no losses."""
 logger = logging.getLogger(__name__)
 
 
@@ -121,7 +123,7 @@ class Stage(pl.LightningModule):
         for group in cast("Optimizer", self.optimizers()).param_groups:
             group["lr"] = self.rate(step, group)
         losses = self.losses(batch, step, generator)
-        total = torch.stack([loss for name, loss in losses.items() if not name.startswith("watch/")]).sum()
+        total = torch.stack([loss for name, loss in losses.items() if not name.startswith(WATCH)]).sum()
         self.latest = {name: loss.detach() for name, loss in losses.items()} | {"loss": total.detach()}
         return total
 
@@ -176,7 +178,9 @@ class Keeper(Callback):
         self.progress.stop()
 
     def _show(self, step: int, steps: int, values: dict[str, float]) -> None:
-        text = "  ".join(f"{name.removeprefix('watch/')} {value:.3g}" for name, value in values.items())
+        text = "  ".join(f"{name} {value:.3g}" for name, value in values.items() if not name.startswith(WATCH))
+        if watched := [f"{n.removeprefix(WATCH)} {v:.3g}" for n, v in values.items() if n.startswith(WATCH)]:
+            text += f"  (watched: {', '.join(watched)})"
         self.progress.update(self.bar, completed=step, losses=text)
         # Without a terminal there is no bar: a plain line now and then.
         if self.progress.disable and (time.monotonic() - self.last_line > 30 or step == steps):
