@@ -222,6 +222,7 @@ def test_groups_come_from_a_file(tmp_path: Path) -> None:
     file.write_text("Heart: chest\nSpleen: abdomen\n")
     assert cli._groups(str(file)) == {"Heart": "chest", "Spleen": "abdomen"}
     assert cli._groups("auto") == "auto"
+    assert cli._groups("3") == 3
     file.write_text('{"groups": {"Heart": 0, "Spleen": 1}, "tree": null}')
     assert cli._groups(str(file)) == {"Heart": "0", "Spleen": "1"}
     file.write_text("- Heart\n")

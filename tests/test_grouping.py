@@ -49,6 +49,14 @@ def test_families_are_found(features):
     assert max(found.silhouettes, key=found.silhouettes.get) == 3
 
 
+def test_so_many_groups_as_are_asked_for(features):
+    assert len(set(find_groups(None, None, TASKS, number=2).groups.values())) == 2
+    assert list(find_groups(None, None, TASKS, number=5).groups.values()).count(0) in (1, 2)
+    for number in (1, 6):
+        with pytest.raises(ConfigError, match=f"cannot find {number} groups of 6 tasks"):
+            find_groups(None, None, TASKS, number=number)
+
+
 def test_numbers_follow_the_order_of_the_tasks(features):
     found = find_groups(None, None, TASKS[::-1])
     assert list(found.groups) == TASKS[::-1]

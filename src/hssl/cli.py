@@ -197,7 +197,7 @@ def pretrain(
         Path | None, typer.Option(help="nnUNetPlans.json: take network and patch size of its configuration 2d.")
     ] = None,
     groups: Annotated[
-        str | None, typer.Option(help="auto, none, or a file with task: group lines, or of hssl groups.")
+        str | None, typer.Option(help="auto, none, how many, or a file with task: group lines, or of hssl groups.")
     ] = None,
     steps: Steps = None,
     patch_size: PatchSize = None,
@@ -509,12 +509,14 @@ def _labels(text: str | None) -> str | int | list[str] | None:
     return int(text) if text.isdecimal() else text.split(",")
 
 
-def _groups(text: str | None) -> str | dict[str, str] | None:
-    """``auto`` and ``none`` stay text; anything else is a YAML file of task: group."""
+def _groups(text: str | None) -> str | int | dict[str, str] | None:
+    """``auto`` and ``none`` stay text, ``3`` is a number; anything else is a YAML file of task: group."""
     import yaml
 
     if text in (None, "auto", "none"):
         return text
+    if text.isdecimal():
+        return int(text)
     try:
         groups = yaml.safe_load(Path(text).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -324,9 +324,9 @@ class PretrainConfig(TrainingConfig):
         batch_size: Images a step, over all devices; each is seen in two views.
         domains_per_batch: Tasks that share a batch.
         tempering: A task is drawn with probability proportional to its slices to this power.
-        groups: ``auto`` finds groups of tasks in the features, ``none`` leaves the group level off, and a
-            mapping of task to group name sets them.
-        group_start: Share of the steps after which ``auto`` looks for groups.
+        groups: ``auto`` finds groups of tasks in the features, and how many; a number finds so many; ``none`` leaves
+            the group level off, and a mapping of task to group name sets them.
+        group_start: Share of the steps after which groups are looked for.
         view: Ranges of the augmentation; those not given are as here by default.
     """
 
@@ -340,7 +340,7 @@ class PretrainConfig(TrainingConfig):
     learning_rate: PositiveFloat = 4e-3
     domains_per_batch: PositiveInt = 2
     tempering: Fraction = 0.5
-    groups: Literal["auto", "none"] | dict[str, str] = "auto"
+    groups: Literal["auto", "none"] | Annotated[int, Field(ge=2)] | dict[str, str] = "auto"
     group_start: Fraction = 0.1
     view: ViewConfig = ViewConfig(hide=0.3)
 

@@ -46,23 +46,30 @@ class Grouping:
             _draw_tree(self, path.with_suffix(".png"))
 
 
-def find_groups(network: UNet, store: Store, tasks: Sequence[str], *, slices: int = 64) -> Grouping:
+def find_groups(
+    network: UNet, store: Store, tasks: Sequence[str], *, number: int | None = None, slices: int = 64
+) -> Grouping:
     """Clusters tasks by their mean deep features.
 
     Each training slice is brought to a common size, encoded, and pooled on a coarse grid; the mean over a task's
     slices, centred over tasks and scaled by the spread within tasks, is its point. Average linkage on cosine distance
-    joins the points; the number of groups is the one with the largest mean silhouette, between 2 and the number of
-    tasks less one (fewer than 3 tasks: one group each).
+    joins the points; the number of groups is `number` or else the one with the largest mean silhouette, between 2 and
+    the number of tasks less one (fewer than 3 tasks: one group each).
 
     Args:
         network: Any network, the longer pre-trained the better.
         store: The aggregated data; training subjects only, no masks.
         tasks: At least one task.
+        number: Of groups, from 2 to the number of tasks less one; None finds it.
         slices: Slices per task, evenly spread.
 
     Returns:
         The groups, numbered in the order of the tasks.
+
+    Raises:
+        ConfigError: So few tasks have no such number of groups.
     """
+    check_groups(tasks, number)
     if len(tasks) < 3:
         return Grouping({task: number for number, task in enumerate(tasks)})
     features = [_features(network, store, task, slices) for task in tasks]
@@ -76,8 +83,20 @@ def find_groups(network: UNet, store: Store, tasks: Sequence[str], *, slices: in
     silhouettes = {
         count: silhouette(squareform(distance), fcluster(tree, count, "maxclust")) for count in range(2, len(tasks))
     }
-    best = max(silhouettes, key=lambda count: silhouettes[count])
+    best = number or max(silhouettes, key=lambda count: silhouettes[count])
     return Grouping(_numbered(tasks, fcluster(tree, best, "maxclust").tolist()), tree, silhouettes)
+
+
+def check_groups(tasks: Sequence[str], groups: object) -> None:
+    """Checks that groups, as they are configured, suit the tasks; a number is not looked at for fewer than 3 tasks.
+
+    Raises:
+        ConfigError: A task has no group, or there are not so many groups to find.
+    """
+    if isinstance(groups, dict):
+        given_groups(tasks, groups)
+    if isinstance(groups, int) and len(tasks) > 2 and not 2 <= groups < len(tasks):
+        raise ConfigError(f"cannot find {groups} groups of {len(tasks)} tasks", hint=f"take 2 to {len(tasks) - 1}")
 
 
 def given_groups(tasks: Sequence[str], names: dict[str, str]) -> Grouping:

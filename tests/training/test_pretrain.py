@@ -233,6 +233,14 @@ def test_groups_that_are_set(make_store, pretrain_config, tmp_path):
     assert float(next(line[2] for line in rows(run.path) if line[1] == "group")) > 0
 
 
+def test_so_many_groups_as_are_asked_for_are_found(make_store, pretrain_config, tmp_path):
+    run = pretrain(make_store(THREE), tmp_path / "run", config=pretrain_config(steps=2, groups=2))
+    assert sorted(set(json.loads((run.path / "groups.json").read_text())["groups"].values())) == [0, 1]
+    with pytest.raises(ConfigError, match="cannot find 3 groups of 3 tasks"):
+        pretrain(make_store(THREE, name="other"), tmp_path / "more", config=pretrain_config(steps=2, groups=3))
+    assert not (tmp_path / "more").exists()
+
+
 def test_groups_count_once_they_are_found(make_store, pretrain_config, tmp_path):
     run = pretrain(make_store(THREE), tmp_path / "run", config=pretrain_config(group_start=0.5))
     values = [float(line[2]) for line in rows(run.path) if line[1] == "group"]

@@ -33,6 +33,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, field
 
 from hssl.config import SCRATCH, FinetuneConfig, NetworkConfig, PretrainConfig, StageConfig
 from hssl.errors import ConfigError
+from hssl.grouping import check_groups
 from hssl.networks import UNet, build_network
 from hssl.objectives import Domains, build_objective, build_rehearsed, objective_options
 from hssl.store import Store
@@ -270,6 +271,7 @@ def _pretrainings(plan: BenchmarkPlan, arm: Arm, task: str, store: Store, data: 
 def _pretraining(options: dict[str, Any], data: dict[str, str], needs: str | None = None) -> Job:
     config = PretrainConfig.checked(options)
     check_batch_size(config.batch_size, config, "batch size")
+    check_groups(config.tasks or (), config.groups)
     _check_shape(config, config.network)
     content = [config.decisive(), objective_options(config.objective, config.options), data]
     _check_objective(config.objective, json.dumps(config.options), config.network, config.tasks or (), rehearsed=False)

@@ -64,7 +64,7 @@ def push(run: Path | str, repository: str, *, public: bool = False) -> str:
     """
     try:
         from huggingface_hub import HfApi
-        from huggingface_hub.errors import HTTPError
+        from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # that of its transport
     except ImportError as error:
         raise ConfigError("pushing needs huggingface_hub", hint="pip install '.[hub]' in hssl's folder") from error
     repository = repository.removeprefix("hf://")

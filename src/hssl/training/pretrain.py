@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from hssl.config import PretrainConfig, TrainingConfig
 from hssl.errors import ConfigError
-from hssl.grouping import Grouping, find_groups, given_groups
+from hssl.grouping import Grouping, check_groups, find_groups, given_groups
 from hssl.networks import UNet, build_network
 from hssl.objectives import Domains, Objective, PretrainBatch, build_objective
 from hssl.runs.run import Run, RunInfo, provenance
@@ -75,7 +75,9 @@ class Pretraining(Stage):
         self.objective.after_step(self.network)
         if step == self.group_step:
             # Found once for all ranks: rounding on another card could tip a close call.
-            found = find_groups(self.network, self.store, self.tasks) if self.global_rank == 0 else None
+            number = self.config.groups if isinstance(self.config.groups, int) else None
+            rank0 = self.global_rank == 0
+            found = find_groups(self.network, self.store, self.tasks, number=number) if rank0 else None
             grouping = cast("Grouping", self.trainer.strategy.broadcast(found))
             self.objective.set_groups(torch.tensor([grouping.groups[task] for task in self.tasks]))
             if self.global_rank == 0:
@@ -84,7 +86,8 @@ class Pretraining(Stage):
     @property
     def group_step(self) -> int | None:
         """The step after which groups are looked for; None where they are not."""
-        wanted = self.objective.wants_groups and self.config.groups == "auto" and len(self.tasks) > 2
+        found = self.config.groups == "auto" or isinstance(self.config.groups, int)
+        wanted = self.objective.wants_groups and found and len(self.tasks) > 2
         return max(1, math.floor(self.config.group_start * self.config.steps)) if wanted else None
 
 
@@ -118,6 +121,7 @@ def pretrain(store: Store | Path | str, output: Path | str, *, config: PretrainC
     store = store if isinstance(store, Store) else Store.open(store)
     check_batch_size(config.batch_size, config, "batch size")
     tasks = tuple(config.tasks or store.tasks)
+    check_groups(tasks, config.groups)
     seen = {task: store.split(task).train for task in tasks}
     info = RunInfo(
         stage="pretrain",
