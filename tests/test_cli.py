@@ -217,6 +217,24 @@ def test_labels(text: str | None, means: object) -> None:
     assert cli._labels(text) == means
 
 
+def test_a_split_comes_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, AggregateConfig] = {}
+
+    def aggregate(sources: object, output: object, *, config: AggregateConfig) -> None:
+        asked["config"] = config
+
+    monkeypatch.setattr("hssl.store.aggregate", aggregate)
+    monkeypatch.setattr(cli, "_print_store", lambda *_, **__: None)
+    file = tmp_path / "splits.yaml"
+    file.write_text("Heart: {val: [a], test: [b, c]}\n")
+    assert main(["aggregate", "x", "-o", "y", "--splits", str(file)]) == 0
+    splits = asked["config"].splits
+    assert splits is not None
+    assert splits["Heart"].test == ("b", "c")
+    file.write_text("Heart\n")
+    assert main(["aggregate", "x", "-o", "y", "--splits", str(file)]) == 2
+
+
 def test_groups_come_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "groups.yaml"
     file.write_text("Heart: chest\nSpleen: abdomen\n")

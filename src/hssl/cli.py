@@ -137,6 +137,9 @@ def aggregate(
     window: Annotated[tuple[float, float] | None, typer.Option(help="CT window in HU: low high.")] = None,
     spacing: Annotated[tuple[float, float] | None, typer.Option(help="In-plane spacing in mm: rows columns.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the split.")] = None,
+    splits: Annotated[
+        Path | None, typer.Option(help="YAML with a split of your own: FOLDER: {val: [...], test: [...]}.")
+    ] = None,
     skip_bad: Annotated[bool | None, typer.Option("--skip-bad", help="Leave bad cases out and list them.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; every core by default.")] = None,
     config: ConfigFile = None,
@@ -158,6 +161,7 @@ def aggregate(
         window=window,
         spacing=spacing,
         seed=seed,
+        splits=_mapping(splits, "splits", "FOLDER: {val: [...], test: [...]}") if splits else None,
         skip_bad=skip_bad,
         workers=workers,
     )
@@ -511,20 +515,25 @@ def _labels(text: str | None) -> str | int | list[str] | None:
 
 def _groups(text: str | None) -> str | int | dict[str, str] | None:
     """``auto`` and ``none`` stay text, ``3`` is a number; anything else is a YAML file of task: group."""
-    import yaml
-
-    if text in (None, "auto", "none"):
+    if text is None or text in ("auto", "none"):
         return text
     if text.isdecimal():
         return int(text)
-    try:
-        groups = yaml.safe_load(Path(text).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"not a readable YAML file: {error}", path=text) from error
-    if not isinstance(groups, dict):
-        raise ConfigError("holds no groups", path=text, hint="write one 'task: group' a line")
+    groups = _mapping(Path(text), "groups", "task: group")
     # What `hssl groups -o FILE.json` writes holds them under this key.
     return {str(task): str(group) for task, group in groups.get("groups", groups).items()}
+
+
+def _mapping(path: Path, what: str, line: str) -> dict[Any, Any]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"not a readable YAML file: {error}", path=path) from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"holds no {what}", path=path, hint=f"write one '{line}' a line")
+    return content
 
 
 def _print_store(store: Store, *, as_json: bool) -> None:

@@ -95,6 +95,25 @@ def _says(mistake: ErrorDetails) -> str:
     return mistake["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
 
 
+class GivenSplit(StageConfig):
+    """Who validates and who tests, by name; all others train.
+
+    Attributes:
+        val: Subjects for validation.
+        test: Subjects for test.
+    """
+
+    val: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _once(self) -> Self:
+        named = [*self.val, *self.test]
+        if twice := sorted({subject for subject in named if named.count(subject) > 1}):
+            raise ValueError(f"subject '{twice[0]}' is named twice")
+        return self
+
+
 class AggregateConfig(StageConfig):
     """How raw challenges become a store.
 
@@ -109,6 +128,8 @@ class AggregateConfig(StageConfig):
         orientation: Where stored rows, columns and slices point, for example ``PLS``; None decides by task.
         fractions: Shares of the subjects in training, validation and test.
         seed: Seed of the split.
+        splits: Split of your own, by name of the source's folder or of the task; sources without one are split at
+            random.
         skip_bad: Leave bad cases out and list them, instead of stopping before anything is written.
         workers: Processes; None uses every core.
     """
@@ -122,6 +143,7 @@ class AggregateConfig(StageConfig):
     orientation: str | None = None
     fractions: tuple[Fraction, Fraction, Fraction] = (0.60, 0.15, 0.25)
     seed: int = 0
+    splits: dict[str, GivenSplit] | None = None
     skip_bad: bool = False
     workers: PositiveInt | None = None
 

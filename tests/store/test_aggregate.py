@@ -18,6 +18,7 @@ from hssl.errors import ConfigError, HsslError, SourceError, StoreError
 from hssl.sources import find_sources
 from hssl.sources.base import Case
 from hssl.store import aggregate, aggregate_sources
+from hssl.store.splits import Split
 from hssl.store.store import file_hash
 
 MakeTask = Callable[..., Path]
@@ -87,6 +88,27 @@ def test_a_window_is_for_ct(make_task: MakeTask, tmp_path: Path) -> None:
     (folder / "dataset.json").write_text(json.dumps({**listing, "modality": {"0": "functional"}}))
     with pytest.raises(StoreError, match="is functional"):
         aggregate([folder], tmp_path / "other", config=window)
+
+
+def test_a_split_of_ones_own(make_task: MakeTask, tmp_path: Path) -> None:
+    sources = [make_task("First", unlabelled=("u",)), make_task("Second")]
+    config = AggregateConfig.checked({"splits": {"First": {"val": ["c"], "test": ["a", "b"]}}})
+    store = aggregate(sources, tmp_path / "store", config=config)
+    assert store.split("First") == Split(train=["d", "u"], val=["c"], test=["a", "b"])
+    assert store.split("Second") == aggregate(sources[1:], tmp_path / "random").split("Second")
+    assert aggregate(sources, tmp_path / "store", config=config).hash == store.hash
+    with pytest.raises(StoreError, match="other files or options"):
+        aggregate(sources, tmp_path / "store", config=AggregateConfig())
+    for given, message in (
+        ({"Third": {}}, r"no source is called 'Third' \(there are First, Second\)"),
+        ({"First": {"test": ["e"]}}, r"subject 'e' of task 'First' is not there \(subjects with masks: a, b, c, d\)"),
+        ({"First": {"val": ["u"]}}, "subject 'u' of task 'First' has no mask"),
+    ):
+        with pytest.raises(StoreError, match=message):
+            aggregate(sources, tmp_path / "other", config=AggregateConfig.checked({"splits": given}))
+    with pytest.raises(ConfigError, match="subject 'a' is named twice"):
+        AggregateConfig.checked({"splits": {"First": {"val": ["a"], "test": ["a"]}}})
+    assert not (tmp_path / "other").exists()
 
 
 def test_again_is_a_no_op(make_task: MakeTask, tmp_path: Path) -> None:

@@ -25,14 +25,14 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from hssl.config import AggregateConfig
+from hssl.config import AggregateConfig, GivenSplit
 from hssl.errors import HsslError, StoreError
 from hssl.files import write_text
 from hssl.sources import find_sources
 from hssl.sources.base import Case, Geometry, Source
 from hssl.sources.files import NIFTI, read_geometry
 from hssl.store.plan import TaskPlan, check_geometry, make_plan
-from hssl.store.splits import Splits, make_split
+from hssl.store.splits import Split, Splits, given_split, make_split
 from hssl.store.store import INDEX, SPLITS, CaseRecord, Index, Store, TaskInfo, array_path, file_hash
 
 CT = re.compile(r"(?<![a-z])(nc|cb|ld)?cta?(?![a-z])|tomogra", re.IGNORECASE)
@@ -111,6 +111,12 @@ def aggregate_sources(sources: Sequence[Source], output: Path | str, *, config: 
     for name in (task.source.task for task in tasks):
         if sum(task.source.task == name for task in tasks) > 1:
             raise StoreError(f"two sources are called '{name}'", hint="aggregate them one by one with --task NAME")
+    names = {name for task in tasks for name in _names(task.source)}
+    if stray := sorted({*(config.splits or {})} - names):
+        raise StoreError(f"splits: no source is called '{stray[0]}'", hint=f"there are {', '.join(sorted(names))}")
+    for task in tasks:  # a typing mistake is told before the long work, as far as it shows
+        masked = {case.subject for case in task.cases if case.label_path}
+        _split(task.source, config, masked, {case.subject for case in task.cases} - masked)
     tasks = [task for task in tasks if not _is_stored(task, existing)]
     if existing is not None and not tasks:
         return existing
@@ -178,6 +184,8 @@ def _listed(source: Source, config: AggregateConfig) -> _Task:
         for case in cases
     ]
     options = config.model_dump(mode="json", include={"channel", "window", "spacing", "orientation"})
+    if given := _given(source, config):
+        options["split"] = given.model_dump(mode="json")
     content = [source.task, source.layout, source.modality, sorted(source.labels.items()), options, files]
     return _Task(source, cases, hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(), [])
 
@@ -255,16 +263,26 @@ def _write_arrays(tasks: list[_Task], staging: Path, config: AggregateConfig) ->
             duplicates=duplicates,
         )
         with_masks = {record.subject for record in kept if record.has_label}
-        # Drawn by the folder: its channels are tasks that show the same subjects, and must be split alike.
-        splits[source.task] = make_split(
-            source.path.absolute().name,
-            sorted(with_masks),
-            sorted({record.subject for record in kept} - with_masks),
-            seed=config.seed,
-            fractions=config.fractions,
-        )
+        splits[source.task] = _split(source, config, with_masks, {record.subject for record in kept} - with_masks)
     index = Index(tasks=infos, cases=[record for kept in records.values() for record in kept])
     return index, Splits(seed=config.seed, fractions=config.fractions, tasks=splits)
+
+
+def _split(source: Source, config: AggregateConfig, with_masks: set[str], without_masks: set[str]) -> Split:
+    if given := _given(source, config):
+        return given_split(source.task, given, sorted(with_masks), sorted(without_masks))
+    # Drawn by the folder: its channels are tasks that show the same subjects, and must be split alike.
+    folder = source.path.absolute().name
+    return make_split(folder, sorted(with_masks), sorted(without_masks), seed=config.seed, fractions=config.fractions)
+
+
+def _given(source: Source, config: AggregateConfig) -> GivenSplit | None:
+    return next((config.splits[name] for name in _names(source) if name in (config.splits or {})), None)  # type: ignore[index]
+
+
+def _names(source: Source) -> tuple[str, str]:
+    """By which a source may be named: its task, and its folder, which several channels share."""
+    return source.task, source.path.absolute().name
 
 
 def _planned(task: _Task, workers: int, config: AggregateConfig) -> TaskPlan:

@@ -10,6 +10,7 @@ from zlib import crc32
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from hssl.config import GivenSplit
 from hssl.errors import StoreError
 
 
@@ -68,6 +69,28 @@ def make_split(
         val=sorted(subjects[train : train + val]),
         test=sorted(subjects[train + val :]),
     )
+
+
+def given_split(task: str, given: GivenSplit, with_masks: Sequence[str], without_masks: Sequence[str] = ()) -> Split:
+    """The split that a user names.
+
+    Args:
+        task: Name of the task, for messages.
+        given: Who validates and who tests.
+        with_masks: Subjects with at least one mask.
+        without_masks: The others.
+
+    Raises:
+        StoreError: One who validates or tests is not there, or has no mask.
+    """
+    named = {*given.val, *given.test}
+    if missing := sorted(named.difference(with_masks)):
+        lacks = "has no mask" if missing[0] in without_masks else "is not there"
+        raise StoreError(
+            f"splits: subject '{missing[0]}' of task '{task}' {lacks}",
+            hint=f"subjects with masks: {', '.join(sorted(with_masks)[:5])}{' ...' if len(with_masks) > 5 else ''}",
+        )
+    return Split(train=sorted({*with_masks, *without_masks} - named), val=sorted(given.val), test=sorted(given.test))
 
 
 def labelled_subjects(
