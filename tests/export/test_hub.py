@@ -164,6 +164,8 @@ def test_addresses() -> None:
     for wrong in ("hf://", "hf://name", "hf://a/b/c", "hf://a/../b"):
         with pytest.raises(RunError, match="is no address on the hub"):
             fetched(wrong)
+    with pytest.raises(RunError, match="'hf://a/b/c' is no address on the hub"):
+        fetched(Path("hf://a/b/c"))
 
 
 def test_a_missing_package_is_named(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:

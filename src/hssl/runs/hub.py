@@ -7,8 +7,7 @@ from pathlib import Path
 
 from hssl.errors import RunError
 
-# One slash is what pathlib leaves of two.
-_ADDRESS = re.compile(r"hf:/{1,2}(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
+_ADDRESS = re.compile(r"hf://(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 
 
 def fetched(run: Path | str) -> Path:
@@ -19,7 +18,8 @@ def fetched(run: Path | str) -> Path:
     """
     if not str(run).startswith("hf:"):
         return Path(run)
-    address = _ADDRESS.fullmatch(str(run))
+    run = re.sub(r"^hf:/(?!/)", "hf://", str(run))  # one slash is what pathlib leaves of two
+    address = _ADDRESS.fullmatch(run)
     if address is None:
         raise RunError(f"'{run}' is no address on the hub", hint="write hf://OWNER/NAME or hf://OWNER/NAME@REVISION")
     try:
