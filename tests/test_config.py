@@ -70,6 +70,11 @@ def test_yaml(tmp_path):
     assert config.batch_size == PretrainConfig().batch_size
 
 
+def test_groups_may_have_numbers_for_names():
+    assert PretrainConfig.checked({"groups": {"A": 0, "B": "1"}}).groups == {"A": "0", "B": "1"}
+    assert PretrainConfig.checked({"groups": 2}).groups == 2
+
+
 def test_a_bare_32_is_a_precision(tmp_path):
     assert PretrainConfig.load(write(tmp_path, "precision: 32\n")).precision == "32"
     with pytest.raises(ConfigError, match="option 'precision'"):
@@ -106,7 +111,8 @@ def test_an_empty_file_is_the_defaults(tmp_path, text):
         (PretrainConfig, {"network": {"features": [4, 8, 8], "kernels": [[3, 3]] * 2}}, "option 'network'"),
         (PretrainConfig, {"network": {"features": [4, 8, 8], "kernels": [[3, 3], [2, 3], [3, 3]]}}, "kernel.*odd"),
         (PretrainConfig, {"network": {"features": [4, 8, 8], "strides": [[2, 2]] * 3}}, "first stride"),
-        (PretrainConfig, {"network": {"width": 3}}, "no option 'network.width'"),
+        (PretrainConfig, {"network": {"width": 3}}, "no option 'network.width'$"),
+        (PretrainConfig, {"network": {"featurs": 3}}, "no option 'network.featurs'$"),
         (PretrainConfig, {"view": {"scale": [1.5, 0.5]}}, r"option 'view'.*\(smallest, largest\)"),
         (PretrainConfig, {"view": {"rotate": 200}}, "option 'view.rotate'"),
         (PretrainConfig, {"window_size": 64}, "window_size must not be smaller than patch_size"),

@@ -35,6 +35,10 @@ Precision = Annotated[
 ]
 
 
+# As `hssl groups -o FILE.json` writes the names of groups: as numbers.
+Text = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
+
+
 class StageConfig(BaseModel):
     """Base of every configuration: unknown keys are errors, values are frozen once validated."""
 
@@ -77,7 +81,7 @@ def _told(error: ValidationError, cls: type[StageConfig]) -> str:
     """The first mistake in one line, without pydantic's names of the kinds that a value may have."""
     name = _option(first := error.errors()[0])
     if first["type"] == "extra_forbidden":
-        close = get_close_matches(name, cls.model_fields, 1)
+        close = get_close_matches(name, cls.model_fields, 1) if len(first["loc"]) == 1 else []
         return f"no option '{name}'" + (f"; did you mean '{close[0]}'?" if close else "")
     says = " or ".join(dict.fromkeys(_says(each) for each in error.errors() if _option(each) == name))
     return f"option '{name}': {says}" if name else says
@@ -128,8 +132,7 @@ class AggregateConfig(StageConfig):
         orientation: Where stored rows, columns and slices point, for example ``PLS``; None decides by task.
         fractions: Shares of the subjects in training, validation and test.
         seed: Seed of the split.
-        splits: Split of your own, by name of the source's folder or of the task; sources without one are split at
-            random.
+        splits: Split of your own, by name of the source's folder; those without one are split at random.
         skip_bad: Leave bad cases out and list them, instead of stopping before anything is written.
         workers: Processes; None uses every core.
     """
@@ -362,7 +365,7 @@ class PretrainConfig(TrainingConfig):
     learning_rate: PositiveFloat = 4e-3
     domains_per_batch: PositiveInt = 2
     tempering: Fraction = 0.5
-    groups: Literal["auto", "none"] | Annotated[int, Field(ge=2)] | dict[str, str] = "auto"
+    groups: Literal["auto", "none"] | Annotated[int, Field(ge=2)] | dict[str, Text] = "auto"
     group_start: Fraction = 0.1
     view: ViewConfig = ViewConfig(hide=0.3)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
 
 from hssl.benchmark import BenchmarkPlan
-from hssl.benchmark.claims import check_claims, find_roles
+from hssl.benchmark.claims import check_claims, find_roles, signed
 from hssl.benchmark.ledger import Ledger
 from hssl.benchmark.statistics import compare, summarise
 from hssl.benchmark.tables import METRICS, Table, claim_table, difference_table, score_table
@@ -18,6 +19,17 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results"
 PLANS = sorted(RESULTS.glob("*.yaml"))
 ARMS = ("scratch", "single", "joint")
+NAMES = {
+    "heart (ACDC)": "Task03_Cardiac",
+    "left atrium": "Task02_LeftAtrium",
+    "abdomen": "Task04_Abdomen",
+    "heart (bSSFP)": "Task09_CardiacSSFP",
+    "brain tissue": "Task08_BrainTissue",
+    "vertebrae": "Task07_Vertebrae",
+    "hippocampus": "Task01_Hippocampus",
+    "brain tumour": "Task06_BrainTumour",
+    "lung and infection": "Task05_Lung",
+}
 PAIRS = [("joint", "scratch"), ("single", "scratch"), ("joint", "single")]
 
 
@@ -29,6 +41,12 @@ def nine() -> list[dict[str, Any]]:
 def body(table: Table) -> str:
     """A table in Markdown without its heading."""
     return table.markdown().partition("\n")[2].strip()
+
+
+def label(line: str) -> str:
+    """The task that a line of a table is of."""
+    text = line.strip("|").split("|")[0].strip()
+    return NAMES.get(text, text.split(" (")[0])
 
 
 def numbers(line: str) -> list[str]:
@@ -58,11 +76,34 @@ def test_the_first_table_of_a_page_comes_from_the_ledger(nine: list[dict[str, An
     lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
     start = next(number for number, line in enumerate(lines) if re.match(r"\| [\w ]*\| scratch \|", line)) + 2
     length = next(number for number, line in enumerate(lines[start:]) if not line.startswith("|"))
-    shown = sorted(numbers(line)[:3] for line in lines[start : start + length] if "mean" not in line)
-    means = {(each.task, each.arm): each.mean for each in summarise(nine)}
-    tasks = {task for task, _ in means}
-    assert shown == sorted([f"{100 * (means[task, arm] or 0):.1f}" for arm in ARMS] for task in tasks)
-    gains = [line for line in lines[start : start + length] if len(numbers(line)) == 4]
-    if gains:
-        found = sorted(f"{100 * each.mean:+.1f}".replace("-", "−") for each in compare(nine, "joint", "scratch", "5%"))
-        assert sorted(numbers(line)[3] for line in gains if "mean" not in line) == found
+    shown = {label(line): numbers(line) for line in lines[start : start + length]}
+    means = {(each.task, each.arm): 100 * (each.mean or 0) for each in summarise(nine)}
+    gains = {each.task: 100 * each.mean for each in compare(nine, "joint", "scratch", "5%")}
+    expected = {task: [f"{means[task, arm]:.1f}" for arm in ARMS] + [signed(gains[task], 1)] for task in gains}
+    overall = [fmean(means[task, arm] for task in gains) for arm in ARMS]
+    expected["mean"] = [f"{each:.1f}" for each in overall] + [signed(fmean(gains.values()), 1)]
+    for task, cells in shown.items():
+        assert cells == expected[task][: len(cells)], task
+    assert shown.keys() >= gains.keys()
+
+
+def test_figures_in_the_text_come_from_the_ledger(nine: list[dict[str, Any]]) -> None:
+    page, readme = ((ROOT / name).read_text(encoding="utf-8") for name in ("docs/results.md", "README.md"))
+    mean = {arm: fmean(100 * each.mean for each in compare(nine, arm, "scratch", "5%")) for arm in ("single", "joint")}
+    assert f"by {mean['single']:.1f} points alone, by {mean['joint']:.1f} on nine tasks together" in readme
+    lung = {
+        (arm, name): fmean(
+            fmean(100 * score["dice"] for score in row["scores"] if score["name"] == name)
+            for row in nine
+            if (row["task"], row["arm"]) == ("Task05_Lung", arm)
+        )
+        for arm in ARMS
+        for name in ("infection", "lung")
+    }
+    part = "(from {:.1f} to {:.1f}), not the lung ({:.1f}, {:.1f})"
+    order = [("scratch", "infection"), ("joint", "infection"), ("scratch", "lung"), ("joint", "lung")]
+    assert part.format(*(lung[each] for each in order)) in page
+    hd95 = {arm: fmean(each.mean or 0 for each in summarise(nine, "hd95") if each.arm == arm) for arm in ARMS}
+    assert f"HD95 falls from {hd95['scratch']:.1f} mm to {hd95['joint']:.1f} (joint) and {hd95['single']:.1f}" in page
+    (heart,) = (each for each in compare(nine, "joint", "scratch", "5%") if each.task == "Task03_Cardiac")
+    assert f"only the heart's gain is significant (p {heart.p_holm:.3f})" in page

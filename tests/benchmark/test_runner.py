@@ -353,7 +353,7 @@ def test_a_run_that_ended_without_a_word_of_its_own() -> None:
 
 
 def test_a_polite_end_is_an_exit_that_cleans_up() -> None:
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     ended = []
 
     def waits() -> None:
@@ -367,7 +367,14 @@ def test_a_polite_end_is_an_exit_that_cleans_up() -> None:
         waits()
     assert ended == ["cancelled"]
     assert raised.value.code == 128 + signal.SIGTERM
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.signal(signal.SIGTERM, before) is signal.SIG_DFL
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with _ends_cleanly():
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, hangup)
 
 
 def test_a_failure_is_told_and_stops_nobody_else(make_plan: MakePlan, tmp_path: Path) -> None:

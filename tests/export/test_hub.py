@@ -170,9 +170,9 @@ def test_addresses() -> None:
 
 def test_a_missing_package_is_named(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
-    with pytest.raises(RunError, match=r".\[hub\]"):
+    with pytest.raises(RunError, match=r"'\.\[hub\]'"):
         fetched("hf://a/b")
-    with pytest.raises(ConfigError, match=r".\[hub\]"):
+    with pytest.raises(ConfigError, match=r"'\.\[hub\]'"):
         push(make_run(), "a/b")
 
 

@@ -4,6 +4,7 @@ import gzip
 import json
 import logging
 import os
+import shutil
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -74,6 +75,26 @@ def test_one_worker_and_many_write_the_same(make_task: MakeTask, tmp_path: Path)
     assert one.hash == many.hash
 
 
+def test_a_split_of_ones_own_holds_for_every_channel(make_task: MakeTask, tmp_path: Path) -> None:
+    folder = with_channels(make_task())
+    config = AggregateConfig.checked({"splits": {"Blobs": {"val": ["b"], "test": ["d"]}}})
+    store = aggregate([folder], tmp_path / "store", config=config)
+    assert [store.split(task) for task in store.tasks] == [Split(train=["a", "c"], val=["b"], test=["d"])] * 2
+
+
+def test_who_shows_the_same_image_is_one_subject_of_a_split_too(make_task: MakeTask, tmp_path: Path) -> None:
+    folder = make_task(ids=("a", "b", "c", "d", "e"))
+    for kind in ("imagesTr", "labelsTr"):
+        shutil.copyfile(folder / kind / "a.nii.gz", folder / kind / "c.nii.gz")
+    config = AggregateConfig.checked({"splits": {"Blobs": {"val": ["b"], "test": ["c", "a"]}}})
+    store = aggregate([folder], tmp_path / "store", config=config)
+    assert store.split("Blobs") == Split(train=["d", "e"], val=["b"], test=["a"])
+    config = AggregateConfig.checked({"splits": {"Blobs": {"val": ["b"], "test": ["c"]}}})
+    with pytest.raises(StoreError, match="'c' and 'a' of task 'Blobs' show the same image, and are in different parts"):
+        aggregate([folder], tmp_path / "other", config=config)
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_window_is_for_ct(make_task: MakeTask, tmp_path: Path) -> None:
     folder = make_task()
     window = AggregateConfig(window=(0, 200))
@@ -81,13 +102,14 @@ def test_a_window_is_for_ct(make_task: MakeTask, tmp_path: Path) -> None:
         aggregate([folder], tmp_path / "store", config=window)
     assert not (tmp_path / "store").exists()
     listing = json.loads((folder / "dataset.json").read_text())
-    for number, modality in enumerate(("CT", "NCCT", "")):
+    for number, modality in enumerate(("CT", "NCCT", "HRCT", "CTP", "micro-CT", "Computed Tomography", "")):
         (folder / "dataset.json").write_text(json.dumps({**listing, "modality": {"0": modality}}))
         store = aggregate([folder], tmp_path / f"store{number}", config=window)
         assert store.tasks["Blobs"].plan.window == (0, 200)
-    (folder / "dataset.json").write_text(json.dumps({**listing, "modality": {"0": "functional"}}))
-    with pytest.raises(StoreError, match="is functional"):
-        aggregate([folder], tmp_path / "other", config=window)
+    for modality in ("functional", "Optical coherence tomography"):
+        (folder / "dataset.json").write_text(json.dumps({**listing, "modality": {"0": modality}}))
+        with pytest.raises(StoreError, match=f"is {modality}"):
+            aggregate([folder], tmp_path / "other", config=window)
 
 
 def test_a_split_of_ones_own(make_task: MakeTask, tmp_path: Path) -> None:
@@ -100,7 +122,8 @@ def test_a_split_of_ones_own(make_task: MakeTask, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="other files or options"):
         aggregate(sources, tmp_path / "store", config=AggregateConfig())
     for given, message in (
-        ({"Third": {}}, r"no source is called 'Third' \(there are First, Second\)"),
+        ({"Third": {}}, r"no folder is called 'Third' \(there are First, Second\)"),
+        ({"First": {"test": ["a", "b", "c", "d"]}}, "'First' has nobody with a mask left to train"),
         ({"First": {"test": ["e"]}}, r"subject 'e' of task 'First' is not there \(subjects with masks: a, b, c, d\)"),
         ({"First": {"val": ["u"]}}, "subject 'u' of task 'First' has no mask"),
     ):
@@ -327,15 +350,19 @@ def test_two_sources_of_one_name_are_refused(make_task: MakeTask, tmp_path: Path
         aggregate([folder, folder], tmp_path / "store")
 
 
-def test_channels_of_one_folder_are_split_alike(make_task: MakeTask, tmp_path: Path) -> None:
-    folder = make_task()
+def with_channels(folder: Path) -> Path:
+    """Gives every image of a challenge a second channel."""
     for path in (folder / "imagesTr").iterdir():
         image = nib.load(path)
         pixels = np.asanyarray(image.dataobj)
         nib.save(nib.Nifti1Image(np.stack([pixels, pixels[::-1]], axis=-1), image.affine), path)
     listing = json.loads((folder / "dataset.json").read_text())
     (folder / "dataset.json").write_text(json.dumps({**listing, "modality": {"0": "T1", "1": "T2"}}))
-    store = aggregate([folder], tmp_path / "store")
+    return folder
+
+
+def test_channels_of_one_folder_are_split_alike(make_task: MakeTask, tmp_path: Path) -> None:
+    store = aggregate([with_channels(make_task())], tmp_path / "store")
     first, second = store.tasks
     assert store.split(first) == store.split(second)
     assert store.siblings(first) == store.siblings(second) == [first, second]

@@ -344,12 +344,14 @@ def _parameters(path: Path) -> dict[str, Any]:
 @contextmanager
 def _ends_cleanly() -> Iterator[None]:
     """Makes a polite end (``kill``, a closed terminal) an exit like any other, which cancels what was submitted."""
-    names = ("SIGTERM", "SIGHUP")
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    before = {number: signal.signal(number, lambda got, _: sys.exit(128 + got)) for number in numbers}
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    # Under nohup the second is ignored, and has to stay so.
+    before = {number: handler for number in numbers if (handler := signal.getsignal(number)) is signal.SIG_DFL}
+    for number in before:
+        signal.signal(number, lambda got, _: sys.exit(128 + got))
     try:
         yield
     finally:

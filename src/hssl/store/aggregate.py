@@ -32,10 +32,10 @@ from hssl.sources import find_sources
 from hssl.sources.base import Case, Geometry, Source
 from hssl.sources.files import NIFTI, read_geometry
 from hssl.store.plan import TaskPlan, check_geometry, make_plan
-from hssl.store.splits import Split, Splits, given_split, make_split
+from hssl.store.splits import Split, Splits, check_given, given_split, make_split
 from hssl.store.store import INDEX, SPLITS, CaseRecord, Index, Store, TaskInfo, array_path, file_hash
 
-CT = re.compile(r"(?<![a-z])(nc|cb|ld)?cta?(?![a-z])|tomogra", re.IGNORECASE)
+CT = re.compile(r"(?<![a-z])(nc|ce|cb|ld|hr|md|de|micro)?-?ct[ap]?(?![a-z])|computed tomogra", re.IGNORECASE)
 """What the modality of a source says where its intensities are Hounsfield units."""
 logger = logging.getLogger(__name__)
 Job = TypeVar("Job")
@@ -111,12 +111,13 @@ def aggregate_sources(sources: Sequence[Source], output: Path | str, *, config: 
     for name in (task.source.task for task in tasks):
         if sum(task.source.task == name for task in tasks) > 1:
             raise StoreError(f"two sources are called '{name}'", hint="aggregate them one by one with --task NAME")
-    names = {name for task in tasks for name in _names(task.source)}
+    names = {_folder(task.source) for task in tasks}
     if stray := sorted({*(config.splits or {})} - names):
-        raise StoreError(f"splits: no source is called '{stray[0]}'", hint=f"there are {', '.join(sorted(names))}")
-    for task in tasks:  # a typing mistake is told before the long work, as far as it shows
-        masked = {case.subject for case in task.cases if case.label_path}
-        _split(task.source, config, masked, {case.subject for case in task.cases} - masked)
+        raise StoreError(f"splits: no folder is called '{stray[0]}'", hint=f"there are {', '.join(sorted(names))}")
+    for task in tasks:  # a typing mistake is told before the long work
+        if given := _given(task.source, config):
+            masked = {case.subject for case in task.cases if case.label_path}
+            check_given(task.source.task, given, masked, {case.subject for case in task.cases} - masked)
     tasks = [task for task in tasks if not _is_stored(task, existing)]
     if existing is not None and not tasks:
         return existing
@@ -165,7 +166,7 @@ def _check_window(source: Source, config: AggregateConfig) -> None:
         raise StoreError(
             f"'{source.task}' is {source.modality}, and a window is in Hounsfield units",
             path=source.path,
-            hint="aggregate CT by itself, then add the others by a second command without a window",
+            hint="aggregate CT by itself, then the others by a second command; if it is CT, say so in its dataset.json",
         )
 
 
@@ -243,7 +244,8 @@ def _write_arrays(tasks: list[_Task], staging: Path, config: AggregateConfig) ->
         source = task.source
         if not records[source.task]:
             raise StoreError(f"task '{source.task}' has no usable case", path=source.path)
-        kept, duplicates = _one_subject_each(records[source.task])
+        listed = records[source.task]
+        kept, duplicates = _one_subject_each(listed)
         records[source.task] = kept
         for bad in task.bad:
             for kind in ("images", "labels"):
@@ -263,26 +265,30 @@ def _write_arrays(tasks: list[_Task], staging: Path, config: AggregateConfig) ->
             duplicates=duplicates,
         )
         with_masks = {record.subject for record in kept if record.has_label}
-        splits[source.task] = _split(source, config, with_masks, {record.subject for record in kept} - with_masks)
+        without_masks = {record.subject for record in kept} - with_masks
+        # Cases with the same image have become one subject, whose name may not be the one that was given.
+        merged = {before.subject: after.subject for before, after in zip(listed, kept, strict=True)}
+        splits[source.task] = _split(source, config, merged, with_masks, without_masks)
     index = Index(tasks=infos, cases=[record for kept in records.values() for record in kept])
     return index, Splits(seed=config.seed, fractions=config.fractions, tasks=splits)
 
 
-def _split(source: Source, config: AggregateConfig, with_masks: set[str], without_masks: set[str]) -> Split:
+def _split(
+    source: Source, config: AggregateConfig, merged: dict[str, str], with_masks: set[str], without_masks: set[str]
+) -> Split:
+    # By the folder: its channels are tasks that show the same subjects, and must be split alike.
+    folder = _folder(source)
     if given := _given(source, config):
-        return given_split(source.task, given, sorted(with_masks), sorted(without_masks))
-    # Drawn by the folder: its channels are tasks that show the same subjects, and must be split alike.
-    folder = source.path.absolute().name
+        return given_split(source.task, given, merged, with_masks, without_masks)
     return make_split(folder, sorted(with_masks), sorted(without_masks), seed=config.seed, fractions=config.fractions)
 
 
 def _given(source: Source, config: AggregateConfig) -> GivenSplit | None:
-    return next((config.splits[name] for name in _names(source) if name in (config.splits or {})), None)  # type: ignore[index]
+    return (config.splits or {}).get(_folder(source))
 
 
-def _names(source: Source) -> tuple[str, str]:
-    """By which a source may be named: its task, and its folder, which several channels share."""
-    return source.task, source.path.absolute().name
+def _folder(source: Source) -> str:
+    return source.path.absolute().name
 
 
 def _planned(task: _Task, workers: int, config: AggregateConfig) -> TaskPlan:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from zlib import crc32
 
@@ -71,8 +71,8 @@ def make_split(
     )
 
 
-def given_split(task: str, given: GivenSplit, with_masks: Sequence[str], without_masks: Sequence[str] = ()) -> Split:
-    """The split that a user names.
+def check_given(task: str, given: GivenSplit, with_masks: Collection[str], without_masks: Collection[str] = ()) -> None:
+    """Checks the split that a user names.
 
     Args:
         task: Name of the task, for messages.
@@ -81,7 +81,7 @@ def given_split(task: str, given: GivenSplit, with_masks: Sequence[str], without
         without_masks: The others.
 
     Raises:
-        StoreError: One who validates or tests is not there, or has no mask.
+        StoreError: One who validates or tests is not there or has no mask, or nobody with a mask is left to train.
     """
     named = {*given.val, *given.test}
     if missing := sorted(named.difference(with_masks)):
@@ -90,7 +90,48 @@ def given_split(task: str, given: GivenSplit, with_masks: Sequence[str], without
             f"splits: subject '{missing[0]}' of task '{task}' {lacks}",
             hint=f"subjects with masks: {', '.join(sorted(with_masks)[:5])}{' ...' if len(with_masks) > 5 else ''}",
         )
-    return Split(train=sorted({*with_masks, *without_masks} - named), val=sorted(given.val), test=sorted(given.test))
+    if with_masks and not named.symmetric_difference(with_masks):
+        raise StoreError(f"splits: task '{task}' has nobody with a mask left to train")
+
+
+def given_split(
+    task: str,
+    given: GivenSplit,
+    merged: Mapping[str, str],
+    with_masks: Collection[str],
+    without_masks: Collection[str] = (),
+) -> Split:
+    """The split that a user names, after subjects that show the same images have become one.
+
+    Args:
+        task: Name of the task, for messages.
+        given: Who validates and who tests, by the names that the files have.
+        merged: Subject that each of these names stands for now.
+        with_masks: Subjects with at least one mask, by the names of now.
+        without_masks: The others.
+
+    Raises:
+        StoreError: As `check_given`, or two names that are one subject were put into different parts.
+    """
+    parts = dict.fromkeys(merged, "train") | dict.fromkeys(given.val, "val") | dict.fromkeys(given.test, "test")
+    for name, subject in merged.items():
+        if parts[name] != parts[subject]:
+            raise StoreError(
+                f"splits: '{name}' and '{subject}' of task '{task}' show the same image, and are in different parts",
+                hint="put them into the same one",
+            )
+    check_given(
+        task,
+        GivenSplit(
+            val=tuple(sorted({merged.get(name, name) for name in given.val})),
+            test=tuple(sorted({merged.get(name, name) for name in given.test})),
+        ),
+        with_masks,
+        without_masks,
+    )
+    now = {merged.get(name, name): part for name, part in parts.items()}
+    chosen = {kind: sorted(name for name, part in now.items() if part == kind) for kind in ("train", "val", "test")}
+    return Split(train=chosen["train"], val=chosen["val"], test=chosen["test"])
 
 
 def labelled_subjects(

@@ -91,7 +91,7 @@ class Stage(pl.LightningModule):
         """AdamW over the parameter groups, with the state of the checkpoint if there is one."""
         optimizer = AdamW(self.parameter_groups(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay)
         state = self.run.load_checkpoint(self.trained(), optimizer)
-        self.start, self.earlier = int(state.pop("step")), float(state.pop("seconds"))
+        self.start, self.earlier = int(state.pop("step")), float(state.pop("seconds", 0.0))
         self.extra.update(state)
         return optimizer
 
