@@ -314,6 +314,30 @@ def test_grid_runs_continues_and_grows(make_plan: MakePlan, store: Store, tmp_pa
     assert {line["config_hash"] for line in now[2:]}.isdisjoint({rows[0]["config_hash"]})
 
 
+def test_a_run_in_the_ledger_fills_other_cells_too(make_plan: MakePlan, tmp_path: Path) -> None:
+    """Where 5 % and one subject are the same one, or an arm has another name: from the ledger alone."""
+    bench = tmp_path / "bench"
+    first = {"scratch": {"domains": "none"}}
+    run_benchmark(make_plan(fractions=["5%"], arms=first), bench)
+    (made,) = Ledger(bench / "ledger.jsonl").rows()
+    shutil.rmtree(bench / "runs")
+    grown = make_plan(fractions=["5%", 1], arms={**first, "again": {"domains": "none"}})
+    *_, total = run_benchmark(grown, bench, dry_run=True)
+    assert total["run"] == "all 0 runs, 1 at a time; 4 of 4 cells are done"
+    run_benchmark(grown, bench)
+    assert not any((bench / "runs").iterdir())
+    rows = Ledger(bench / "ledger.jsonl").rows()
+    assert sorted((row["arm"], row["labels"]) for row in rows) == [
+        ("again", "1"),
+        ("again", "5%"),
+        ("scratch", "1"),
+        ("scratch", "5%"),
+    ]
+    place = ("arm", "labels", "fraction")
+    without = [{name: value for name, value in row.items() if name not in place} for row in [made, *rows]]
+    assert all(row == without[0] for row in without)
+
+
 def test_a_second_pretraining_goes_on_from_the_first(make_plan: MakePlan, store: Store, tmp_path: Path) -> None:
     bench, other = tmp_path / "bench", tmp_path / "other"
     plan = make_plan(arms={"adapted": {"adapt": {"steps": 1}}})

@@ -102,6 +102,7 @@ class _Board:
     def __init__(self, plan: BenchmarkPlan, grid: Grid, bench: Path) -> None:
         self.plan, self.grid, self.bench = plan, grid, bench
         self.ledger, self.pretraining = Ledger(bench / LEDGER), Ledger(bench / PRETRAINING)
+        self.rows = {row["config_hash"]: row for row in self.ledger.rows()}
         self.known = {_key(row) for row in self.ledger.rows()}
         self.cells: dict[str, list[Cell]] = {}
         for cell in grid.cells:
@@ -112,8 +113,8 @@ class _Board:
         self.clock = _Clock(grid, self.ledger.rows(), self.pretraining.rows())
 
     def _left(self) -> dict[str, Job]:
-        """Fine-tunings with a cell that is not in the ledger, and the pre-trainings that they still need."""
-        wanted = {h for h, cells in self.cells.items() if any(cell.key not in self.known for cell in cells)}
+        """Fine-tunings that are not in the ledger, and the pre-trainings that they still need."""
+        wanted = {h for h in self.cells if h not in self.rows}
 
         def missing(hash_: str) -> bool:
             return not self._outcome(self.grid.jobs[hash_]).exists()
@@ -154,7 +155,9 @@ class _Board:
                 handle.kill()
 
     def _adopt(self) -> None:
-        """Enters runs that were finished when an earlier benchmark stopped, or elsewhere, or under another name."""
+        """Enters runs that were finished when an earlier benchmark stopped, or elsewhere, or for another cell."""
+        for hash_ in self.cells.keys() & self.rows.keys():
+            self._enter_cells(self.grid.jobs[hash_], self.rows[hash_])
         for job in self.grid.jobs.values():
             if self._outcome(job).exists() and (job.stage == "pretrain" or job.hash in self.left):
                 self._enter(job)
@@ -200,13 +203,16 @@ class _Board:
             if job.hash not in {row["config_hash"] for row in self.pretraining.rows()}:
                 self.pretraining.append({"config_hash": job.hash, "init_hash": job.needs, **outcome})
             return outcome
+        self._enter_cells(job, outcome)
+        return outcome
+
+    def _enter_cells(self, job: Job, outcome: Row) -> None:
         for cell in self.cells[job.hash]:
             if cell.key not in self.known:
                 place = {"arm": cell.arm, "task": cell.task, "fraction": cell.fraction, "labels": cell.labels}
-                hashes = {"config_hash": job.hash, "pretrain_hash": job.needs}
-                self.ledger.append({**place, "seed": cell.seed, **hashes, **outcome})
+                place |= {"seed": cell.seed, "config_hash": job.hash, "pretrain_hash": job.needs}
+                self.ledger.append({**place, **{k: v for k, v in outcome.items() if k not in place}})
                 self.known.add(cell.key)
-        return outcome
 
     def _log(self, job: Job) -> Path:
         return self.bench / "logs" / f"{job.hash}.log"
@@ -233,7 +239,7 @@ class _Board:
             for job in self.left.values()
         ]
         steps, hours = sum(row["steps"] for row in rows), self.clock.seconds(self.left.values()) / 3600 / workers
-        finished = len({cell.key for cell in self.grid.cells} & self.known)
+        finished = sum(cell.hash in self.rows for cell in self.grid.cells)
         name = f"all {len(rows)} runs, {workers} at a time; {finished} of {len(self.grid.cells)} cells are done"
         return [*rows, {"run": name, "steps": steps, "hours": hours}]
 
