@@ -107,3 +107,18 @@ def test_figures_in_the_text_come_from_the_ledger(nine: list[dict[str, Any]]) ->
     assert f"HD95 falls from {hd95['scratch']:.1f} mm to {hd95['joint']:.1f} (joint) and {hd95['single']:.1f}" in page
     (heart,) = (each for each in compare(nine, "joint", "scratch", "5%") if each.task == "Task03_Cardiac")
     assert f"only the heart's gain is significant (p {heart.p_holm:.3f})" in page
+
+
+def test_ten_percent_against_all_comes_from_the_ledger() -> None:
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    rows = {(row["arm"], row["task"]): row for row in Ledger(RESULTS / "ten-percent" / "ledger.jsonl").rows()}
+    tasks = sorted(task for arm, task in rows if arm == "joint")
+    shares = []
+    for task in tasks:
+        ten, all_ = rows["joint", task], rows["scratch", task]
+        shares.append(100 * ten["dice"] / all_["dice"])
+        share = f"**{shares[-1]:.1f}**" if shares[-1] >= 95 else f"{shares[-1]:.1f}"
+        subjects = f"{len(ten['labelled'])} of {len(all_['labelled'])}"
+        assert f"| {task} | {subjects} | {100 * ten['dice']:.1f} | {100 * all_['dice']:.1f} | {share} |" in page
+    means = [fmean(100 * rows[arm, task]["dice"] for task in tasks) for arm in ("joint", "scratch")]
+    assert f"| mean of {len(tasks)} | | {means[0]:.1f} | {means[1]:.1f} | {fmean(shares):.1f} |" in page
