@@ -397,9 +397,9 @@ def test_without_pydicom_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", missing)
-    with pytest.raises(SourceError, match=r"without pydicom \(pip install '.\[dicom\]'\)"):
+    with pytest.raises(SourceError, match=r"without pydicom \(pip install '\.\[dicom\]' in hssl's folder\)"):
         find_sources(tmp_path)
-    with pytest.raises(SourceError, match=r"without highdicom \(pip install '.\[dicom\]'\)"):
+    with pytest.raises(SourceError, match=r"without highdicom \(pip install '\.\[dicom\]' in hssl's folder\)"):
         write_segmentation(np.zeros((4, 6, 5), np.uint8), series, tmp_path / "x", labels={1: "a"}, description="")
 
 
