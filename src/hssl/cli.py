@@ -148,7 +148,7 @@ def aggregate(
 ) -> None:
     """Put raw challenges into one store."""
     from hssl import store
-    from hssl.config import AggregateConfig
+    from hssl.config import AggregateConfig, read_mapping
 
     checked = _load(
         AggregateConfig,
@@ -161,7 +161,7 @@ def aggregate(
         window=window,
         spacing=spacing,
         seed=seed,
-        splits=_mapping(splits, "splits", "FOLDER: {val: [...], test: [...]}") if splits else None,
+        splits=read_mapping(splits, "splits", "FOLDER: {val: [...], test: [...]}") if splits else None,
         skip_bad=skip_bad,
         workers=workers,
     )
@@ -515,25 +515,15 @@ def _labels(text: str | None) -> str | int | list[str] | None:
 
 def _groups(text: str | None) -> str | int | dict[str, str] | None:
     """``auto`` and ``none`` stay text, ``3`` is a number; anything else is a YAML file of task: group."""
+    from hssl.config import read_mapping
+
     if text is None or text in ("auto", "none"):
         return text
     if text.isdecimal():
         return int(text)
-    groups = _mapping(Path(text), "groups", "task: group")
+    groups = read_mapping(Path(text), "groups", "task: group")
     # What `hssl groups -o FILE.json` writes holds them under this key.
     return {str(task): str(group) for task, group in groups.get("groups", groups).items()}
-
-
-def _mapping(path: Path, what: str, line: str) -> dict[Any, Any]:
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"not a readable YAML file: {error}", path=path) from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"holds no {what}", path=path, hint=f"write one '{line}' a line")
-    return content
 
 
 def _print_store(store: Store, *, as_json: bool) -> None:

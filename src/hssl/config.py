@@ -29,14 +29,10 @@ SCRATCH = "scratch"
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 HeadKind = Literal["all", "last"]
-# YAML reads a bare 32 as a number.
-Precision = Annotated[
-    Literal["auto", "bf16", "32"], BeforeValidator(lambda value: str(value) if type(value) is int else value)
-]
-
-
-# As `hssl groups -o FILE.json` writes the names of groups: as numbers.
-Text = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
+# YAML reads a bare 32 as a number, and `hssl groups -o FILE.json` writes numbers for the names of groups.
+_number_as_text = BeforeValidator(lambda value: str(value) if type(value) is int else value)
+Precision = Annotated[Literal["auto", "bf16", "32"], _number_as_text]
+GroupName = Annotated[str, _number_as_text]
 
 
 class StageConfig(BaseModel):
@@ -58,13 +54,7 @@ class StageConfig(BaseModel):
         """
         values: dict[str, Any] = {}
         if path is not None:
-            try:
-                loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-            except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-                raise ConfigError(f"not a readable YAML file: {error}", path=path) from error
-            if not isinstance(loaded, dict | None):
-                raise ConfigError("holds no options", path=path, hint="write one 'name: value' a line")
-            values.update(loaded or {})
+            values.update(read_mapping(path, "options", may_be_empty=True))
         values.update({name: value for name, value in overrides.items() if value is not None})
         return cls.checked(values, path=path)
 
@@ -75,6 +65,29 @@ class StageConfig(BaseModel):
             return cls.model_validate(values)
         except ValidationError as error:
             raise ConfigError(_told(error, cls), path=path) from error
+
+
+def read_mapping(path: Path, what: str, line: str = "name: value", *, may_be_empty: bool = False) -> dict[str, Any]:
+    """Reads a YAML (or JSON) file of names and values.
+
+    Args:
+        path: The file.
+        what: What it should hold, for messages.
+        line: How a line of it looks, for messages.
+        may_be_empty: Take an empty file for an empty mapping.
+
+    Raises:
+        ConfigError: The file cannot be read, or holds something else.
+    """
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"not a readable YAML file: {error}", path=path) from error
+    if loaded is None and may_be_empty:
+        return {}
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"holds no {what}", path=path, hint=f"write one '{line}' a line")
+    return loaded
 
 
 def _told(error: ValidationError, cls: type[StageConfig]) -> str:
@@ -365,7 +378,7 @@ class PretrainConfig(TrainingConfig):
     learning_rate: PositiveFloat = 4e-3
     domains_per_batch: PositiveInt = 2
     tempering: Fraction = 0.5
-    groups: Literal["auto", "none"] | Annotated[int, Field(ge=2)] | dict[str, Text] = "auto"
+    groups: Literal["auto", "none"] | Annotated[int, Field(ge=2)] | dict[str, GroupName] = "auto"
     group_start: Fraction = 0.1
     view: ViewConfig = ViewConfig(hide=0.3)
 

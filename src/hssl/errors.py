@@ -9,6 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 
 
+def install(extra: str) -> str:
+    """The hint of an error that one of this package's extras would have spared."""
+    return f"pip install '.[{extra}]' in hssl's folder"
+
+
 class HsslError(Exception):
     """Something the user can put right.
 

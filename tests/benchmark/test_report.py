@@ -155,6 +155,8 @@ def test_variants_are_compared_over_what_they_share_with_the_reference() -> None
 
     rows = [row("joint", task, seed, 0.5 + seed / 10) for task in "AB" for seed in (0, 1)]
     rows += [row("less", "A", 1, 0.4), row("more", "A", 0, 0.9), row("more", "B", 0, 0.1)]
+    # Nothing to score there: neither a Dice of 0 nor one to compare.
+    rows.append({**row("less", "B", 0, 0.0), "dice": None, "scores": []})
     table = variant_table(rows, ("less", "more"), "joint", None, "5%")
     assert [[cell.text for cell in cells] for cells in table.rows] == [
         ["joint", "55.0", "55.0", "–", "–", "–"],

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hssl.benchmark.worker import work_at
-from hssl.errors import ConfigError
+from hssl.errors import ConfigError, install
 
 COMMAND = [sys.executable, "-m", "hssl.benchmark.worker"]
 RULE = "\n----------------------\n"
@@ -86,7 +86,7 @@ class ClusterExecutor:
         try:
             import submitit
         except ImportError as error:
-            raise ConfigError("submitit is not installed", hint="pip install '.[cluster]' in hssl's folder") from error
+            raise ConfigError("submitit is not installed", hint=install("cluster")) from error
         self._bench = bench
         self._executor = submitit.AutoExecutor(bench / "logs", cluster=parameters.get("cluster"))
         self._executor.update_parameters(**{k: v for k, v in parameters.items() if k != "cluster"})

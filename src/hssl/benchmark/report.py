@@ -314,7 +314,7 @@ def _variant_sections(bench: _Bench) -> list[Section]:
     if reference is None:
         return []
     found = []
-    for title, arms in (("Rivals", bench.roles.rivals), ("Ablation and controls", bench.roles.variants)):
+    for title, arms in (("Rivals", roles.rivals), ("Ablation and controls", roles.variants)):
         own = [
             tables.variant_table(bench.rows, arms, reference, roles.scratch, labels)
             for labels in bench.shares
@@ -322,7 +322,7 @@ def _variant_sections(bench: _Bench) -> list[Section]:
         ]
         text = "" if own else "Not run yet."
         if own and title == "Rivals":
-            ranked = (*bench.roles.main, *arms)
+            ranked = (*roles.main, *arms)
             own.insert(0, tables.score_table(bench.rows, ranked, bench.shares[0]))
         found.append(Section(title, text, tables=own))
     return found

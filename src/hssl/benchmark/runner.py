@@ -23,15 +23,14 @@ from pathlib import Path
 from typing import Any
 
 import rich
-import yaml
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hssl.benchmark.executors import ClusterExecutor, Executor, Handle, LocalExecutor, threads_each
 from hssl.benchmark.ledger import Ledger, Row, locked
 from hssl.benchmark.plan import BenchmarkPlan, Cell, Grid, Job, expand
 from hssl.benchmark.worker import OUTCOME, Order
-from hssl.config import PretrainConfig
-from hssl.errors import ConfigError, TrainingError
+from hssl.config import PretrainConfig, read_mapping
+from hssl.errors import TrainingError
 from hssl.files import write_text
 from hssl.store import Store
 from hssl.training.pretrain import duration
@@ -80,7 +79,9 @@ def run_benchmark(
     for name in ("orders", "logs", "pretrain", "runs"):
         (bench / name).mkdir(exist_ok=True)
     executor: Executor = (
-        LocalExecutor(bench, workers) if cluster is None else ClusterExecutor(bench, _parameters(cluster))
+        LocalExecutor(bench, workers)
+        if cluster is None
+        else ClusterExecutor(bench, read_mapping(cluster, "parameters"))
     )
     with locked(bench), _ends_cleanly():
         board = _Board(plan, grid, bench)
@@ -102,15 +103,16 @@ class _Board:
     def __init__(self, plan: BenchmarkPlan, grid: Grid, bench: Path) -> None:
         self.plan, self.grid, self.bench = plan, grid, bench
         self.ledger, self.pretraining = Ledger(bench / LEDGER), Ledger(bench / PRETRAINING)
-        self.rows = {row["config_hash"]: row for row in self.ledger.rows()}
-        self.known = {_key(row) for row in self.ledger.rows()}
+        done = self.ledger.rows()
+        self.rows = {row["config_hash"]: row for row in done}
+        self.known = {_key(row) for row in done}
         self.cells: dict[str, list[Cell]] = {}
         for cell in grid.cells:
             self.cells.setdefault(cell.hash, []).append(cell)
         self.failed: dict[str, str] = {}
         self.left = self._left()
         self.total = len(self.left)
-        self.clock = _Clock(grid, self.ledger.rows(), self.pretraining.rows())
+        self.clock = _Clock(grid, done, self.pretraining.rows())
 
     def _left(self) -> dict[str, Job]:
         """Fine-tunings that are not in the ledger, and the pre-trainings that they still need."""
@@ -335,16 +337,6 @@ def _key(row: Mapping[str, Any]) -> tuple[str, str, str, int, str]:
 def _mean(values: Iterable[float | None]) -> float | None:
     present = [value for value in values if value is not None]
     return sum(present) / len(present) if present else None
-
-
-def _parameters(path: Path) -> dict[str, Any]:
-    try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"not a readable YAML file: {error}", path=path) from error
-    if not isinstance(loaded, dict):
-        raise ConfigError("holds no parameters", path=path, hint="write one 'name: value' a line")
-    return loaded
 
 
 @contextmanager

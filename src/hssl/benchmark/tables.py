@@ -139,8 +139,9 @@ def variant_table(rows: Sequence[Row], arms: Sequence[str], reference: str, scra
 
 
 def _shared(rows: Sequence[Row], arm: str, reference: str) -> set[tuple[str, int]]:
-    """Tasks and seeds that both arms have."""
-    own, other = ({(row["task"], row["seed"]) for row in rows if row["arm"] == name} for name in (arm, reference))
+    """Tasks and seeds for which both arms have a Dice."""
+    scored = [row for row in rows if row["dice"] is not None]
+    own, other = ({(row["task"], row["seed"]) for row in scored if row["arm"] == name} for name in (arm, reference))
     return own & other
 
 

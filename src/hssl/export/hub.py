@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from hssl.config import FinetuneConfig
-from hssl.errors import ConfigError
+from hssl.errors import ConfigError, install
 from hssl.files import new_folder, write_text
 from hssl.runs.run import CONFIG, INFO, WEIGHTS, Run
 from hssl.store import TaskInfo
@@ -66,7 +66,7 @@ def push(run: Path | str, repository: str, *, public: bool = False) -> str:
         from huggingface_hub import HfApi
         from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # that of its transport
     except ImportError as error:
-        raise ConfigError("pushing needs huggingface_hub", hint="pip install '.[hub]' in hssl's folder") from error
+        raise ConfigError("pushing needs huggingface_hub", hint=install("hub")) from error
     repository = repository.removeprefix("hf://")
     if repository.count("/") != 1:
         raise ConfigError(f"'{repository}' is no place on the hub", hint="give OWNER/NAME")

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hssl.errors import ConfigError, RunError
+from hssl.errors import ConfigError, RunError, install
 from hssl.files import refuse_existing, replacing
 from hssl.networks import UNet
 from hssl.runs import Run, load_segmentation, load_unet
@@ -48,9 +48,7 @@ def write_onnx(run: Path | str, output: Path) -> Path:
         import onnxruntime
         import onnxscript  # noqa: F401  (torch's exporter needs it)
     except ImportError as error:
-        raise ConfigError(
-            f"export to ONNX needs {error.name}", hint="pip install '.[onnx]' in hssl's folder"
-        ) from error
+        raise ConfigError(f"export to ONNX needs {error.name}", hint=install("onnx")) from error
     opened = Run.open(run)
     if opened.info.task is None:
         unet, _ = load_unet(run)

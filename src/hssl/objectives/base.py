@@ -5,11 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from hssl.config import StageConfig
 from hssl.networks import UNet
 from hssl.views import View
+
+WATCH = "watch/"
+"""Before the names of values that an objective gives beside its losses: logged, and not added."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ class Objective(nn.Module):
             batch: Views on the network's device.
 
         Returns:
-            Finite scalar losses by name. Names that start with ``watch/`` are logged and not added.
+            Finite scalar losses by name. Names that start with `WATCH` are logged and not added.
         """
         raise NotImplementedError
 
@@ -90,3 +94,8 @@ class Objective(nn.Module):
     def set_groups(self, groups: Tensor) -> None:
         """Told the group of each task, int64 ``[tasks]``, once they are found."""
         return
+
+
+def total(losses: dict[str, Tensor]) -> Tensor:
+    """The sum of what is minimised, without what is only watched."""
+    return torch.stack([loss for name, loss in losses.items() if not name.startswith(WATCH)]).sum()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from hssl.errors import RunError
+from hssl.errors import RunError, install
 
 _ADDRESS = re.compile(r"hf://(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 
@@ -25,9 +25,7 @@ def fetched(run: Path | str) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
-        raise RunError(
-            f"'{run}' cannot be loaded without huggingface_hub", hint="pip install '.[hub]' in hssl's folder"
-        ) from error
+        raise RunError(f"'{run}' cannot be loaded without huggingface_hub", hint=install("hub")) from error
     try:
         # Nothing but what a run is read from: no code, no pickle.
         wanted = ["*.json", "*.safetensors"]

@@ -208,12 +208,12 @@ class Run:
         """Puts the latest checkpoint into `modules` and `optimizer`.
 
         Returns:
-            What was saved beside them, with ``step`` and ``seconds``; 0 of both where there is no checkpoint.
+            What was saved beside them, with ``step``; step 0 where there is no checkpoint.
         """
         folder = self.path / CHECKPOINT
         steps = [int(path.name.removeprefix("step-")) for path in folder.glob("step-*")]
         if not steps:
-            return {"step": 0, "seconds": 0.0}
+            return {"step": 0}
         source = folder / f"step-{max(steps)}"
         for name, module in modules.items():
             module.load_state_dict(_load_tensors(source / f"{name}.safetensors"))

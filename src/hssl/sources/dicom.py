@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from hssl.errors import SourceError
+from hssl.errors import SourceError, install
 from hssl.sources.base import Case, Geometry, Source
 from hssl.sources.files import NIFTI, PICTURES
 from hssl.sources.folder import Layout, Options, choose_channels, safe_name, subject_of, task_name
@@ -349,9 +349,7 @@ def _pydicom() -> Any:
     try:
         import pydicom
     except ImportError as error:
-        raise SourceError(
-            "DICOM cannot be read without pydicom", hint="pip install '.[dicom]' in hssl's folder"
-        ) from error
+        raise SourceError("DICOM cannot be read without pydicom", hint=install("dicom")) from error
     return pydicom
 
 

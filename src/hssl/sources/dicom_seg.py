@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hssl import __version__
-from hssl.errors import SourceError
+from hssl.errors import SourceError, install
 from hssl.files import replacing
 from hssl.sources.dicom import Series, naming
 
@@ -122,6 +122,6 @@ def _highdicom() -> Any:
     try:
         import highdicom
     except ImportError as error:
-        hint = "pip install '.[dicom]' in hssl's folder"
+        hint = install("dicom")
         raise SourceError("masks of DICOM series cannot be written without highdicom", hint=hint) from error
     return highdicom

@@ -90,7 +90,7 @@ def check_given(task: str, given: GivenSplit, with_masks: Collection[str], witho
             f"splits: subject '{missing[0]}' of task '{task}' {lacks}",
             hint=f"subjects with masks: {', '.join(sorted(with_masks)[:5])}{' ...' if len(with_masks) > 5 else ''}",
         )
-    if with_masks and not named.symmetric_difference(with_masks):
+    if with_masks and named == {*with_masks}:
         raise StoreError(f"splits: task '{task}' has nobody with a mask left to train")
 
 
@@ -120,18 +120,9 @@ def given_split(
                 f"splits: '{name}' and '{subject}' of task '{task}' show the same image, and are in different parts",
                 hint="put them into the same one",
             )
-    check_given(
-        task,
-        GivenSplit(
-            val=tuple(sorted({merged.get(name, name) for name in given.val})),
-            test=tuple(sorted({merged.get(name, name) for name in given.test})),
-        ),
-        with_masks,
-        without_masks,
-    )
-    now = {merged.get(name, name): part for name, part in parts.items()}
-    chosen = {kind: sorted(name for name, part in now.items() if part == kind) for kind in ("train", "val", "test")}
-    return Split(train=chosen["train"], val=chosen["val"], test=chosen["test"])
+    val, test = (tuple(sorted({merged.get(name, name) for name in part})) for part in (given.val, given.test))
+    check_given(task, GivenSplit(val=val, test=test), with_masks, without_masks)
+    return Split(train=sorted({*with_masks, *without_masks}.difference(val, test)), val=list(val), test=list(test))
 
 
 def labelled_subjects(

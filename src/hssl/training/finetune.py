@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from hssl.config import FinetuneConfig, PretrainConfig
 from hssl.errors import ConfigError
 from hssl.networks import SegmentationNetwork, build_network, predict_volume
-from hssl.objectives import Objective, build_rehearsed
+from hssl.objectives import WATCH, Objective, build_rehearsed
 from hssl.runs.run import Run, RunInfo, provenance
 from hssl.store import Store
 from hssl.training.data import FinetuneBatch, FinetuneData, PretrainData
@@ -75,7 +75,7 @@ class Finetuning(Stage):
         if self.objective is not None and self.rehearsal is not None and batch.rehearsed is not None:
             asked = ask(self.objective, self.network.unet, batch.rehearsed, self.rehearsal, generator)
             for name, loss in asked.items():
-                if not name.startswith("watch/"):
+                if not name.startswith(WATCH):
                     losses[f"rehearsal/{name}"] = self.config.rehearsal * loss
         return losses
 

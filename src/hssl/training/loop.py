@@ -26,11 +26,10 @@ from torch.utils.data import DataLoader, Dataset
 from hssl.config import TrainingConfig
 from hssl.errors import TrainingError
 from hssl.networks import bf16_pays
+from hssl.objectives import WATCH, total
 from hssl.runs.run import RESTART, Run
 from hssl.training.loggers import close_loggers, open_loggers
 
-WATCH = "watch/"
-"""Before the names of values that are logged and are no losses."""
 logger = logging.getLogger(__name__)
 
 
@@ -52,7 +51,7 @@ class Stage(pl.LightningModule):
 
     @abstractmethod
     def losses(self, batch: Any, step: int, generator: Generator) -> dict[str, Tensor]:
-        """Weighted losses of a batch; names with ``watch/`` are logged alone."""
+        """Weighted losses of a batch; names with `WATCH` are logged alone."""
 
     @abstractmethod
     def data(self, rank: int, world_size: int) -> Dataset[Any]:
@@ -123,9 +122,9 @@ class Stage(pl.LightningModule):
         for group in cast("Optimizer", self.optimizers()).param_groups:
             group["lr"] = self.rate(step, group)
         losses = self.losses(batch, step, generator)
-        total = torch.stack([loss for name, loss in losses.items() if not name.startswith(WATCH)]).sum()
-        self.latest = {name: loss.detach() for name, loss in losses.items()} | {"loss": total.detach()}
-        return total
+        loss = total(losses)
+        self.latest = {name: each.detach() for name, each in losses.items()} | {"loss": loss.detach()}
+        return loss
 
 
 class Keeper(Callback):

@@ -18,7 +18,7 @@ from hssl.config import PretrainConfig, TrainingConfig
 from hssl.errors import ConfigError
 from hssl.grouping import Grouping, check_groups, find_groups, given_groups
 from hssl.networks import UNet, build_network
-from hssl.objectives import Domains, Objective, PretrainBatch, build_objective
+from hssl.objectives import Domains, Objective, PretrainBatch, build_objective, total
 from hssl.runs.run import Run, RunInfo, provenance
 from hssl.store import Store
 from hssl.training.data import PretrainData, WindowBatch
@@ -214,7 +214,7 @@ def _measure(stage: Pretraining) -> tuple[float, float]:
         generator = torch.Generator(device).manual_seed(0)
         with torch.autocast(device.type, torch.bfloat16, enabled=wants_bf16(config)):
             losses = ask(objective, network, batch, config, generator)
-        torch.stack([loss for name, loss in losses.items() if not name.startswith("watch/")]).sum().backward()  # type: ignore[no-untyped-call]
+        total(losses).backward()  # type: ignore[no-untyped-call]
         if cuda:
             torch.cuda.synchronize()
         seconds = min(seconds, time.monotonic() - began)
