@@ -23,7 +23,7 @@ from hssl.files import replacing
 from hssl.networks.tiling import BATCH_SIZE, OVERLAP, predict_volume
 from hssl.runs import load_segmentation
 from hssl.sources import dicom, dicom_seg
-from hssl.sources.base import Geometry
+from hssl.sources.base import Geometry, is_ct
 from hssl.sources.files import NIFTI, PICTURES, channel_count, list_files, read_geometry, read_image, stem
 from hssl.store.plan import check_geometry
 from hssl.store.store import TaskInfo
@@ -47,8 +47,9 @@ def predict(
 
     A NIfTI mask has the name, shape, affine and header of its image, and type uint8; the mask of a picture is
     a PNG with its rows and columns; the mask of a DICOM series is a DICOM segmentation that refers to it, named
-    by the series' id (:attr:`hssl.sources.dicom.Series.id`). Localizers beside other series are left out. Every
-    header is checked before the first image is predicted. Masks appear one by one, each complete; one that is
+    by the series' id (:attr:`hssl.sources.dicom.Series.id`). Localizers beside other series are left out, and a
+    warning names each series that is no CT where the task was one, or the other way round. Every header is checked
+    before the first image is predicted. Masks appear one by one, each complete; one that is
     there already is replaced.
 
     Args:
@@ -75,6 +76,7 @@ def predict(
     images = [_checked(path, channel) for given in inputs for path in _listed(Path(given))]
     output = Path(output)
     _check_targets(images, output)
+    _warn_of_modality(images, predictor.task)
 
     def load(image: _Input) -> NDArray[np.float32]:
         with _naming(image.path):
@@ -231,6 +233,13 @@ def _check_targets(images: list[_Input], output: Path) -> None:
                 f"{taken[target]} and {image.path} give masks of one name", path=target, hint="predict them apart"
             )
         taken[target] = image.path
+
+
+def _warn_of_modality(images: list[_Input], task: TaskInfo) -> None:
+    """Says which series are no CT where the task is one, or the other way round; files of other kinds do not say."""
+    for series in (image.series for image in images):
+        if series is not None and task.modality and is_ct(series.modality) != is_ct(task.modality):
+            logger.warning("%s is %s, and '%s' was learnt from %s", series, series.modality, task.name, task.modality)
 
 
 def _write_mask(mask: NDArray[np.uint8], image: _Input, target: Path, task: TaskInfo) -> Path:

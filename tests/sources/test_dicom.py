@@ -573,6 +573,15 @@ def test_every_series_gets_a_segmentation(tmp_path: Path, caplog: pytest.LogCapt
     assert dcmread(paths[0]).SeriesDescription == "hssl: T"
     assert "series 9 'thorax' of patient 'P1'" in caplog.text
     assert "is left out" in caplog.text
+    assert "was learnt from" not in caplog.text
+
+
+@pytest.mark.usefixtures("network")
+def test_a_series_of_another_modality_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_series(tmp_path / "raw", voxels(), Modality="MR")
+    logging.getLogger("hssl").propagate = True
+    predict("run", [tmp_path / "raw"], tmp_path / "out", device="cpu")
+    assert "is MR, and 'T' was learnt from CT" in caplog.text
 
 
 @pytest.mark.usefixtures("network")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 Affine = NDArray[np.float64]
+
+_CT = re.compile(r"(?<![a-z])(nc|ce|cb|ld|hr|md|de|micro)?-?ct[ap]?(?![a-z])|computed tomogra", re.IGNORECASE)
+
+
+def is_ct(modality: str) -> bool:
+    """Whether a modality, as a source names it, is CT, whose intensities are Hounsfield units."""
+    return _CT.search(modality) is not None
 
 
 @dataclass(frozen=True)

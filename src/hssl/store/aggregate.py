@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,14 +28,12 @@ from hssl.config import AggregateConfig, GivenSplit
 from hssl.errors import HsslError, StoreError
 from hssl.files import write_text
 from hssl.sources import find_sources
-from hssl.sources.base import Case, Geometry, Source
+from hssl.sources.base import Case, Geometry, Source, is_ct
 from hssl.sources.files import NIFTI, read_geometry
 from hssl.store.plan import TaskPlan, check_geometry, make_plan
 from hssl.store.splits import Split, Splits, check_given, given_split, make_split
 from hssl.store.store import INDEX, SPLITS, CaseRecord, Index, Store, TaskInfo, array_path, file_hash
 
-CT = re.compile(r"(?<![a-z])(nc|ce|cb|ld|hr|md|de|micro)?-?ct[ap]?(?![a-z])|computed tomogra", re.IGNORECASE)
-"""What the modality of a source says where its intensities are Hounsfield units."""
 logger = logging.getLogger(__name__)
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -162,7 +159,7 @@ def _check_split_options(existing: Store | None, config: AggregateConfig) -> Non
 
 
 def _check_window(source: Source, config: AggregateConfig) -> None:
-    if config.window is not None and source.modality and not CT.search(source.modality):
+    if config.window is not None and source.modality and not is_ct(source.modality):
         raise StoreError(
             f"'{source.task}' is {source.modality}, and a window is in Hounsfield units",
             path=source.path,
