@@ -181,9 +181,14 @@ def _listed(path: Path) -> Sequence[Path | dicom.Series]:
     if not path.exists():
         raise SourceError("no such file or folder", path=path)
     found = list_files(path, (*NIFTI, *PICTURES))
+    series = dicom.matches(path)
+    if found and series:
+        raise SourceError(
+            f"holds DICOM series and {found[0].name}", path=path, hint="keep one kind in a folder, or name the files"
+        )
     if found:
         return found
-    if dicom.matches(path):
+    if series:
         return _scans(path)
     if path.is_dir():
         raise SourceError("holds no images", path=path, hint="give the folder that the files are in")

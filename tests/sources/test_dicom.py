@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import hssl
@@ -329,7 +330,7 @@ def test_run_length_encoded_slices_are_decoded(tmp_path: Path) -> None:
         ({"places": positions(5) + [[0, 0, z] for z in (0, 0, 0, 1.2, 1.9)]}, r"slices 2.50 to 3.70 mm apart"),
         ({"places": positions(5)[[0, 1, 1, 2, 3]]}, "has 1 slices where another one lies already"),
         ({"places": positions(5) + np.arange(5)[:, None] * [0, 1, 0]}, "gantry tilted by 21.8 degrees"),
-        ({"places": positions(5) + [[x, 0, 0] for x in (0, 4, 0, 4, 0)]}, "3.2|4.0 mm off a straight line"),
+        ({"places": positions(5) + [[x, 0, 0] for x in (0, 4, 0, 4, 0)]}, r"(3\.2|4\.0) mm off a straight line"),
         ({"slices": {2: {"ImageOrientationPatient": [0, 1, 0, 0, 0, -1]}}}, "slices in several directions"),
         ({"slices": {2: {"Rows": 4, "Columns": 6}}}, "slices of 6 × 4 and of 4 × 6 pixels"),
         ({"slices": {2: {"PixelSpacing": [0.75, 0.6]}}}, "pixels of 0.75 × 0.5 and of 0.75 × 0.6 mm"),
@@ -582,6 +583,15 @@ def test_a_series_of_another_modality_is_named(tmp_path: Path, caplog: pytest.Lo
     logging.getLogger("hssl").propagate = True
     predict("run", [tmp_path / "raw"], tmp_path / "out", device="cpu")
     assert "is MR, and 'T' was learnt from CT" in caplog.text
+
+
+@pytest.mark.usefixtures("network")
+def test_a_folder_of_series_and_pictures_is_refused(tmp_path: Path) -> None:
+    write_series(tmp_path / "raw", voxels())
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "raw" / "preview.png")
+    with pytest.raises(SourceError, match=r"holds DICOM series and preview\.png"):
+        predict("run", [tmp_path / "raw"], tmp_path / "out", device="cpu")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.usefixtures("network")

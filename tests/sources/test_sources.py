@@ -160,6 +160,22 @@ def test_nifti_slope_and_intercept_are_applied(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read, VOLUME * 0.5 - 7)
 
 
+@pytest.mark.parametrize(("unit", "spacing"), [("micron", 2.0), ("meter", 2e6), ("mm", 2000.0), ("unknown", 2000.0)])
+def test_units_of_a_nifti_header_become_mm(unit: str, spacing: float, tmp_path: Path) -> None:
+    image = nib.Nifti1Image(VOLUME, np.diag([2000.0, 2000.0, 2000.0, 1.0]))
+    image.header.set_xyzt_units(unit)
+    nib.save(image, tmp_path / "a.nii.gz")
+    assert next(find_sources(tmp_path)[0].cases()).read_geometry().spacing == pytest.approx((spacing,) * 3)
+
+
+def test_complex_voxels_are_refused(tmp_path: Path) -> None:
+    nib.save(nib.Nifti1Image(VOLUME.astype(np.complex64), AFFINE), tmp_path / "a.nii.gz")
+    case = next(find_sources(tmp_path)[0].cases())
+    for read in (case.read_geometry, case.read_image):
+        with pytest.raises(SourceError, match="holds complex voxels"):
+            read()
+
+
 def test_a_single_slice_nifti_is_two_dimensional(tmp_path: Path) -> None:
     write_nifti(tmp_path / "a.nii", VOLUME[..., 0])
     case = next(find_sources(tmp_path)[0].cases())
@@ -194,6 +210,10 @@ def test_channels_are_one_task_each_or_chosen(writer: object, tmp_path: Path) ->
         case = next(source.cases())
         np.testing.assert_array_equal(case.read_image(), VOLUME + 100 * number)
         assert case.read_geometry().shape == VOLUME.shape
+    listing = json.loads((root / "dataset.json").read_text())
+    name = "modality" if writer is write_msd else "channel_names"
+    write_json(root / "dataset.json", listing | {name: {"1": "T2", "0": "T1"}})
+    assert [source.task for source in find_sources(root)] == ["Brain_T1", "Brain_T2"]
     for wanted in ("T2", 1, "1"):
         assert [source.task for source in find_sources(root, channel=wanted)] == ["Brain_T2"]
     with pytest.raises(SourceError, match=r"no channel 'FLAIR' \(there are: 0 T1, 1 T2\)"):
@@ -314,6 +334,7 @@ def test_a_listed_file_that_is_missing_is_named(tmp_path: Path) -> None:
         ({"labels": None}, "lists no 'labels'"),
         ({"labels": {"0": "background", "1": "a", "b": "c"}}, "label 'b': 'c' is not"),
         ({"training": [{"image": "./imagesTr/a.nii.gz"}]}, "does not name an 'image' and a 'label'"),
+        ({"modality": {"1": "T1", "2": "T2"}}, r"channels are numbered 1, 2 \(number them from 0\)"),
     ],
 )
 def test_a_bad_dataset_json_is_named(change: dict[str, object], message: str, tmp_path: Path) -> None:

@@ -361,6 +361,58 @@ def with_channels(folder: Path) -> Path:
     return folder
 
 
+def test_channels_are_split_alike_where_one_lacks_a_subject(make_task: MakeTask, tmp_path: Path) -> None:
+    folder = with_channels(make_task(ids=tuple("abcdefghijkl")))
+    path = folder / "imagesTr" / "c.nii.gz"
+    image = nib.load(path)
+    pixels = np.asanyarray(image.dataobj).copy()
+    pixels[..., 1] = 7  # no contrast
+    nib.save(nib.Nifti1Image(pixels, image.affine), path)
+    skipping = AggregateConfig(skip_bad=True)
+    whole = aggregate([folder], tmp_path / "whole", config=skipping)
+    aggregate([folder], tmp_path / "parts", config=AggregateConfig(channel=1, skip_bad=True))
+    parts = aggregate([folder], tmp_path / "parts", config=AggregateConfig(channel=0, skip_bad=True))
+    for store in (whole, parts):
+        first, second = store.split("Blobs_T1"), store.split("Blobs_T2")
+        assert sorted(first.train + first.val + first.test) == list("abcdefghijkl")
+        for part in Split.model_fields:
+            assert set(getattr(first, part)) - {"c"} == set(getattr(second, part))
+    assert parts.split("Blobs_T1").train.count("c") == 1  # new beside a channel that is stored: it trains
+
+
+def test_a_split_that_contradicts_a_stored_channel_is_refused(make_task: MakeTask, tmp_path: Path) -> None:
+    folder = with_channels(make_task())
+    given = {"splits": {"Blobs": {"val": ["b"], "test": ["d"]}}}
+    aggregate([folder], tmp_path / "store", config=AggregateConfig.checked({"channel": 0, **given}))
+    other = {"channel": 1, "splits": {"Blobs": {"val": ["b"], "test": ["a"]}}}
+    with pytest.raises(StoreError, match="'a' is in train in another channel of this folder"):
+        aggregate([folder], tmp_path / "store", config=AggregateConfig.checked(other))
+    store = aggregate([folder], tmp_path / "store", config=AggregateConfig.checked({"channel": 1, **given}))
+    assert store.split("Blobs_T1") == store.split("Blobs_T2")
+
+
+def test_the_same_image_in_one_channel_makes_one_subject_of_all(make_task: MakeTask, tmp_path: Path) -> None:
+    folder = with_channels(make_task(ids=tuple("abcdefgh")))
+    twin, other = (nib.load(folder / "imagesTr" / f"{case}.nii.gz") for case in "ac")
+    pixels = np.stack([np.asanyarray(twin.dataobj)[..., 0], np.asanyarray(other.dataobj)[..., 1]], axis=-1)
+    nib.save(nib.Nifti1Image(pixels, other.affine), folder / "imagesTr" / "c.nii.gz")
+    store = aggregate([folder], tmp_path / "store")
+    for task in store.tasks:
+        assert {case.subject for case in store.cases(task) if case.id in "ac"} == {"a"}
+    assert [info.duplicates for info in store.tasks.values()] == [["c shows the same image as a: one subject"], []]
+    assert store.split("Blobs_T1") == store.split("Blobs_T2")
+
+
+@pytest.mark.parametrize("value", [256, -1])
+def test_labels_that_a_store_cannot_hold_are_refused(value: int, make_task: MakeTask, tmp_path: Path) -> None:
+    folder = make_task()
+    listing = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps({**listing, "labels": {"background": 0, "rim": value}}))
+    with pytest.raises(StoreError, match=f"label {value} of 'Blobs' is not from 1 to 255"):
+        aggregate([folder], tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
 def test_channels_of_one_folder_are_split_alike(make_task: MakeTask, tmp_path: Path) -> None:
     store = aggregate([with_channels(make_task())], tmp_path / "store")
     first, second = store.tasks

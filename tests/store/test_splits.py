@@ -22,8 +22,9 @@ def test_sizes(n: int, expected: tuple[int, int, int]) -> None:
 
 @pytest.mark.parametrize("n", range(1, 41))
 def test_nobody_is_in_two_parts_and_nobody_is_left_out(n: int) -> None:
-    split = make_split("T", SUBJECTS[:n], seed=n)
-    assert sorted(split.train + split.val + split.test) == SUBJECTS[:n]
+    for fractions in ((0.60, 0.15, 0.25), (0, 0.5, 0.5), (0, 0.3, 0.7), (0, 0, 1), (0, 1, 0), (1, 0, 0)):
+        split = make_split("T", SUBJECTS[:n], seed=n, fractions=fractions)
+        assert sorted(split.train + split.val + split.test) == SUBJECTS[:n]
 
 
 def test_the_seed_and_the_task_decide_and_the_order_given_does_not() -> None:

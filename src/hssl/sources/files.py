@@ -8,6 +8,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 
 import nibabel as nib
@@ -26,6 +27,7 @@ PICTURES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 _DAMAGE = (OSError, EOFError, ValueError, SyntaxError, zlib.error, ImageFileError, HeaderDataError)
 _LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
 _MM_PER_UNIT = {2: 25.4, 3: 10.0}  # TIFF ResolutionUnit: inch, centimetre
+_MM_PER_NIFTI_UNIT = {"meter": 1000.0, "micron": 0.001}
 _TIFF_X_RESOLUTION, _TIFF_Y_RESOLUTION, _TIFF_RESOLUTION_UNIT = 282, 283, 296
 
 
@@ -96,6 +98,24 @@ def read_white_label(path: Path) -> NDArray[np.integer]:
     return np.where(values == 255, values.dtype.type(1), values)
 
 
+def check_same_place(label_path: Path, geometry: Geometry) -> None:
+    """Checks that a NIfTI mask lies where its image does; other files do not say where they lie.
+
+    Args:
+        label_path: The mask, of the shape of `geometry`.
+        geometry: The grid of the image.
+
+    Raises:
+        SourceError: The mask's header puts a corner more than half a voxel away from the image's.
+    """
+    if not _is_nifti(label_path):
+        return
+    corners = np.array([*product(*((0.0, length - 1.0) for length in geometry.shape), [1.0])]).T
+    moved = np.linalg.solve(geometry.affine, read_geometry(label_path).affine @ corners)
+    if (distance := np.abs(moved - corners).max()) > 0.5:
+        raise SourceError(f"the mask's affine puts it {distance:.1f} voxels away from its image", path=label_path)
+
+
 def channel_count(path: Path) -> int:
     """Number of channels (volumes along the fourth axis) of a file, from its header.
 
@@ -130,6 +150,8 @@ def _load_nifti(path: Path) -> nib.Nifti1Image:
         raise SourceError(f"not a NIfTI file but {type(image).__name__}", path=path)
     if np.dtype(image.get_data_dtype()).fields is not None:  # type: ignore[no-untyped-call]
         raise SourceError("holds colour voxels", path=path, hint="store one number a voxel")
+    if np.dtype(image.get_data_dtype()).kind == "c":  # type: ignore[no-untyped-call]
+        raise SourceError("holds complex voxels", path=path, hint="store one number a voxel, as the magnitude")
     return image
 
 
@@ -158,6 +180,7 @@ def _nifti_geometry(image: nib.Nifti1Image, path: Path) -> Geometry:
     sizes = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
     if (zooms > 0).all() and not np.allclose(zooms, sizes, rtol=0.01):
         affine[:3, :3] *= zooms / sizes
+    affine[:3] *= _MM_PER_NIFTI_UNIT.get(image.header.get_xyzt_units()[0], 1.0)  # type: ignore[no-untyped-call]
     x, y, z = (*image.shape[:3], 1)[:3]
     return Geometry((x, y, z), affine, ndim=min(len(image.shape), 3))
 

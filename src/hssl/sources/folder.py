@@ -207,6 +207,22 @@ def parse_labels(listed: object, path: Path) -> dict[int, str]:
     return {value: labels[value] for value in sorted(labels) if value != 0}
 
 
+def channel_names(listed: object, path: Path) -> list[str]:
+    """Names of the channels in the order of their numbers, from ``{"0": "T1", "1": "T2"}`` or a list.
+
+    Raises:
+        SourceError: The numbers are not 0, 1, 2 ...
+    """
+    if not isinstance(listed, dict):
+        return [str(name) for name in (listed if isinstance(listed, list) else [listed])]
+    if len(listed) == 1:
+        return [str(name) for name in listed.values()]
+    numbers = {str(number) for number in range(len(listed))}
+    if {str(key) for key in listed} != numbers:
+        raise SourceError(f"channels are numbered {', '.join(map(str, listed))}", path=path, hint="number them from 0")
+    return [str(listed[key]) for key in sorted(listed, key=int)]
+
+
 def choose_channels(names: list[str], wanted: str | int | None, path: Path) -> list[int]:
     """Indices of the channels to read: all, or the one `wanted` by name or number.
 

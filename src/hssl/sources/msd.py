@@ -16,6 +16,7 @@ from hssl.sources.folder import (
     FolderSource,
     Layout,
     Options,
+    channel_names,
     choose_channels,
     dataset_json,
     parse_labels,
@@ -39,8 +40,7 @@ def read(path: Path, options: Options) -> list[Source]:
     labels = parse_labels(dataset.get("labels"), listing)
     files = [_files(path, entry, labelled=True) for entry in dataset["training"]]
     files += [_files(path, entry, labelled=False) for entry in dataset.get("test", [])]
-    modality = dataset.get("modality", {"0": ""})
-    modalities = [str(name) for name in (modality.values() if isinstance(modality, dict) else [modality])]
+    modalities = channel_names(dataset.get("modality", ""), listing)
     task, several = task_name(path, options), len(modalities) > 1
     return [
         FolderSource(

@@ -15,6 +15,7 @@ from hssl.sources.folder import (
     FolderSource,
     Layout,
     Options,
+    channel_names,
     choose_channels,
     dataset_json,
     parse_labels,
@@ -42,8 +43,7 @@ def read(path: Path, options: Options) -> list[Source]:
     ending = str(dataset.get("file_ending", ".nii.gz"))
     if ending not in (*NIFTI, *PICTURES):
         raise SourceError(f"files ending in '{ending}' cannot be read", path=listing, hint="convert to NIfTI")
-    channels = dataset["channel_names"]
-    names = [str(name) for name in (channels.values() if isinstance(channels, dict) else channels)]
+    names = channel_names(dataset["channel_names"], listing)
     training, test = path / "imagesTr", path / "imagesTs"
     if ending in PICTURES and not list_files(training, (f"_0001{ending}",)):
         names = [" ".join(names)]

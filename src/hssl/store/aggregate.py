@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,7 +28,7 @@ from hssl.errors import HsslError, StoreError
 from hssl.files import write_text
 from hssl.sources import find_sources
 from hssl.sources.base import Case, Geometry, Source, is_ct
-from hssl.sources.files import NIFTI, read_geometry
+from hssl.sources.files import check_same_place
 from hssl.store.plan import TaskPlan, check_geometry, make_plan
 from hssl.store.splits import Split, Splits, check_given, given_split, make_split
 from hssl.store.store import INDEX, SPLITS, CaseRecord, Index, Store, TaskInfo, array_path, file_hash
@@ -102,6 +101,7 @@ def aggregate_sources(sources: Sequence[Source], output: Path | str, *, config: 
     existing = _existing(output)
     for source in sources:
         _check_window(source, config)
+        _check_labels(source)
     tasks = [_listed(source, config) for source in sources]
     if not tasks:
         raise StoreError("no source given", path=output)
@@ -124,7 +124,7 @@ def aggregate_sources(sources: Sequence[Source], output: Path | str, *, config: 
     shutil.rmtree(staging, ignore_errors=True)
     try:
         staging.mkdir(parents=True)
-        index, splits = _write_arrays(tasks, staging, config)
+        index, splits = _write_arrays(tasks, staging, existing, config)
         if existing is None:
             _write_index(staging, index, splits)
             if output.exists():
@@ -164,6 +164,13 @@ def _check_window(source: Source, config: AggregateConfig) -> None:
             f"'{source.task}' is {source.modality}, and a window is in Hounsfield units",
             path=source.path,
             hint="aggregate CT by itself, then the others by a second command; if it is CT, say so in its dataset.json",
+        )
+
+
+def _check_labels(source: Source) -> None:
+    if outside := sorted(value for value in source.labels if not 1 <= value <= 255):
+        raise StoreError(
+            f"label {outside[0]} of '{source.task}' is not from 1 to 255", path=source.path, hint="renumber the masks"
         )
 
 
@@ -214,7 +221,9 @@ def _is_stored(task: _Task, existing: Store | None) -> bool:
     return True
 
 
-def _write_arrays(tasks: list[_Task], staging: Path, config: AggregateConfig) -> tuple[Index, Splits]:
+def _write_arrays(
+    tasks: list[_Task], staging: Path, existing: Store | None, config: AggregateConfig
+) -> tuple[Index, Splits]:
     """Converts every case into `staging`; returns the index and split of these tasks."""
     workers = config.workers or os.cpu_count() or 1
     plans = {task.source.task: _planned(task, workers, config) for task in tasks}
@@ -236,14 +245,12 @@ def _write_arrays(tasks: list[_Task], staging: Path, config: AggregateConfig) ->
             task.drop(case, result)
     _report([bad for task in tasks for bad in task.bad], config)
 
-    infos, splits = {}, {}
+    infos: dict[str, TaskInfo] = {}
+    duplicates, splits = _split_by_folder([task.source for task in tasks], records, existing, config)
     for task in tasks:
         source = task.source
         if not records[source.task]:
             raise StoreError(f"task '{source.task}' has no usable case", path=source.path)
-        listed = records[source.task]
-        kept, duplicates = _one_subject_each(listed)
-        records[source.task] = kept
         for bad in task.bad:
             for kind in ("images", "labels"):
                 array_path(staging, kind, source.task, bad.case.id).unlink(missing_ok=True)
@@ -259,25 +266,76 @@ def _write_arrays(tasks: list[_Task], staging: Path, config: AggregateConfig) ->
             renamed=config.task,
             fingerprint=task.fingerprint,
             skipped=[str(bad) for bad in task.bad],
-            duplicates=duplicates,
+            duplicates=duplicates[source.task],
         )
-        with_masks = {record.subject for record in kept if record.has_label}
-        without_masks = {record.subject for record in kept} - with_masks
-        # Cases with the same image have become one subject, whose name may not be the one that was given.
-        merged = {before.subject: after.subject for before, after in zip(listed, kept, strict=True)}
-        splits[source.task] = _split(source, config, merged, with_masks, without_masks)
     index = Index(tasks=infos, cases=[record for kept in records.values() for record in kept])
     return index, Splits(seed=config.seed, fractions=config.fractions, tasks=splits)
 
 
-def _split(
-    source: Source, config: AggregateConfig, merged: dict[str, str], with_masks: set[str], without_masks: set[str]
-) -> Split:
-    # By the folder: its channels are tasks that show the same subjects, and must be split alike.
-    folder = _folder(source)
-    if given := _given(source, config):
-        return given_split(source.task, given, merged, with_masks, without_masks)
-    return make_split(folder, sorted(with_masks), sorted(without_masks), seed=config.seed, fractions=config.fractions)
+def _split_by_folder(
+    sources: Sequence[Source],
+    records: dict[str, list[CaseRecord]],
+    existing: Store | None,
+    config: AggregateConfig,
+) -> tuple[dict[str, list[str]], dict[str, Split]]:
+    """Merges subjects that show the same image, in `records` itself, and splits them.
+
+    Channels of one folder are tasks that show the same subjects, so they are merged and split as one, even where
+    a channel lacks some of them; those that the store has already keep the part that they have there.
+
+    Returns:
+        A line for each duplicate, and the split, by task.
+    """
+    duplicates: dict[str, list[str]] = {}
+    splits: dict[str, Split] = {}
+    folders: dict[Path, list[Source]] = {}
+    for source in sources:
+        folders.setdefault(source.path.absolute(), []).append(source)
+    for folder, channels in folders.items():
+        names = [source.task for source in channels]
+        listed = [record for name in names for record in records[name]]
+        kept, lines = _one_subject_each(listed)
+        for name in names:
+            records[name] = [record for record in kept if record.task == name]
+            duplicates[name] = [line for record, line in lines if record.task == name]
+        with_masks = {record.subject for record in kept if record.has_label}
+        without_masks = {record.subject for record in kept} - with_masks
+        # Cases with the same image have become one subject, whose name may not be the one that was given.
+        merged = {before.subject: after.subject for before, after in zip(listed, kept, strict=True)}
+        stored = _stored_parts(folder, existing)
+        if given := _given(channels[0], config):
+            whole = given_split(names[0], given, merged, with_masks, without_masks)
+            for subject, part in stored.items():
+                if subject in merged.values() and subject not in getattr(whole, part):
+                    raise StoreError(
+                        f"splits: '{subject}' is in {part} in another channel of this folder in the store", path=folder
+                    )
+        else:
+            fresh = (sorted(subjects.difference(stored)) for subjects in (with_masks, without_masks))
+            drawn = make_split(folder.name, *fresh, seed=config.seed, fractions=config.fractions)
+            parts = {part: set(getattr(drawn, part)) for part in Split.model_fields}
+            for subject, part in stored.items():
+                parts[part].add(subject)
+            whole = Split(**{part: sorted(subjects) for part, subjects in parts.items()})
+        for name in names:
+            present = {record.subject for record in records[name]}
+            splits[name] = Split(
+                **{part: [s for s in getattr(whole, part) if s in present] for part in Split.model_fields}
+            )
+    return duplicates, splits
+
+
+def _stored_parts(folder: Path, existing: Store | None) -> dict[str, str]:
+    """The part of each subject of the tasks that a store has from this folder."""
+    if existing is None:
+        return {}
+    return {
+        subject: part
+        for name, info in existing.tasks.items()
+        if info.origin == str(folder)
+        for part in Split.model_fields
+        for subject in getattr(existing.split(name), part)
+    }
 
 
 def _given(source: Source, config: AggregateConfig) -> GivenSplit | None:
@@ -335,7 +393,7 @@ def _converted(case: Case, source: Source, plan: TaskPlan, folder: Path) -> Case
             mask = case.read_label()
             if mask.shape != geometry.shape:
                 raise StoreError(f"the mask has the shape {mask.shape}, its image {geometry.shape}")
-            _check_same_place(case.label_path, geometry)
+            check_same_place(case.label_path, geometry)
             voxels = _counted(mask, source.labels)
             label = plan.prepare_label(mask, geometry)
             label_path = str(case.label_path.absolute())
@@ -364,8 +422,8 @@ def _converted(case: Case, source: Source, plan: TaskPlan, folder: Path) -> Case
     )
 
 
-def _one_subject_each(records: list[CaseRecord]) -> tuple[list[CaseRecord], list[str]]:
-    """Gives cases with the same image the same subject, whatever their names say; returns a line for each."""
+def _one_subject_each(records: list[CaseRecord]) -> tuple[list[CaseRecord], list[tuple[CaseRecord, str]]]:
+    """Gives cases with the same image the same subject, whatever their names say; returns each and a line on it."""
     first_with: dict[str, CaseRecord] = {}
     subjects = {record.subject: record.subject for record in records}
     duplicates = []
@@ -373,8 +431,9 @@ def _one_subject_each(records: list[CaseRecord]) -> tuple[list[CaseRecord], list
         first = first_with.setdefault(record.stored_image_sha256, record)
         if first is record:
             continue
-        duplicates.append(f"{record.id} shows the same image as {first.id}: one subject")
-        logger.warning("task '%s': %s", record.task, duplicates[-1])
+        line = f"{record.id} shows the same image as {first.id}: one subject"
+        duplicates.append((record, line))
+        logger.warning("task '%s': %s", record.task, line)
         old, new = subjects[record.subject], subjects[first.subject]
         subjects = {name: new if subject == old else subject for name, subject in subjects.items()}
     return [record.model_copy(update={"subject": subjects[record.subject]}) for record in records], duplicates
@@ -386,16 +445,6 @@ def _counted(mask: NDArray[np.integer], labels: Mapping[int, str]) -> dict[int, 
     if unknown := sorted(present - labels.keys()):
         raise StoreError(f"label {unknown[0]} is not in the list of labels {sorted(labels)}")
     return {value: int(np.count_nonzero(mask == value)) for value in sorted(present)}
-
-
-def _check_same_place(label_path: Path, geometry: Geometry) -> None:
-    """Raises if the header of a NIfTI mask puts a corner more than half a voxel away from the image's."""
-    if not label_path.name.lower().endswith(NIFTI):
-        return
-    corners = np.array([*product(*((0.0, length - 1.0) for length in geometry.shape), [1.0])]).T
-    moved = np.linalg.solve(geometry.affine, read_geometry(label_path).affine @ corners)
-    if (distance := np.abs(moved - corners).max()) > 0.5:
-        raise StoreError(f"the mask's affine puts it {distance:.1f} voxels away from its image")
 
 
 def _saved(array: NDArray[np.generic], path: Path) -> str:

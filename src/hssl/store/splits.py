@@ -60,9 +60,9 @@ def make_split(
     val, test = (max(1, _rounded(share * n)) if share > 0 else 0 for share in fractions[1:])
     if n < 3:
         val, test = 0, min(test, n - 1) if n else 0
-    if fractions[0] > 0:
-        while val + test >= n > 0:  # rounding up has left nobody to train
-            val, test = (val - 1, test) if val >= test else (val, test - 1)
+    most = n - 1 if fractions[0] > 0 else n
+    while n and val + test > most:  # rounding up has left nobody to train, or asks for more than there are
+        val, test = (val - 1, test) if val >= test else (val, test - 1)
     train = n - val - test
     return Split(
         train=sorted([*subjects[:train], *without_masks]),
