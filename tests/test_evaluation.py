@@ -68,7 +68,7 @@ def make_run(path: Path, store: Store, name: str = "Balls", **changes: object) -
         "complete": True,
     }
     config = FinetuneConfig(task=name, patch_size=24, precision="32")
-    return Run.start(path, config, RunInfo.model_validate({**values, **changes}))
+    return Run.prepare(path, config, RunInfo.model_validate({**values, **changes})).create()
 
 
 @pytest.fixture
@@ -209,6 +209,19 @@ def test_ready_masks_must_be_there_and_fit(run: Run, store: Store, tmp_path: Pat
         nib.save(nib.Nifti1Image(np.zeros((3, 3, 3), np.uint8), AFFINE), ready / f"{case.id}.nii.gz")
     with pytest.raises(SourceError, match="has the shape"):
         evaluate(run.path, predictions=ready)
+    for case in store.cases("Balls", store.split("Balls").test):
+        mask = nib.load(case.label_path)
+        values = np.asanyarray(mask.dataobj).astype(np.uint8)
+        nib.save(nib.Nifti1Image(values, mask.affine), ready / f"{case.id}.nii.gz")
+    assert evaluate(run.path, predictions=ready).mean.dice == 1.0
+    nib.save(nib.Nifti1Image(np.where(values == 1, np.uint8(9), values), mask.affine), ready / f"{case.id}.nii.gz")
+    with pytest.raises(SourceError, match=r"holds 9, which is no label of 'Balls' \(\[1, 2\]\)"):
+        evaluate(run.path, predictions=ready)
+    # The same mask in the same place, stored the other way round: voxel by voxel it would miss.
+    turned = mask.affine @ np.array([[-1, 0, 0, values.shape[0] - 1], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    nib.save(nib.Nifti1Image(values[::-1], turned), ready / f"{case.id}.nii.gz")
+    with pytest.raises(SourceError, match="voxels away from its image"):
+        evaluate(run.path, predictions=ready)
 
 
 def test_a_store_made_with_another_plan_is_refused(
@@ -229,11 +242,8 @@ def test_what_cannot_be_evaluated_says_so(tmp_path: Path, store: Store, run: Run
         evaluate(run.path, predictions=tmp_path, space="store")
     with pytest.raises(RunError, match="--store"):
         evaluate(make_run(tmp_path / "elsewhere", store, provenance={"data": {}}).path)
-    pretrained = Run.start(
-        tmp_path / "pretrained",
-        PretrainConfig(),
-        run.info.model_copy(update={"stage": "pretrain", "task": None}),
-    )
+    info = run.info.model_copy(update={"stage": "pretrain", "task": None})
+    pretrained = Run.prepare(tmp_path / "pretrained", PretrainConfig(), info).create()
     with pytest.raises(RunError, match="pre-training run"):
         evaluate(pretrained.path, store)
     with pytest.raises(RunError, match="not a readable evaluation"):
@@ -256,3 +266,5 @@ def test_black_and_white_pictures_are_scored_as_label_1(tmp_path: Path, monkeypa
     result = evaluate(run.path)
     assert [(row.label, row.dice, row.surface_dice) for row in result.scores] == [(1, 1.0, 1.0)] * 2
     assert result.scores[0].truth_voxels == 10 * (6 + int(result.scores[0].case[1:]))
+    ready = evaluate(run.path, predictions=raw / "masks")
+    assert ready.scores == result.scores

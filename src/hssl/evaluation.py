@@ -26,9 +26,11 @@ from hssl.runs import Run
 from hssl.sources.files import (
     NIFTI,
     PICTURES,
+    check_same_place,
     list_files,
     read_geometry,
     read_label,
+    read_white_label,
     stem,
 )
 from hssl.store import CaseRecord, Store, TaskInfo
@@ -173,7 +175,8 @@ def evaluate(
         RunError: `run` is not a complete fine-tuning run, or does not know its store.
         StoreError: The store lacks the task, has no masks in this part or was made with another plan than the
             run's, or a mask file is missing or has changed.
-        SourceError: The source is not where it was, or a ready mask is missing or does not fit.
+        SourceError: The source is not where it was, or a ready mask is missing, lies elsewhere, is of another shape or
+            holds a value that is no label.
         ConfigError: An option is not valid.
     """
     if part not in PARTS or space not in ("source", "store") or not tolerance >= 0:
@@ -205,7 +208,7 @@ def evaluate(
     task = store.tasks[name]
     masks: Iterable[Callable[[], Mask]]
     if predictions is not None:
-        masks = _ready_masks(Path(predictions), cases)
+        masks = _ready_masks(Path(predictions), cases, task)
     else:
         predictor = Predictor(opened.path, device=device)
         if task.plan != predictor.task.plan:
@@ -259,7 +262,7 @@ def _predicted(
         yield partial(predictor.task.mask, scores, None if space == "store" else case.geometry)
 
 
-def _ready_masks(folder: Path, cases: Sequence[CaseRecord]) -> Iterable[Callable[[], Mask]]:
+def _ready_masks(folder: Path, cases: Sequence[CaseRecord], task: TaskInfo) -> Iterable[Callable[[], Mask]]:
     """Finds the mask of every case, by the id of the case or the name of its image file."""
     if not folder.is_dir():
         raise SourceError("no such folder", path=folder)
@@ -272,8 +275,18 @@ def _ready_masks(folder: Path, cases: Sequence[CaseRecord]) -> Iterable[Callable
         shape = read_geometry(path).shape
         if shape != case.source_shape:
             raise SourceError(f"has the shape {shape}, case '{case.id}' has {case.source_shape}", path=path)
-        masks.append(partial(read_label, path))
+        check_same_place(path, case.geometry)
+        masks.append(partial(_ready_mask, path, task))
     return masks
+
+
+def _ready_mask(path: Path, task: TaskInfo) -> Mask:
+    """Reads a mask whose values are labels of the task; black and white pictures have the one label 1."""
+    white = [*task.labels] == [1] and path.name.lower().endswith(PICTURES)
+    mask = read_white_label(path) if white else read_label(path)
+    if unknown := sorted(set(np.unique(mask).tolist()) - {0, *task.labels}):
+        raise SourceError(f"holds {unknown[0]}, which is no label of '{task.name}' ({[*task.labels]})", path=path)
+    return mask
 
 
 def _truths(store: Store, cases: Iterable[CaseRecord]) -> dict[str, Callable[[], Mask]]:
@@ -283,7 +296,7 @@ def _truths(store: Store, cases: Iterable[CaseRecord]) -> dict[str, Callable[[],
         StoreError: A file is gone, or is not the one that the store was made from.
         SourceError: The source is not where it was.
     """
-    hint = "put the source back, aggregate again, or compare in the store's space"
+    hint = "put the source back, or aggregate again; in Python, space='store' does without"
     truths: dict[str, Callable[[], Mask]] = {}
     for case in cases:
         raw = store.source_case(case)
