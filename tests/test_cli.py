@@ -57,6 +57,11 @@ def test_python_m_hssl_without_arguments_shows_every_command() -> None:
         (["aggregate", "x", "-o", "y", "--set", "seed"], "write --set NAME=VALUE"),
         (["aggregate", "x", "-o", "y", "--seed", "1", "--set", "seed=2"], "option 'seed' is given twice"),
         (["aggregate", "x", "-o", "y", "--config", "missing.yaml"], "missing.yaml: not a readable YAML file"),
+        (["aggregate", "x", "-o", "y", "--set", "path=3"], "no option 'path'"),
+        (["aggregate", "x", "-o", "y", "--set", "cls=3"], "no option 'cls'"),
+        (["aggregate", "x", "-o", "y", "--seed", "-1"], "option 'seed': should be greater than or equal to 0"),
+        (["aggregate", "x", "-o", "y", "--set", "seed=null"], "option 'seed': should be a valid integer"),
+        (["phantoms", "-o", "y", "--seed", "-1"], "--seed"),
         (["inspect", "no-such-store"], "no-such-store"),
         (["config", "show", "dinner"], "no stage 'dinner' with options (one of aggregate"),
     ],
@@ -243,9 +248,10 @@ def test_groups_come_from_a_file(tmp_path: Path) -> None:
     assert cli._groups("3") == 3
     file.write_text('{"groups": {"Heart": 0, "Spleen": 1}, "tree": null}')
     assert cli._groups(str(file)) == {"Heart": "0", "Spleen": "1"}
-    file.write_text("- Heart\n")
-    with pytest.raises(HsslError, match="holds no groups"):
-        cli._groups(str(file))
+    for text in ("- Heart\n", "groups: [Heart, Spleen]\n"):
+        file.write_text(text)
+        with pytest.raises(HsslError, match="holds no groups"):
+            cli._groups(str(file))
 
 
 ROWS = [

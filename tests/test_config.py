@@ -83,8 +83,11 @@ def test_a_bare_32_is_a_precision(tmp_path):
 
 def test_overrides(tmp_path):
     path = write(tmp_path, "steps: 20\nseed: 3\n")
-    config = PretrainConfig.load(path, steps=30, seed=None)
+    config = PretrainConfig.load(path, steps=30)
     assert (config.steps, config.seed) == (30, 3)
+    window = write(tmp_path, "window: [-100, 200]\n")
+    assert AggregateConfig.load(window).window == (-100, 200)
+    assert AggregateConfig.load(window, window=None).window is None
     assert PretrainConfig.load(seed=4).seed == 4
 
 

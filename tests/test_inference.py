@@ -325,7 +325,7 @@ def test_a_run_folder_predicts_what_its_network_does(tmp_path: Path) -> None:
     network = SegmentationNetwork(build_network(shape), 3)
     config = FinetuneConfig(task="T", patch_size=16, precision="32", network=shape)
     info = RunInfo(stage="finetune", network=shape, task=task(VOLUMES), subjects_seen={}, masks_seen={}, provenance={})
-    run = Run.start(tmp_path / "run", config, info)
+    run = Run.prepare(tmp_path / "run", config, info).create()
     run.save_weights(network)
     image = save(tmp_path / "a.nii.gz", truth(16, 16, 3), np.diag([1.5, 1.5, 5, 1]))
     with pytest.raises(RunError, match="has not come to its end"):

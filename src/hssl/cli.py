@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"hssl: error: {' '.join(text.split())}\n")
         return 2
     except (KeyboardInterrupt, typer.Abort):
-        sys.stderr.write("hssl: interrupted; the same command continues\n")
+        sys.stderr.write("hssl: interrupted; give the same command again\n")
         return 130
 
 
@@ -113,7 +113,7 @@ def _program(
 def phantoms(
     output: Output,
     subjects: Annotated[int, typer.Option(min=1, help="Subjects in each challenge.")] = 12,
-    seed: Annotated[int, typer.Option(help="Seed of the anatomy and the noise.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the anatomy and the noise.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Write synthetic labelled challenges, to try everything on."""
@@ -141,7 +141,7 @@ def aggregate(
         Path | None, typer.Option(help="YAML with a split of your own: FOLDER: {val: [...], test: [...]}.")
     ] = None,
     skip_bad: Annotated[bool | None, typer.Option("--skip-bad", help="Leave bad cases out and list them.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes; every core by default.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Threads; every core by default.")] = None,
     config: ConfigFile = None,
     options: Set = None,
     as_json: Json = False,
@@ -440,7 +440,7 @@ def push(
 @app.command()
 def demo(
     output: Output = Path("demo"),
-    seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Run the whole way on synthetic challenges in a few minutes."""
@@ -493,11 +493,12 @@ def _load(cls: type[Config], path: Path | None, pairs: list[str] | None, **given
     """The file's options, under those given as ``--set NAME=VALUE`` (YAML) and those given by name."""
     import yaml
 
+    given = {name: value for name, value in given.items() if value is not None}
     for pair in pairs or ():
         name, equals, text = pair.partition("=")
         if not equals:
             raise ConfigError(f"--set {pair}", hint="write --set NAME=VALUE")
-        if given.get(name) is not None:
+        if name in given:
             raise ConfigError(f"option '{name}' is given twice")
         try:
             given[name] = yaml.safe_load(text)
@@ -523,7 +524,10 @@ def _groups(text: str | None) -> str | int | dict[str, str] | None:
         return int(text)
     groups = read_mapping(Path(text), "groups", "task: group")
     # What `hssl groups -o FILE.json` writes holds them under this key.
-    return {str(task): str(group) for task, group in groups.get("groups", groups).items()}
+    groups = groups.get("groups", groups)
+    if not isinstance(groups, dict):
+        raise ConfigError("holds no groups", path=Path(text), hint="write one 'task: group' a line")
+    return {str(task): str(group) for task, group in groups.items()}
 
 
 def _print_store(store: Store, *, as_json: bool) -> None:

@@ -42,12 +42,12 @@ class StageConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @classmethod
-    def load(cls, path: Path | None = None, **overrides: Any) -> Self:
-        """Reads a YAML file, puts `overrides` that are not None on top, and validates.
+    def load(cls, path: Path | None = None, /, **overrides: Any) -> Self:
+        """Reads a YAML file, puts `overrides` on top, and validates.
 
         Args:
             path: A YAML (or JSON) file with any subset of the fields; None for the defaults.
-            **overrides: Fields by name, ``None`` meaning "not given".
+            **overrides: Fields by name.
 
         Raises:
             ConfigError: The file cannot be read, or a value is not valid; the message names the field.
@@ -55,8 +55,7 @@ class StageConfig(BaseModel):
         values: dict[str, Any] = {}
         if path is not None:
             values.update(read_mapping(path, "options", may_be_empty=True))
-        values.update({name: value for name, value in overrides.items() if value is not None})
-        return cls.checked(values, path=path)
+        return cls.checked(values | overrides, path=path)
 
     @classmethod
     def checked(cls, values: dict[str, Any], *, path: Path | None = None) -> Self:
@@ -147,7 +146,7 @@ class AggregateConfig(StageConfig):
         seed: Seed of the split.
         splits: Split of your own, by name of the source's folder; those without one are split at random.
         skip_bad: Leave bad cases out and list them, instead of stopping before anything is written.
-        workers: Processes; None uses every core.
+        workers: Threads; None uses every core.
     """
 
     layout: Literal["msd", "nnunet", "nifti", "images2d", "dicom"] | None = None
@@ -158,7 +157,7 @@ class AggregateConfig(StageConfig):
     spacing: tuple[PositiveFloat, PositiveFloat] | None = None
     orientation: str | None = None
     fractions: tuple[Fraction, Fraction, Fraction] = (0.60, 0.15, 0.25)
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     splits: dict[str, GivenSplit] | None = None
     skip_bad: bool = False
     workers: PositiveInt | None = None

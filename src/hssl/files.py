@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 from hssl.errors import ConfigError
 
@@ -21,7 +22,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     if not path.parent.is_dir():
         raise ConfigError("there is no such folder to write to", path=path.parent, hint="make it first")
-    temporary = path.with_name(f".partial-{path.name}")
+    # Several processes may write the same file, each the same content.
+    temporary = path.with_name(f".partial-{uuid4().hex[:8]}-{path.name}")
     try:
         yield temporary
         temporary.replace(path)

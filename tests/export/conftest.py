@@ -50,7 +50,8 @@ def make_run(tmp_path: Path) -> MakeRun:
             masks_seen={"Blobs": ["a"]} if task else {},
             provenance={"data": {"store": "5" * 64, "split": "6" * 64}, "store_path": "/home/x", "machine": "mine"},
         )
-        run = Run.start(tmp_path / f"run-{seed}-{network.encoder}", config or PretrainConfig(**shared), info)
+        folder = tmp_path / f"run-{seed}-{network.encoder}"
+        run = Run.prepare(folder, config or PretrainConfig(**shared, init="/home/somebody/joint"), info).create()
         run.save_weights(SegmentationNetwork(unet, task.classes) if task else unet)
         run.finish({})
         return run.path

@@ -49,6 +49,14 @@ def test_the_folder_is_a_run_without_paths_of_its_maker(make_run: MakeRun, tmp_p
             assert "mine" not in path.read_text()
 
 
+def test_a_pretrained_folder_has_no_paths_of_its_maker_either(make_run: MakeRun, tmp_path: Path) -> None:
+    folder = export_run(make_run(), "hub", tmp_path / "hub")
+    assert Run.open(folder).config.init == "joint"
+    for path in folder.iterdir():
+        if path.suffix != ".safetensors":
+            assert "/home" not in path.read_text()
+
+
 def test_the_card_names_data_tasks_and_limits(make_run: MakeRun, tmp_path: Path) -> None:
     card = export_run(make_run(task=TASK), "hub", tmp_path / "hub") / "README.md"
     assert front(card)["license"] == "unknown"
@@ -157,6 +165,17 @@ def test_a_refusal_of_the_hub_is_one_line(make_run: MakeRun, local_hub: Hub, mon
         push(make_run(seed=1), "a/b")
     with pytest.raises(ConfigError, match=r"'network' is no place on the hub \(give OWNER/NAME\)"):
         push(make_run(seed=2), "network")
+
+
+def test_a_download_that_breaks_off_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        from huggingface_hub.errors import HTTPError
+
+        raise HTTPError("connection reset")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", broken)
+    with pytest.raises(RunError, match="cannot be loaded from the hub: connection reset"):
+        fetched("hf://a/b")
 
 
 def test_addresses() -> None:

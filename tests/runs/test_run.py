@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -34,7 +35,7 @@ def run(tmp_path, pretrain_config) -> Run:
 
 
 def created(path: Path, config: PretrainConfig | FinetuneConfig, **given: object) -> Run:
-    return Run.start(path, config, info(config, **given))
+    return Run.prepare(path, config, info(config, **given)).create()
 
 
 def names(folder: Path) -> set[str]:
@@ -68,7 +69,7 @@ def test_a_new_run_can_be_opened(run):
 
 def test_the_same_options_continue_a_run(run):
     written = (run.path / "run.json").stat().st_mtime_ns
-    again = Run.start(run.path, run.config, info(run.config))
+    again = Run.prepare(run.path, run.config, info(run.config)).create()
     assert again.info == run.info
     assert (run.path / "run.json").stat().st_mtime_ns == written
 
@@ -84,7 +85,7 @@ def test_nothing_is_written_before_create(tmp_path, pretrain_config):
 def test_options_given_as_other_types_are_the_same_options(tmp_path, pretrain_config):
     config = pretrain_config(options={"weights": {"image": 1}, "places": (1, 2)})
     created(tmp_path / "run", config)
-    assert Run.start(tmp_path / "run", config, info(config)).config.options["weights"] == {"image": 1}
+    assert Run.prepare(tmp_path / "run", config, info(config)).create().config.options["weights"] == {"image": 1}
 
 
 @pytest.mark.parametrize(
@@ -99,19 +100,19 @@ def test_other_options_are_refused_by_name(run, pretrain_config, given, message)
     before = {path.name: path.read_bytes() for path in run.path.iterdir()}
     config = pretrain_config(**given)
     with pytest.raises(RunError, match=message):
-        Run.start(run.path, config, info(config))
+        Run.prepare(run.path, config, info(config))
     assert {path.name: path.read_bytes() for path in run.path.iterdir()} == before
 
 
 def test_options_that_change_nothing_may_change(run, pretrain_config):
     config = pretrain_config(workers=3, log_every=1, checkpoint_every=7, loggers=())
-    assert Run.start(run.path, config, info(config)).path == run.path
+    assert Run.prepare(run.path, config, info(config)).create().path == run.path
 
 
 def test_another_stage_is_refused(run, finetune_config):
     config = finetune_config()
     with pytest.raises(RunError, match="another stage"):
-        Run.start(run.path, config, info(config))
+        Run.prepare(run.path, config, info(config))
 
 
 def test_other_data_is_refused(run):
@@ -119,17 +120,35 @@ def test_other_data_is_refused(run):
         run.config, provenance=provenance(run.config, SimpleNamespace(hash="other", split_hash="p", path=Path("store")))
     )
     with pytest.raises(RunError, match="from other data"):
-        Run.start(run.path, run.config, other)
+        Run.prepare(run.path, run.config, other)
 
 
 def test_a_folder_with_something_else_is_left_alone(tmp_path, pretrain_config):
     (tmp_path / "thesis.txt").write_text("years of work")
     config = pretrain_config()
     with pytest.raises(RunError, match="is not a run folder, and not empty"):
-        Run.start(tmp_path, config, info(config))
+        Run.prepare(tmp_path, config, info(config))
     assert names(tmp_path) == {"thesis.txt"}
     with pytest.raises(RunError, match="is not a run folder"):
-        Run.start(tmp_path / "thesis.txt", config, info(config))
+        Run.prepare(tmp_path / "thesis.txt", config, info(config))
+
+
+def test_a_start_that_was_killed_early_can_be_given_again(tmp_path, pretrain_config):
+    config = pretrain_config()
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    (tmp_path / ".partial-0123abcd-run.json").write_text("{")
+    Run.prepare(tmp_path, config, info(config)).create()
+    assert Run.open(tmp_path).config == config
+
+
+def test_several_processes_may_make_one_run(tmp_path, pretrain_config):
+    # As under srun, where each rank starts by itself.
+    config = pretrain_config()
+    runs = [Run.prepare(tmp_path / "run", config, info(config)) for _ in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(Run.create, runs))
+    assert all(run is given for run, given in zip(made, runs, strict=True))
+    assert names(tmp_path / "run") == {"config.json", "run.json"}
 
 
 def test_what_is_no_run_cannot_be_opened(tmp_path, run):
@@ -221,6 +240,12 @@ def test_metrics_after_the_checkpoint_are_dropped(run, step, kept):
     assert (run.path / "metrics.csv").read_text() == "step,name,value\n" + kept
 
 
+def test_an_empty_metrics_file_is_begun_again(run):
+    (run.path / "metrics.csv").touch()
+    run.trim_metrics(3)
+    assert (run.path / "metrics.csv").read_text() == "step,name,value\n"
+
+
 def finished(path: Path, config: PretrainConfig | FinetuneConfig, network: nn.Module, **given: object) -> Run:
     run = created(path, config, **given)
     run.save_weights(network)
@@ -309,7 +334,7 @@ def test_what_was_seen_in_another_channel_counts_and_in_another_source_does_not(
     store.tasks["CT"] = store.tasks["CT"].model_copy(update={"origin": "elsewhere"})
     record = {"T1": ["a"], "T2": ["b"], "CT": ["c"], "Gone": ["d"]}
     config = pretrain_config()
-    run = Run.start(tmp_path / "run", config, info(config, subjects_seen=record, masks_seen={"CT": ["e"]}))
+    run = Run.prepare(tmp_path / "run", config, info(config, subjects_seen=record, masks_seen={"CT": ["e"]})).create()
     assert {task: run.seen(store, task) for task in store.tasks} == {
         "T1": {"a", "b"},
         "T2": {"a", "b"},

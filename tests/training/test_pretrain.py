@@ -261,6 +261,7 @@ def test_no_groups(make_store, pretrain_config, tmp_path):
         ({"options": {"magic": 1}}, ConfigError, "option 'magic'"),
         ({"groups": {"A": "x"}}, ConfigError, "task 'B' has none"),
         ({"devices": 3}, ConfigError, "batch size 4 does not give each of 3 devices"),
+        ({"accelerator": "abacus"}, ConfigError, "accelerator 'abacus' with devices 1 cannot be used here"),
         ({"patch_size": 18}, ConfigError, r"patch size 18 is not a multiple of 4 \(take 16\)"),
     ],
 )

@@ -13,7 +13,6 @@ from typing import Any
 
 import yaml
 
-from hssl.config import FinetuneConfig
 from hssl.errors import ConfigError, install
 from hssl.files import new_folder, write_text
 from hssl.runs.run import CONFIG, INFO, WEIGHTS, Run
@@ -93,7 +92,7 @@ def write_run(run: Run, folder: Path) -> None:
     run.load_weights()  # says so if they are missing or damaged
     shutil.copyfile(run.path / WEIGHTS, folder / WEIGHTS)
     config, info = run.config, run.info
-    if isinstance(config, FinetuneConfig) and not config.init.startswith("hf:"):
+    if not config.init.startswith("hf:"):
         config = config.model_copy(update={"init": Path(config.init).name})
     provenance = {name: value for name, value in info.provenance.items() if name not in _LOCAL}
     task = info.task and info.task.model_copy(update={"origin": "", "skipped": [], "duplicates": []})

@@ -24,12 +24,13 @@ def fetched(run: Path | str) -> Path:
         raise RunError(f"'{run}' is no address on the hub", hint="write hf://OWNER/NAME or hf://OWNER/NAME@REVISION")
     try:
         from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # that of its transport
     except ImportError as error:
         raise RunError(f"'{run}' cannot be loaded without huggingface_hub", hint=install("hub")) from error
     try:
         # Nothing but what a run is read from: no code, no pickle.
         wanted = ["*.json", "*.safetensors"]
         return Path(snapshot_download(address["name"], revision=address["revision"], allow_patterns=wanted))
-    except (OSError, ValueError) as error:  # the hub's own errors are of these kinds
+    except (OSError, ValueError, HTTPError) as error:  # the hub's own errors, and those of the way there
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise RunError(f"'{run}' cannot be loaded from the hub: {first}") from error

@@ -19,7 +19,7 @@ import subprocess
 import time
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -38,6 +38,7 @@ from hssl.store import Store, TaskInfo
 RESTART = "train again in another folder with a lower learning rate, or with precision 32"
 """What helps after a run has gone wrong; the same options would only go wrong again."""
 
+_METRICS_HEAD = "step,name,value"
 INIT_HASH = "init_weights_sha256"
 """In the provenance: of the weights that a run started from, where it was not from scratch."""
 
@@ -112,19 +113,8 @@ class Run:
         return {subject for name in store.siblings(task) for record in records for subject in record.get(name, [])}
 
     @classmethod
-    def start(cls, path: Path, config: PretrainConfig | FinetuneConfig, info: RunInfo) -> Run:
-        """Makes a run folder, or opens the one that is there to continue it.
-
-        Raises:
-            RunError: The folder holds another run or something else, and is left as it is.
-        """
-        run = cls.prepare(path, config, info)
-        run.create()
-        return run
-
-    @classmethod
     def prepare(cls, path: Path, config: PretrainConfig | FinetuneConfig, info: RunInfo) -> Run:
-        """As `start`, but a new folder is not made before `create`.
+        """A new run, whose folder `create` makes, or the one that is there, to continue it.
 
         Raises:
             RunError: The folder holds another run or something else, and is left as it is.
@@ -150,16 +140,18 @@ class Run:
                     "started from other weights than 'init' holds now", path=path, hint="give another folder"
                 )
             return run
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        # A start that was killed, or another process that starts now, may have come no further than the configuration.
+        if path.exists() and (not path.is_dir() or not all(_begun(entry.name) for entry in path.iterdir())):
             raise RunError("is not a run folder, and not empty", path=path, hint="give another folder")
         return cls(path, config, info)
 
-    def create(self) -> None:
-        """Makes the folder of a new run."""
+    def create(self) -> Self:
+        """Makes the folder of a new run; returns the run."""
         if not (self.path / INFO).exists():
             self.path.mkdir(parents=True, exist_ok=True)
             write_text(self.path / CONFIG, self.config.model_dump_json(indent=1))
             self.write_info()
+        return self
 
     def write_info(self) -> None:
         """Writes ``run.json``."""
@@ -239,16 +231,20 @@ class Run:
         with path.open("a", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             if new:
-                writer.writerow(("step", "name", "value"))
+                file.write(f"{_METRICS_HEAD}\n")
             writer.writerows((step, name, f"{value:.6g}") for name, value in values.items())
 
     def trim_metrics(self, step: int) -> None:
         """Drops the lines after `step`, which a continued run will write again."""
         path = self.path / METRICS
         if path.exists():
-            head, *rows = path.read_text(encoding="utf-8").splitlines()
+            head, *rows = path.read_text(encoding="utf-8").splitlines() or [_METRICS_HEAD]
             kept = [row for row in rows if int(row.partition(",")[0]) <= step]
             write_text(path, "\n".join([head, *kept]) + "\n")
+
+
+def _begun(name: str) -> bool:
+    return name == CONFIG or name.startswith(".partial-")
 
 
 def load_unet(path: Path | str) -> tuple[UNet, Run]:

@@ -21,7 +21,7 @@ from hssl.runs.run import Run, RunInfo, provenance
 from hssl.store import Store
 from hssl.training.data import FinetuneBatch, FinetuneData, PretrainData
 from hssl.training.loggers import check_loggers
-from hssl.training.loop import Stage, fit
+from hssl.training.loop import Stage, fit, make_trainer
 from hssl.training.pretrain import ask, check_batch_size, check_patch
 from hssl.training.start import load_start, with_source
 from hssl.views import follow, make_view
@@ -198,6 +198,7 @@ def finetune(store: Store | Path | str, output: Path | str, *, config: FinetuneC
     check_loggers(config)
     loaded = source is not None
     stage = Finetuning(config, store, run, network, labelled, loaded=loaded, rehearsal=rehearsal)
+    trainer = make_trainer(config, f"finetune {config.task}")
     run.create()  # only now, as in pre-training
     count = len(labelled)
     if source is None:
@@ -214,7 +215,7 @@ def finetune(store: Store | Path | str, output: Path | str, *, config: FinetuneC
         )
     if rehearsal is not None:
         logger.info("rehearses '%s' on the images of %d training subjects", rehearsal.objective, len(split.train))
-    seconds = fit(stage, f"finetune {config.task}")
+    seconds = fit(stage, trainer)
     if stage.global_rank == 0:
         if not config.validation:
             run.save_weights(network)

@@ -16,6 +16,7 @@ from typing import Any, cast
 import lightning.pytorch as pl
 import rich
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -24,7 +25,7 @@ from torch.optim import AdamW, Optimizer
 from torch.utils.data import DataLoader, Dataset
 
 from hssl.config import TrainingConfig
-from hssl.errors import TrainingError
+from hssl.errors import ConfigError, TrainingError
 from hssl.networks import bf16_pays
 from hssl.objectives import WATCH, total
 from hssl.runs.run import RESTART, Run
@@ -214,12 +215,43 @@ def schedule(step: int, config: TrainingConfig) -> float:
     return config.learning_rate * (1 + math.cos(math.pi * min(done, 1.0))) / 2
 
 
-def fit(stage: Stage, title: str) -> float:
+def make_trainer(config: TrainingConfig, title: str) -> pl.Trainer:
+    """Lightning's trainer for a run of this configuration; `title` is what the progress bar says.
+
+    Raises:
+        ConfigError: There is no such accelerator here, or there are fewer devices.
+    """
+    _silence()
+    try:
+        return pl.Trainer(
+            accelerator=config.accelerator,
+            # A head whose level is off has no gradient, which DDP must be told.
+            strategy="auto" if config.devices * config.nodes == 1 else "ddp_find_unused_parameters_true",
+            devices=config.devices,
+            num_nodes=config.nodes,
+            precision="bf16-mixed" if wants_bf16(config) else "32-true",
+            max_epochs=1,
+            gradient_clip_val=config.gradient_clip,
+            logger=False,  # they write into the run's folder, which is not there yet
+            callbacks=[Keeper(title)],
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            log_every_n_steps=config.log_every,
+        )
+    except (MisconfigurationException, ValueError) as error:
+        raise ConfigError(
+            f"accelerator '{config.accelerator}' with devices {config.devices} cannot be used here: {error}"
+        ) from error
+
+
+def fit(stage: Stage, trainer: pl.Trainer) -> float:
     """Trains `stage` from its checkpoint, or from the start, to its last step.
 
     Args:
-        stage: What to train.
-        title: What the progress bar says.
+        stage: What to train; its run has a folder.
+        trainer: What :func:`make_trainer` gave.
 
     Returns:
         Seconds it took, over all sittings.
@@ -229,24 +261,7 @@ def fit(stage: Stage, title: str) -> float:
     """
     config = stage.config
     stage.began = time.monotonic()
-    _silence()
-    trainer = pl.Trainer(
-        accelerator=config.accelerator,
-        # A head whose level is off has no gradient, which DDP must be told.
-        strategy="auto" if config.devices * config.nodes == 1 else "ddp_find_unused_parameters_true",
-        devices=config.devices,
-        num_nodes=config.nodes,
-        precision="bf16-mixed" if wants_bf16(config) else "32-true",
-        max_epochs=1,
-        gradient_clip_val=config.gradient_clip,
-        logger=open_loggers(config, stage.run.path) or False,
-        callbacks=[Keeper(title)],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        log_every_n_steps=config.log_every,
-    )
+    trainer.loggers = open_loggers(config, stage.run.path)
     try:
         trainer.fit(stage)
     finally:

@@ -23,7 +23,7 @@ from hssl.runs.run import Run, RunInfo, provenance
 from hssl.store import Store
 from hssl.training.data import PretrainData, WindowBatch
 from hssl.training.loggers import check_loggers
-from hssl.training.loop import Stage, expected_device, fit, wants_bf16
+from hssl.training.loop import Stage, expected_device, fit, make_trainer, wants_bf16
 from hssl.training.start import load_start, with_source
 from hssl.views import make_view
 
@@ -143,10 +143,11 @@ def pretrain(store: Store | Path | str, output: Path | str, *, config: PretrainC
     announce(stage, len(tasks))
     if source is not None:
         logger.info("loaded encoder and decoder of %s; new: heads of '%s'", config.init, config.objective)
+    trainer = make_trainer(config, f"pretrain {len(tasks)} task{'s' * (len(tasks) > 1)}")
     run.create()  # only now: a folder with options that do not fit would refuse the corrected ones
     if isinstance(config.groups, dict):
         _report_groups(given_groups(tasks, config.groups), run)
-    seconds = fit(stage, f"pretrain {len(tasks)} task{'s' * (len(tasks) > 1)}")
+    seconds = fit(stage, trainer)
     if stage.global_rank == 0:
         run.save_weights(stage.network)
         run.finish({"losses": {name: float(value) for name, value in stage.latest.items()}, "seconds": seconds})
