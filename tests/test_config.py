@@ -81,6 +81,18 @@ def test_a_bare_32_is_a_precision(tmp_path):
         PretrainConfig.load(write(tmp_path, "precision: 16\n"))
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"seed": 2**31}, "option 'seed': should be less than 2147483648"),
+        ({"view": {"elastic": 0.02}}, "view.elastic is for fine-tuning"),
+    ],
+)
+def test_what_pretraining_cannot_do(given, message):
+    with pytest.raises(ConfigError, match=message):
+        PretrainConfig.load(**given)
+
+
 def test_overrides(tmp_path):
     path = write(tmp_path, "steps: 20\nseed: 3\n")
     config = PretrainConfig.load(path, steps=30)

@@ -314,7 +314,7 @@ class TrainingConfig(StageConfig):
     weight_decay: float = Field(0.01, ge=0)
     warmup: int = Field(50, ge=0)
     gradient_clip: PositiveFloat = 5.0
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**31)
     precision: Precision = "auto"
     checkpoint_every: PositiveInt = 250
     log_every: PositiveInt = 10
@@ -381,6 +381,12 @@ class PretrainConfig(TrainingConfig):
     group_start: Fraction = 0.1
     view: ViewConfig = ViewConfig(hide=0.3)
 
+    @model_validator(mode="after")
+    def _views_are_affine(self) -> Self:
+        if self.view.elastic:
+            raise ValueError("view.elastic is for fine-tuning: points are followed from view to view by affine maps")
+        return self
+
     def decisive(self) -> dict[str, Any]:
         """As for every stage; ledgers from before `init` hold runs from scratch."""
         decided = super().decisive()
@@ -395,8 +401,8 @@ class FinetuneConfig(TrainingConfig):
         labels: Masks that may be used for training: a share (``5%``), a number of subjects, or their ids.
         init: A run folder, usually of pre-training, or ``scratch``.
         network: Shape of the network when starting from scratch; a run brings its own.
-        batch_size: Patches a step.
-        foreground: Share of the patches centred on a voxel of a label.
+        batch_size: Patches a step, over all devices.
+        foreground: Share of the patches that are drawn around a voxel of a label.
         head: Decoder stages that the segmentation head reads: ``all``, or the ``last`` alone.
         head_rate: Learning rate of the segmentation head, relative to `learning_rate`.
         init_rate: Learning rate of loaded layers, relative to `learning_rate`.

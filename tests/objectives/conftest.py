@@ -32,7 +32,8 @@ def make_batch() -> MakeBatch:
         number = torch.arange(count)
         position = torch.rand(count, generator=generator)
         whole = torch.tensor([[0.5, 0.5], [0.5, 0.5]]).expand(count, 2, 2)  # the window is the slice
-        return PretrainBatch(first, second, number % tasks, number, number, number, position, whole)
+        slices = torch.full((count,), 9)
+        return PretrainBatch(first, second, number % tasks, number, number, number, slices, position, whole)
 
     return make
 

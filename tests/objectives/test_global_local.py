@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -98,3 +99,28 @@ def test_the_decoder_does_not_teach_the_encoder(
 def test_a_stage_that_is_not_there(network: UNet, three_tasks: Domains) -> None:
     with pytest.raises(ConfigError, match="'local_stage': this network's decoder has stages 0 to 2"):
         build_objective("global_local", network, three_tasks, {"local_stage": 3})
+
+
+class Given(torch.nn.Module):
+    """A head that gives what it was given."""
+
+    def __init__(self, projected: torch.Tensor) -> None:
+        super().__init__()
+        self.projected = projected
+
+    def forward(self, _: torch.Tensor) -> torch.Tensor:
+        return self.projected
+
+
+def test_pictures_attract_those_of_their_own_subject(network: UNet, make_batch: Callable[..., PretrainBatch]) -> None:
+    batch = make_batch(4, tasks=1)
+    one = torch.ones(4, dtype=torch.int64)
+    batch = replace(batch, slices=one, position=torch.zeros(4), subject=torch.tensor([0, 0, 1, 2]))
+    objective = build_objective("global_local", network, Domains(("A",), (0,)), {"local_stage": 0})
+    torch.manual_seed(0)
+    projected = torch.randn(8, 5)
+    objective.global_head = Given(projected)
+    found = objective(network, batch)["global"]
+    expected = global_contrast(F.normalize(projected, dim=1), one.repeat(2), batch.subject.repeat(2), 0.1)
+    torch.testing.assert_close(found, expected)
+    assert found.item() > 0

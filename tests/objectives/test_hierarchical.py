@@ -67,6 +67,18 @@ def test_image_level_is_one_contrast_per_task(
     assert image_value(network, three_tasks, batch, features, **options).item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_pictures_have_no_mates_at_the_same_place(network: UNet, make_batch: MakeBatch) -> None:
+    batch = make_batch(4, tasks=1)
+    one = torch.ones(4, dtype=torch.int64)
+    batch = replace(batch, slices=one, slice=one * 0, position=torch.zeros(4))
+    features = random_features(8)
+    first, second = features.reshape(2, 4, 5)
+    loss = image_value(network, ONE_TASK, batch, features)
+    torch.testing.assert_close(loss, nt_xent(first, second, 0.1))
+    volumes = image_value(network, ONE_TASK, replace(batch, slices=one * 9), features)
+    assert abs(volumes.item() - loss.item()) > 1e-3
+
+
 def test_neighbours_in_a_case_are_no_negatives(network: UNet, make_batch: MakeBatch) -> None:
     batch = make_batch(4, tasks=1)
     same = torch.zeros(4, dtype=torch.int64)

@@ -20,7 +20,7 @@ def repeated(visible: Tensor, height: int, width: int) -> Tensor:
     return visible.repeat_interleave(height, 2).repeat_interleave(width, 3)
 
 
-@pytest.mark.parametrize(("ratio", "hidden"), [(0.6, 10), (0.01, 1), (0.9, 14)])
+@pytest.mark.parametrize(("ratio", "hidden"), [(0.6, 10), (0.01, 1), (0.9, 14), (0.99, 15)])
 def test_the_same_number_of_blocks_is_hidden_in_each_image(ratio: float, hidden: int) -> None:
     torch.manual_seed(0)
     visible = draw_visible(torch.zeros(5, 1, 32, 16), (8, 4), ratio)

@@ -55,7 +55,8 @@ def objective(name: str, loss_name: str, head: str, mine: slice, world: int, **o
     where = [torch.tensor(x)[mine] for x in ([0, 0, 1, 0, 0, 1], [0, 1, 2, 0, 3, 4], [0, 1, 2, 0, 3, 4])]
     index, position = torch.tensor([3, 3, 3, 4, 5, 6])[mine], torch.linspace(0, 1, COUNT)[mine]
     frame = torch.full((len(index), 2, 2), 0.5)
-    loss = asked(network, PretrainBatch(view(), view(), *where, index, position, frame))[loss_name]
+    slices = torch.full((len(index),), 9)
+    loss = asked(network, PretrainBatch(view(), view(), *where, index, slices, position, frame))[loss_name]
     loss.backward()
     weight = network.encoder.stages[0][0].conv.weight  # type: ignore[index,union-attr]
     found = {"loss": loss, "encoder": weight.grad, "head": asked.get_parameter(f"{head}.inner.weight").grad}

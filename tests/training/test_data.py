@@ -236,6 +236,15 @@ def test_fine_tuning_batches(make_store, finetune_config):
     assert inside.min() > 0.3 > batch.window[:, 0][batch.label == 0].float().max()
 
 
+def test_ranks_share_the_labelled_patches_of_one_batch(make_store, finetune_config):
+    store, config = make_store(), finetune_config(batch_size=6)
+    whole = FinetuneData(store, ["blobs0", "blobs1"], config)[3].labelled
+    for rank in range(3):
+        part = FinetuneData(store, ["blobs0", "blobs1"], config, rank=rank, world_size=3)[3].labelled
+        assert torch.equal(part.window, whole.window[rank::3])
+        assert torch.equal(part.label, whole.label[rank::3])
+
+
 def test_rehearsed_scans_leave_the_labelled_patches_as_they_are(make_store, finetune_config, pretrain_config):
     store = make_store()
     rehearsed = PretrainData(store, ("Blobs",), pretrain_config(batch_size=6))

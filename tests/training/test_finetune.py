@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,6 +42,9 @@ def stop_at(monkeypatch, step):
 def values(run: Path, name: str) -> dict[int, float]:
     with (run / "metrics.csv").open(newline="") as file:
         return {int(step): float(value) for step, found, value in list(csv.reader(file))[1:] if found == name}
+
+
+STAGE = sys.modules[Finetuning.__module__]
 
 
 def assert_same_runs(first: Path, second: Path) -> None:
@@ -386,6 +390,19 @@ def test_options_that_do_not_fit(make_store, finetune_config, tmp_path, given, e
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+def test_validation_computes_as_the_run_does(make_store, finetune_config, tmp_path, monkeypatch, precision):
+    asked = []
+
+    def watched(network, image, **options):
+        asked.append(options["amp"])
+        return predict_volume(network, image, **options)
+
+    monkeypatch.setattr(STAGE, "predict_volume", watched)
+    finetune(make_store(), tmp_path / "run", config=finetune_config(steps=1, precision=precision))
+    assert set(asked) == {precision == "bf16"}
+
+
 @pytest.mark.parametrize("case", ["nobody", "no masks"])
 def test_nobody_to_validate_on(make_store, finetune_config, tmp_path, case):
     names = [f"blobs{index}" for index in range(6)]
@@ -401,7 +418,9 @@ def test_validation_masks_that_are_empty(make_store, finetune_config, tmp_path, 
     store = make_store()
     np.save(store.path / "labels" / "Blobs" / "blobs4.npy", np.zeros((5, 28, 32), np.uint8))
     monkeypatch.setattr(
-        "hssl.inference.predict_volume", lambda _, image, **__: np.stack((np.ones(image.shape), np.zeros(image.shape)))
+        STAGE,
+        "predict_volume",
+        lambda _, image, **__: np.stack((np.ones(image.shape), np.zeros(image.shape))),
     )
     run = finetune(store, tmp_path / "run", config=finetune_config(steps=2))
     assert run.info.result["best"] == 0  # nothing to find and nothing found says nothing

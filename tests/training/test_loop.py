@@ -3,10 +3,13 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 
 from hssl.config import TrainingConfig
 from hssl.errors import TrainingError
+from hssl.training import pretrain
 from hssl.training.loop import check, schedule, wants_bf16
+from hssl.training.pretrain import Pretraining
 
 
 def test_schedule():
@@ -40,3 +43,17 @@ def test_collapse():
 def test_precision_as_asked():
     assert wants_bf16(TrainingConfig(precision="bf16", learning_rate=1.0))
     assert not wants_bf16(TrainingConfig(precision="32", learning_rate=1.0))
+
+
+def test_objectives_draw_other_numbers_than_views(make_store, pretrain_config, tmp_path, monkeypatch):
+    drawn = []
+
+    def losses(self, batch, step, generator):
+        drawn.append((torch.rand(8), torch.rand(8, generator=generator)))
+        return original(self, batch, step, generator)
+
+    original = Pretraining.losses
+    monkeypatch.setattr(Pretraining, "losses", losses)
+    pretrain(make_store(), tmp_path / "run", config=pretrain_config(steps=3))
+    numbers = torch.cat([torch.stack(pair) for pair in drawn])
+    assert len(torch.unique(numbers)) == numbers.numel()

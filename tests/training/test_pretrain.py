@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from hssl.config import NetworkConfig, PretrainConfig
 from hssl.errors import ConfigError, RunError, StoreError, TrainingError
 from hssl.networks import UNet
-from hssl.runs import load_unet
+from hssl.runs import Run, load_unet
 from hssl.store import Split
 from hssl.training import pretrain
 from hssl.training.pretrain import Pretraining, check_patch, duration
@@ -44,6 +44,9 @@ def assert_same_runs(first, second):
     assert weights.keys() == others.keys()
     assert all(torch.equal(tensor, others[name]) for name, tensor in weights.items())
     assert (first / "metrics.csv").read_bytes() == (second / "metrics.csv").read_bytes()
+    results = [Run.open(path).info.result | {"seconds": 0} for path in (first, second)]
+    assert results[0] == results[1]
+    assert "loss" in results[0]["losses"]
 
 
 def test_what_a_run_leaves(make_store, pretrain_config, tmp_path):

@@ -330,6 +330,7 @@ def _finetuning(
     fixed = {"task": task, "labels": tuple(sorted(labelled)), "seed": seed}
     init = pretraining.folder if pretraining is not None else SCRATCH
     config = FinetuneConfig.checked({**options, **fixed, "init": init})
+    check_batch_size(config.batch_size, config, "batch size", "a multiple of their number", least=1)
     content: list[Any] = [config.decisive(), plan.evaluation.model_dump(mode="json"), data]
     if config.rehearses and config.rehearsal_objective is not None:
         content.append(objective_options(config.rehearsal_objective, {}))

@@ -5,7 +5,8 @@ Global, on the encoder: volumes are cut into a few partitions along the slice ax
 whatever volume, attract each other; those of other partitions repel. Local, on the decoder's coarse stages: a small
 region attracts itself in the other view and repels the image's other regions.
 
-Departures: volumes are aligned within a task only, so both sides of the global contrast stay within it. Encoder and
+Departures: volumes are aligned within a task only, so both sides of the global contrast stay within it. Pictures, which
+are no slices of a volume, attract those of their own subject. Encoder and
 decoder are trained at the same time, the decoder on detached features, where the paper trains one after the other. The
 two views differ in geometry too, and regions are found again through their maps. Regions lie at random, and those that
 overlap do not repel each other. The global head pools on a coarse grid, since instance normalisation leaves global
@@ -75,6 +76,7 @@ class GlobalLocal(Objective):
         decoded = network.decode([stage.detach() for stage in features])
         regions = self.local_head(decoded[-1 - self.options.local_stage]).float()
         partition = (batch.position * self.options.partitions).long().clamp(max=self.options.partitions - 1)
+        partition = torch.where(batch.slices > 1, partition, self.options.partitions + batch.subject)
         temperature = self.options.temperature
         # In bf16 a coordinate would be off by a quarter of a pixel.
         with torch.autocast(projected.device.type, enabled=False):

@@ -189,7 +189,8 @@ class Hierarchical(Objective):
         ignore = other_task | near_neighbours(batch.case, batch.slice, self.options.neighbours)
         other_subject = batch.subject[:, None] != gather(batch.subject)[None]
         apart = batch.position[:, None] - gather(batch.position)[None]
-        same_place = torch.exp(-0.5 * (apart / self.options.place_width) ** 2) * other_subject
+        several = (batch.slices > 1)[:, None] & (gather(batch.slices) > 1)[None]
+        same_place = torch.exp(-0.5 * (apart / self.options.place_width) ** 2) * other_subject * several
         affinity = self.options.place_affinity * same_place
         return nt_xent(first, second, self.options.temperature, ignore=ignore, affinity=affinity)
 
@@ -212,7 +213,7 @@ class Hierarchical(Objective):
         right = F.normalize(at_points(second, there), dim=-1)
         logits = left @ right.mT / self.options.region_temperature
         apart = torch.cdist(here, here) / 2
-        # Points that the second view does not show are nobody's negative.
+        # Points that the second view does not show are no negatives there.
         left_out = (apart < self.options.min_distance) | ~seen[:, None, :]
         left_out = left_out & ~torch.eye(points, dtype=torch.bool, device=first.device)
         logits = logits.masked_fill(left_out, float("-inf"))
@@ -259,7 +260,7 @@ def _inside(place: Tensor) -> Tensor:
 
 
 def _smooth(image: Tensor, side: int) -> Tensor:
-    """Two box filters of `side` pixels, edges aside a Gaussian of about 0.6 times that; ``[B, 1, P, P]``."""
+    """Two box filters of `side` pixels, edges aside a Gaussian of about 0.4 times that; ``[B, 1, P, P]``."""
     for _ in range(2):
         image = F.avg_pool2d(image, side, 1, side // 2, count_include_pad=False)
     return image

@@ -61,9 +61,9 @@ class Masked(Objective):
 
 
 def draw_visible(images: Tensor, block: tuple[int, int], ratio: float) -> Tensor:
-    """Which blocks stay: bool ``[B, 1, H / block, W / block]``, the same number in each image, at least one hidden."""
+    """Which blocks stay: bool ``[B, 1, H / block, W / block]``, as many in each image, neither none nor all."""
     rows, columns = images.shape[-2] // block[0], images.shape[-1] // block[1]
-    hidden = max(1, round(ratio * rows * columns))
+    hidden = min(max(1, round(ratio * rows * columns)), rows * columns - 1)
     order = torch.rand((len(images), rows * columns), device=images.device).argsort(1)
     return (order >= hidden).view(-1, 1, rows, columns)
 

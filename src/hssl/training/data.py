@@ -34,6 +34,7 @@ class WindowBatch(NamedTuple):
     subject: Tensor
     case: Tensor
     slice: Tensor
+    slices: Tensor
     position: Tensor
     frame: Tensor
 
@@ -108,14 +109,16 @@ class PretrainData(Dataset[WindowBatch]):
                 corner = _draw_corner(image.shape, size, own)
                 place = index / max(self.cases[case].shape[0] - 1, 1)
                 frame = window_frame(corner, size, image.shape)
-                rows.append((cut(image, corner, size), task, self.subject_of_case[case], case, index, place, frame))
-        windows, tasks, subjects, cases, slices, positions, frames = zip(*rows, strict=True)
+                numbers = (task, self.subject_of_case[case], case, index, self.cases[case].shape[0])
+                rows.append((cut(image, corner, size), *numbers, place, frame))
+        windows, tasks, subjects, cases, indices, slices, positions, frames = zip(*rows, strict=True)
         return WindowBatch(
             window=torch.from_numpy(np.stack(windows)[:, None]),
             task=torch.tensor(tasks),
             subject=torch.tensor(subjects),
             case=torch.tensor(cases),
-            slice=torch.tensor(slices),
+            slice=torch.tensor(indices),
+            slices=torch.tensor(slices),
             position=torch.tensor(positions, dtype=torch.float32),
             frame=torch.tensor(frames, dtype=torch.float32),
         )
@@ -148,7 +151,8 @@ class FinetuneData(Dataset[FinetuneBatch]):
         subjects: Subjects whose masks may be read.
         config: Task, batch size, window, share of foreground patches and seed.
         rehearsed: Scans to rehearse on, as pre-training draws them; None for none.
-        rank: Number of this process; each draws batches of its own.
+        rank: Number of this process.
+        world_size: Number of processes; each gets an equal, disjoint part of the same global batch.
     """
 
     def __init__(
@@ -159,8 +163,10 @@ class FinetuneData(Dataset[FinetuneBatch]):
         *,
         rehearsed: PretrainData | None = None,
         rank: int = 0,
+        world_size: int = 1,
     ) -> None:
-        self.store, self.config, self.rehearsed, self.rank = store, config, rehearsed, rank
+        self.store, self.config, self.rehearsed = store, config, rehearsed
+        self.rank, self.world_size = rank, world_size
         self.cases = [case for case in store.cases(config.task, subjects) if case.has_label]
         if not self.cases:
             raise StoreError(f"task '{config.task}' has no masks of the chosen subjects", path=store.path)
@@ -172,25 +178,26 @@ class FinetuneData(Dataset[FinetuneBatch]):
         return self.config.steps
 
     def __getitem__(self, step: int) -> FinetuneBatch:
-        """The batch of `step`."""
+        """This rank's part of the batch of `step`."""
         return FinetuneBatch(self._labelled(step), None if self.rehearsed is None else self.rehearsed[step])
 
     def _labelled(self, step: int) -> LabelledBatch:
-        rng = np.random.default_rng((self.config.seed, step, 4, *([self.rank] * (self.rank > 0))))
+        rng = np.random.default_rng((self.config.seed, step, 4))
         size = self.config.window
         windows, masks = [], []
-        for _ in range(self.config.batch_size):
+        for place in range(self.config.batch_size):
             number = int(rng.integers(len(self.cases)))
             case, voxels = self.cases[number], self.voxels[number]
             if voxels and rng.random() < self.config.foreground:
                 candidates = voxels[int(rng.integers(len(voxels)))]
-                index, row, column = (int(place) for place in candidates[int(rng.integers(len(candidates)))])
+                index, row, column = (int(along) for along in candidates[int(rng.integers(len(candidates)))])
                 corner = (row - size // 2, column - size // 2)
             else:
                 index = int(rng.integers(case.shape[0]))
                 corner = _draw_corner(case.shape[1:], size, rng)
-            windows.append(cut(self.store.image_slice(case, index), corner, size))
-            masks.append(cut(self.store.label_slice(case, index), corner, size))
+            if place % self.world_size == self.rank:
+                windows.append(cut(self.store.image_slice(case, index), corner, size))
+                masks.append(cut(self.store.label_slice(case, index), corner, size))
         channels = self.task.to_channels(np.stack(masks))
         return LabelledBatch(torch.from_numpy(np.stack(windows)[:, None]), torch.from_numpy(channels))
 

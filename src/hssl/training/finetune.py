@@ -21,7 +21,7 @@ from hssl.runs.run import Run, RunInfo, provenance
 from hssl.store import Store
 from hssl.training.data import FinetuneBatch, FinetuneData, PretrainData
 from hssl.training.loggers import check_loggers
-from hssl.training.loop import Stage, fit, make_trainer
+from hssl.training.loop import Stage, fit, make_trainer, wants_bf16
 from hssl.training.pretrain import ask, check_batch_size, check_patch
 from hssl.training.start import load_start, with_source
 from hssl.views import follow, make_view
@@ -84,7 +84,9 @@ class Finetuning(Stage):
         rehearsed = None
         if self.rehearsal is not None:
             rehearsed = PretrainData(self.store, (self.config.task,), self.rehearsal, rank=rank, world_size=world_size)
-        return FinetuneData(self.store, self.labelled, self.config, rehearsed=rehearsed, rank=rank)
+        return FinetuneData(
+            self.store, self.labelled, self.config, rehearsed=rehearsed, rank=rank, world_size=world_size
+        )
 
     def trained(self) -> dict[str, nn.Module]:
         """The segmentation network and, where it rehearses, the objective's heads."""
@@ -123,9 +125,10 @@ class Finetuning(Stage):
         """Mean Dice over validation cases and labels, in the store's grid; 0 where there is nothing to score."""
         self.network.eval()
         task = self.store.tasks[self.config.task]
+        patch, amp = self.config.patch_size, wants_bf16(self.config)
         scores = [
             dice_by_label(
-                task.mask(predict_volume(self.network, self.store.image(case), patch_size=self.config.patch_size)),
+                task.mask(predict_volume(self.network, self.store.image(case), patch_size=patch, amp=amp)),
                 self.store.label(case),
                 list(task.labels),
             )
@@ -165,6 +168,7 @@ def finetune(store: Store | Path | str, output: Path | str, *, config: FinetuneC
         TrainingError: The loss is not finite.
     """
     store = store if isinstance(store, Store) else Store.open(store)
+    check_batch_size(config.batch_size, config, "batch size", "a multiple of their number", least=1)
     split = store.split(config.task)
     labels = config.labels if isinstance(config.labels, str | int) else list(config.labels)
     labelled = store.labelled(config.task, labels, config.seed)

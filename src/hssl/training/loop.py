@@ -31,6 +31,7 @@ from hssl.objectives import WATCH, total
 from hssl.runs.run import RESTART, Run
 from hssl.training.loggers import close_loggers, open_loggers
 
+MOST_RANKS = 2_048
 logger = logging.getLogger(__name__)
 
 
@@ -92,6 +93,7 @@ class Stage(pl.LightningModule):
         optimizer = AdamW(self.parameter_groups(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay)
         state = self.run.load_checkpoint(self.trained(), optimizer)
         self.start, self.earlier = int(state.pop("step")), float(state.pop("seconds", 0.0))
+        self.latest = {name: torch.tensor(value) for name, value in state.pop("latest", {}).items()}
         self.extra.update(state)
         return optimizer
 
@@ -118,8 +120,9 @@ class Stage(pl.LightningModule):
         """One step; its draws depend on the seed and the step number alone."""
         step = self.step_number()
         seed = (self.config.seed * 1_000_003 + step) * 4_099 + self.global_rank
-        torch.manual_seed(seed)
         generator = torch.Generator(self.device).manual_seed(seed)
+        # Another stream than that of the views, within the 32 bits that a CPU's generator takes of a seed.
+        torch.manual_seed(seed + MOST_RANKS)
         for group in cast("Optimizer", self.optimizers()).param_groups:
             group["lr"] = self.rate(step, group)
         losses = self.losses(batch, step, generator)
@@ -170,7 +173,7 @@ class Keeper(Callback):
                 stage.record(step, values | rate)
                 self._show(step, stage.config.steps, values)
         if saves and trainer.is_global_zero:
-            extra = {"seconds": stage.seconds(), **stage.extra}
+            extra = {"seconds": stage.seconds(), "latest": values, **stage.extra}
             stage.run.save_checkpoint(step, stage.trained(), trainer.optimizers[0], extra)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

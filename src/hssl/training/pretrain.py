@@ -140,12 +140,13 @@ def pretrain(store: Store | Path | str, output: Path | str, *, config: PretrainC
     stage = Pretraining(config, store, run, tasks, network)
     check_patch(config.patch_size, stage.network)
     check_loggers(config)
-    announce(stage, len(tasks))
+    trainer = make_trainer(config, f"pretrain {len(tasks)} task{'s' * (len(tasks) > 1)}")
+    if trainer.is_global_zero:
+        announce(stage, len(tasks))
     if source is not None:
         logger.info("loaded encoder and decoder of %s; new: heads of '%s'", config.init, config.objective)
-    trainer = make_trainer(config, f"pretrain {len(tasks)} task{'s' * (len(tasks) > 1)}")
     run.create()  # only now: a folder with options that do not fit would refuse the corrected ones
-    if isinstance(config.groups, dict):
+    if isinstance(config.groups, dict) and stage.objective.wants_groups:
         _report_groups(given_groups(tasks, config.groups), run)
     seconds = fit(stage, trainer)
     if stage.global_rank == 0:
@@ -154,14 +155,16 @@ def pretrain(store: Store | Path | str, output: Path | str, *, config: PretrainC
     return run
 
 
-def check_batch_size(size: int, config: TrainingConfig, name: str, hint: str = "at least 2 each") -> None:
-    """Checks that every device gets as many images as any other, and at least two; `name` is for the message.
+def check_batch_size(
+    size: int, config: TrainingConfig, name: str, hint: str = "at least 2 each", *, least: int = 2
+) -> None:
+    """Checks that every device gets as many images as any other, and at least so many; `name` is for the message.
 
     Raises:
         ConfigError: It does not.
     """
     processes = config.devices * config.nodes
-    if size % processes or size < 2 * processes:
+    if size % processes or size < least * processes:
         raise ConfigError(
             f"{name} {size} does not give each of {processes} devices the same number of images",
             hint=hint,
@@ -190,7 +193,7 @@ def announce(stage: Pretraining, tasks: int) -> None:
     logger.info(
         f"{parameters / 1e6:.2f} M parameters, {tasks} tasks, {config.steps} steps of {config.batch_size} images in "
         f"two views at {config.patch_size}x{config.patch_size}; about {duration(seconds * config.steps)} and "
-        f"{memory / 2**30:.1f} GiB"
+        f"{memory / 2**30:.1f} GiB{' a device' * (config.devices * config.nodes > 1)}"
     )
 
 
@@ -202,13 +205,14 @@ def duration(seconds: float) -> str:
 
 
 def _measure(stage: Pretraining) -> tuple[float, float]:
-    # Seconds and bytes of a step, on copies: the run itself starts from an untouched state.
+    # Seconds and bytes of one device's step, on copies: the run itself starts from an untouched state.
     config = stage.config
     device = expected_device(config)
     cuda = device.type == "cuda"
     modules = nn.ModuleList(copy.deepcopy([stage.network, stage.objective])).to(device)
     network, objective = cast("tuple[UNet, Objective]", tuple(modules))
-    batch = WindowBatch(*(part.to(device) for part in PretrainData(stage.store, stage.tasks, config)[0]))
+    data = PretrainData(stage.store, stage.tasks, config, world_size=config.devices * config.nodes)
+    batch = WindowBatch(*(part.to(device) for part in data[0]))
     seconds = math.inf
     for _ in range(2):
         began = time.monotonic()
@@ -220,6 +224,9 @@ def _measure(stage: Pretraining) -> tuple[float, float]:
             torch.cuda.synchronize()
         seconds = min(seconds, time.monotonic() - began)
     memory = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    del modules, network, objective, batch, losses
+    if cuda:
+        torch.cuda.empty_cache()
     return seconds, float(memory)
 
 
