@@ -132,6 +132,18 @@ def test_json_and_csv_hold_the_same_rows(run: Run) -> None:
     assert [row["dice"] for row in rows] == ["" if r.dice is None else str(r.dice) for r in result.scores]
 
 
+def test_another_store_has_a_result_of_its_own(run: Run, store: Store, tmp_path: Path) -> None:
+    evaluate(run.path)
+    own = (run.path / "evaluation" / "test.json").read_bytes()
+    config = AggregateConfig(window=(0, 80), fractions=(0, 0, 1), workers=1)
+    other = aggregate([tmp_path / "Balls"], tmp_path / "second", config=config)
+    evaluate(run.path, other, allow_leak=True)
+    assert (run.path / "evaluation" / "test.json").read_bytes() == own
+    result = EvaluationResult.load(run.path / "evaluation" / "test-second.json")
+    assert len({row.subject for row in result.scores}) == 8
+    assert (run.path / "evaluation" / "test-second.csv").exists()
+
+
 def test_rows_to_print_end_with_the_mean_and_name_the_tolerance(run: Run) -> None:
     rows = evaluate(run.path, tolerance=1.5).rows()
     assert [row["label"] for row in rows] == ["label_1", "label_2", "mean"]

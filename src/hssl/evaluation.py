@@ -154,7 +154,7 @@ def evaluate(
     The truth is the mask file that the store was made from, on its own grid and in mm; it must be unchanged.
     A label that is in neither mask does not count, and one that is in one of them counts as missed (see
     :mod:`hssl.metrics`). The result is written to ``RUN/evaluation/PART.json`` and ``.csv``; in the store's
-    space to ``PART-store``, for ready masks to ``PART-predictions``.
+    space to ``PART-store``, for ready masks to ``PART-predictions``. Where another store is given, its name comes last.
 
     Args:
         run: Folder of a fine-tuning run.
@@ -241,7 +241,7 @@ def evaluate(
         labels=[_mean(text, [[row] for row in rows if row.label == label]) for label, text in task.labels.items()],
         mean=_mean("mean", [list(case) for _, case in groupby(rows, key=lambda row: row.case)]),
     )
-    _write(result, opened.path / "evaluation")
+    _write(result, opened.path / "evaluation", _other_store(opened, store))
     return result
 
 
@@ -251,6 +251,13 @@ def _store_of(run: Run) -> str:
     if path is None:
         raise RunError("does not say where its store is", path=run.path, hint="give it with --store")
     return str(path)
+
+
+def _other_store(run: Run, store: Store) -> str | None:
+    """Name of a store that holds other data than the run was made from; None for that one, moved or added to."""
+    known, path = run.info.provenance, store.path.absolute()
+    same = known.get("data") == {"store": store.hash, "split": store.split_hash}
+    return None if same or known.get("store_path") in (None, str(path)) else path.name
 
 
 def _predicted(
@@ -329,9 +336,11 @@ def _mean(name: str, cases: Sequence[Sequence[CaseScore]]) -> Mean:
     return Mean(name=name, cases=len(counted), **means)
 
 
-def _write(result: EvaluationResult, folder: Path) -> None:
+def _write(result: EvaluationResult, folder: Path, other_store: str | None) -> None:
     """Writes JSON and CSV, each in one step."""
     kind = "-predictions" if result.predictions else "-store" if result.space == "store" else ""
+    if other_store is not None:
+        kind += f"-{other_store}"
     folder.mkdir(exist_ok=True)
     table = io.StringIO()
     writer = csv.DictWriter(table, CaseScore.model_fields, lineterminator="\n")
