@@ -13,7 +13,7 @@ from hssl.benchmark import BenchmarkPlan
 from hssl.benchmark.claims import check_claims, find_roles, signed
 from hssl.benchmark.ledger import Ledger
 from hssl.benchmark.statistics import compare, summarise
-from hssl.benchmark.tables import METRICS, Table, claim_table, difference_table, score_table
+from hssl.benchmark.tables import METRICS, Table, claim_table, difference_table, score_table, variant_table
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results"
@@ -122,3 +122,27 @@ def test_ten_percent_against_all_comes_from_the_ledger() -> None:
         assert f"| {task} | {subjects} | {100 * ten['dice']:.1f} | {100 * all_['dice']:.1f} | {share} |" in page
     means = [fmean(100 * rows[arm, task]["dice"] for task in tasks) for arm in ("joint", "scratch")]
     assert f"| mean of {len(tasks)} | | {means[0]:.1f} | {means[1]:.1f} | {fmean(shares):.1f} |" in page
+
+
+def test_rivals_come_from_the_ledger() -> None:
+    page, readme = ((ROOT / name).read_text(encoding="utf-8") for name in ("docs/results.md", "README.md"))
+    plan = BenchmarkPlan.load(RESULTS / "rivals.yaml")
+    rows = Ledger(RESULTS / "rivals" / "ledger.jsonl").rows()
+    complete = {arm for arm in plan.arms if sum(row["arm"] == arm for row in rows) == 4}
+    start = page.index("## Beside other objectives")
+    section = page[start : page.index("\n## ", start + 1)]
+    (shown,) = re.findall(r"\| task \| scratch \| (joint \|.*) \|\n", section)
+    arms = [name.strip() for name in shown.split("|")]
+    assert {"scratch", *arms} == {arm for arm in complete if not arm.endswith("-rehearsing")}
+    main = [row for row in rows if row["arm"] in ("scratch", *arms)]
+    assert body(score_table(main, ("scratch", *arms), "5%")) in section
+    assert body(variant_table(main, arms, "joint", "scratch", "5%")) in section
+    assert body(difference_table(main, [("joint", other) for other in ("scratch", *arms[1:])], "5%")) in section
+    others = ("joint", "global-local", "masked")
+    rehearsing = [arm for name in others for arm in (name, f"{name}-rehearsing")]
+    assert body(score_table([row for row in rows if row["arm"] in rehearsing], rehearsing, "5%")) in section
+    gains = {arm: fmean(100 * each.mean for each in compare(main, arm, "scratch", "5%")) for arm in arms}
+    told = [f"{arm} {signed(gains[arm], 1)}" for arm in sorted(arms[1:], key=lambda arm: -gains[arm])]
+    text = f"{signed(gains['joint'], 1)} points over scratch, {', '.join(told)}"
+    assert text in readme
+    assert text in page
