@@ -31,7 +31,7 @@ def test_workers_share_the_cores_and_take_turns_on_gpus(tmp_path: Path, monkeypa
 
 def test_a_worker_ends_with_its_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(executors, "_gpus", list)
-    program = "from hssl.benchmark import worker; import time; worker.work = lambda order: time.sleep(60); "
+    program = "from hssl.benchmark import worker; import time; worker.work = lambda order: time.sleep(600); "
     program += "worker.Order.model_validate_json = lambda text: None; worker.sys.argv = ['', __file__]; worker.main()"
     script = tmp_path / "program.py"
     script.write_text(program)
@@ -41,7 +41,7 @@ def test_a_worker_ends_with_its_parent(tmp_path: Path, monkeypatch: pytest.Monke
         assert process.poll() is None
         assert process.stdin is not None
         process.stdin.close()  # as when this process ends
-        assert process.wait(timeout=60) == 1, (tmp_path / "run.log").read_text()
+        assert process.wait(timeout=300) == 1, (tmp_path / "run.log").read_text()
     finally:
         process.kill()
 
