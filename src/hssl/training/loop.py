@@ -32,6 +32,7 @@ from hssl.runs.run import RESTART, Run
 from hssl.training.loggers import close_loggers, open_loggers
 
 MOST_RANKS = 2_048
+"""Seeds of a step are 4,099 apart: so many are for views, a rank each, and as many for what objectives draw."""
 logger = logging.getLogger(__name__)
 
 
