@@ -46,6 +46,29 @@ def test_a_worker_ends_with_its_parent(tmp_path: Path, monkeypatch: pytest.Monke
         process.kill()
 
 
+def test_a_worker_has_loader_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executors, "_gpus", list)
+    script = tmp_path / "program.py"
+    script.write_text(
+        "import time\n"
+        "from torch.utils.data import DataLoader\n"
+        "from hssl.benchmark import worker\n"
+        "def load(order):\n"
+        "    time.sleep(0.5)  # until the end of the parent is waited for\n"
+        "    assert list(DataLoader([1, 2, 3], num_workers=1, batch_size=None)) == [1, 2, 3]\n"
+        "worker.work = load\n"
+        "worker.Order.model_validate_json = lambda text: None\n"
+        "worker.sys.argv = ['', __file__]\n"
+        "worker.sys.exit(worker.main())\n"
+    )
+    monkeypatch.setattr(executors, "COMMAND", [sys.executable])
+    process = LocalExecutor(tmp_path, workers=1).start(script, tmp_path / "run.log", 0)
+    try:
+        assert process.wait(timeout=120) == 0, (tmp_path / "run.log").read_text()
+    finally:
+        process.kill()
+
+
 def test_cluster_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rule = "----------------------"
     told = f"failed during processing with trace:\n{rule}\nTraceback\nRuntimeError: no\n\n{rule}\nYou can check logs"

@@ -157,7 +157,9 @@ def _save_overlays(run: Run, store: Store, part: str) -> None:
 
 def _end_with_parent() -> None:
     # The pipe closes when the parent ends, even when it is killed. Nothing is lost: all writes are moves.
-    sys.stdin.read()
+    # Not by sys.stdin: a loader process is forked meanwhile, closes its own, and would wait for this reader for ever.
+    while os.read(0, 1024):
+        pass
     os._exit(1)
 
 
