@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hssl.config import NetworkConfig, PretrainConfig
@@ -28,6 +29,41 @@ def test_probe_reads_what_brightness_tells(
     # One figure a seed. The blobs are brighter than all around them: even random features tell.
     assert len(dice) == 2
     assert all(float(each) > 0.5 for each in dice)
+
+
+def test_a_packed_store_travels_in_parts(
+    make_store: Callable[..., Store],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    store = make_store({"Blobs": 4, "Bars": 4}, unlabelled={"Blobs": (0,)}, shapes={"Bars": (600, 30, 8)})
+    monkeypatch.setattr(sys, "argv", ["pack.py", "pack", str(store.path), str(tmp_path / "parts"), "--mib", "0.2"])
+    runpy.run_path(str(TOOLS / "pack.py"), run_name="__main__")
+    parts = sorted((tmp_path / "parts").iterdir())
+    assert len(parts) > 1
+    assert all(part.stat().st_size <= 0.2 * 2**20 for part in parts)
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == [str(part) for part in parts]
+
+    unpack = ["pack.py", "unpack", str(tmp_path / "parts"), str(tmp_path / "there")]
+    monkeypatch.setattr(sys, "argv", unpack)
+    runpy.run_path(str(TOOLS / "pack.py"), run_name="__main__")
+    there = Store.open(tmp_path / "there")
+    there.verify()
+    assert there.split_hash == store.split_hash
+    assert [case.id for case in there.cases()] == [case.id for case in store.cases()]
+    for case, packed in zip(store.cases(), there.cases(), strict=True):
+        # Half a grey level, and the rounding of float16.
+        assert np.abs(store.image(case).astype(float) - there.image(packed)).max() < 0.5 / 255 + 0.0005
+        assert packed.has_label == case.has_label
+        if case.has_label:
+            assert (store.label(case) == there.label(packed)).all()
+
+    parts[-1].unlink()
+    monkeypatch.setattr(sys, "argv", [*unpack[:-1], str(tmp_path / "again")])
+    with pytest.raises(SystemExit, match=r"parts: lacks 'images/.*bring all parts"):
+        runpy.run_path(str(TOOLS / "pack.py"), run_name="__main__")
+    assert not (tmp_path / "again" / "index.json").exists()
 
 
 def test_scales_weighs_every_objective(
