@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # docs/results/gpu.yaml on a GPU that is there for minutes: tools/gpu.sh PARTS OUT [SECONDS [WORKERS [PLAN]]], in hssl's folder.
 # PARTS is a store packed by tools/pack.py. OUT gets the log, both ledgers and the joint weights as they come, so that a
-# run that is cut off goes on from them: put the ledgers back into runs/gpu, unpack joint.tar there, and call again.
+# run that is cut off goes on from them: put the ledgers back into runs/gpu, unpack joint.tar there, and call again. What
+# had not finished starts again.
 set -euo pipefail
 parts=$1 out=$2 seconds=${3:-540} workers=${4:-8} plan=${5:-docs/results/gpu.yaml}
-export PYTHONPATH=src${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+export PYTHONPATH=$PWD/src${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+python3 -c "import hssl.benchmark, hssl.training, monai, nibabel" # what is missing shows now, not after the first run
 mkdir -p "$out" runs/gpu
-[ -e runs/packed ] || python3 tools/pack.py unpack "$parts" runs/packed
+[ -e runs/packed/index.json ] || { rm -rf runs/packed && python3 tools/pack.py unpack "$parts" runs/packed; }
 
 keep() { # copies are put in place whole: the machine may go at any time
     for file in runs/gpu/ledger.jsonl runs/gpu/pretraining.jsonl; do
@@ -18,7 +20,7 @@ keep() { # copies are put in place whole: the machine may go at any time
     done
 }
 trap keep EXIT
-(while sleep 10; do keep; done) &
+(while sleep 10; do keep; done) > /dev/null &
 keeper=$!
 status=0
 timeout --signal=INT --kill-after=20 "$seconds" \

@@ -7,7 +7,6 @@ import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean
@@ -22,7 +21,7 @@ from hssl.errors import ConfigError, LeakError, RunError, SourceError, StoreErro
 from hssl.files import write_text
 from hssl.inference import Predictor, ahead
 from hssl.metrics import SURFACE_TOLERANCE_MM, score_labels
-from hssl.runs import Run
+from hssl.runs import Run, versions
 from hssl.sources.files import (
     NIFTI,
     PICTURES,
@@ -236,7 +235,7 @@ def evaluate(
         predictions=None if predictions is None else str(predictions),
         store_hash=store.hash,
         split_hash=store.split_hash,
-        versions={package: version(package) for package in ("hssl", "torch", "numpy", "scipy")},
+        versions=versions("torch", "numpy", "scipy"),
         scores=rows,
         labels=[_mean(text, [[row] for row in rows if row.label == label]) for label, text in task.labels.items()],
         mean=_mean("mean", [list(case) for _, case in groupby(rows, key=lambda row: row.case)]),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ def test_workers_share_the_cores_and_take_turns_on_gpus(tmp_path: Path, monkeypa
     started: list[dict[str, Any]] = []
     monkeypatch.setattr(executors.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.setattr(executors, "_gpus", lambda: ["4", "6"])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(("src", str(tmp_path))))
     monkeypatch.setattr(subprocess, "Popen", lambda command, **options: started.append(options))
     executor = LocalExecutor(tmp_path, workers=3)
     for slot in range(3):
@@ -27,6 +29,8 @@ def test_workers_share_the_cores_and_take_turns_on_gpus(tmp_path: Path, monkeypa
     assert {each["OMP_WAIT_POLICY"] for each in environments} == {"PASSIVE"}
     assert [each["CUDA_VISIBLE_DEVICES"] for each in environments] == ["4", "6", "4"]
     assert started[0]["cwd"] == tmp_path
+    # hssl read from a checkout is found from there as well.
+    assert started[0]["env"]["PYTHONPATH"] == os.pathsep.join((str(Path("src").absolute()), str(tmp_path)))
 
 
 def test_a_worker_ends_with_its_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

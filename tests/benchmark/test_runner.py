@@ -18,7 +18,7 @@ import hssl.benchmark.plan
 from hssl.benchmark import BenchmarkPlan, run_benchmark, write_report
 from hssl.benchmark.ledger import Ledger, locked
 from hssl.benchmark.plan import _hash, expand
-from hssl.benchmark.runner import _ends_cleanly, _reason
+from hssl.benchmark.runner import _ends_cleanly, _reason, _sharing
 from hssl.config import AggregateConfig, FinetuneConfig, PretrainConfig
 from hssl.errors import ConfigError, RunError, StoreError, TrainingError
 from hssl.objectives import OBJECTIVES
@@ -367,6 +367,14 @@ def test_a_second_pretraining_goes_on_from_the_first(make_plan: MakePlan, store:
     run_benchmark(plan, other)
     for name in ("pretraining.jsonl", "ledger.jsonl"):
         assert Ledger(other / name).rows() == Ledger(bench / name).rows()
+
+
+def test_runs_that_share_a_gpu_take_longer(make_plan: MakePlan, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    (job,) = expand(make_plan(arms={"scratch": {"domains": "none"}}), store).jobs.values()
+    assert _sharing(job, 8) == 1
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert [_sharing(job, workers) for workers in (1, 2, 8)] == [1, 1, 4]
 
 
 def test_a_run_that_ended_without_a_word_of_its_own() -> None:

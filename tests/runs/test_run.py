@@ -11,10 +11,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim import AdamW
 
+import hssl
 from hssl.config import FinetuneConfig, PretrainConfig
 from hssl.errors import RunError
 from hssl.networks import SegmentationNetwork, UNet
-from hssl.runs.run import Run, RunInfo, load_segmentation, load_unet, provenance
+from hssl.runs.run import Run, RunInfo, load_segmentation, load_unet, provenance, versions
 
 
 def info(config, **given) -> RunInfo:
@@ -288,6 +289,11 @@ def test_load_segmentation(tmp_path, finetune_config, make_store, head):
     # Its encoder and decoder can be the start of another run.
     unet, _ = load_unet(tmp_path / "run")
     assert torch.equal(unet(image), network.unet(image))
+
+
+def test_hssl_need_not_be_installed(monkeypatch):
+    monkeypatch.setattr("hssl.runs.run.version", lambda name: {"torch": "2.13"}[name])
+    assert versions("torch") == {"hssl": hssl.__version__, "torch": "2.13"}
 
 
 def test_channels_last_weights_are_saved_as_they_are(tmp_path, pretrain_config):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 
 import pytest
 import torch
@@ -294,6 +295,16 @@ def test_a_loss_that_is_not_a_number_stops_the_run(make_store, pretrain_config, 
     (saved,) = (tmp_path / "run" / "checkpoint").iterdir()
     assert saved.name == "step-2"
     assert all(tensor.isfinite().all() for tensor in load_file(saved / "network.safetensors").values())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_went_missing(make_store, pretrain_config, tmp_path, monkeypatch, workers):
+    store = make_store(THREE)
+    monkeypatch.setattr(sys.modules["hssl.training.pretrain"], "announce", lambda *_: None)  # which would read it first
+    for path in (store.path / "images" / "B").iterdir():
+        path.unlink()
+    with pytest.raises(StoreError, match=r"^\S*npy: cannot be read: [^(]* \(aggregate again\)$"):
+        pretrain(store, tmp_path / "run", config=pretrain_config(workers=workers))
 
 
 def test_a_collapse_stops_the_run(make_store, pretrain_config, tmp_path, monkeypatch):

@@ -57,6 +57,11 @@ class LocalExecutor:
             "OMP_WAIT_POLICY": "PASSIVE",
             "HSSL_WORKER_PIPE": "1",
         }
+        if relative := os.environ.get("PYTHONPATH"):
+            # From here, not from the folder of the benchmark.
+            environment["PYTHONPATH"] = os.pathsep.join(
+                str(Path(part).absolute()) for part in relative.split(os.pathsep)
+            )
         if self._gpus:
             environment["CUDA_VISIBLE_DEVICES"] = self._gpus[slot % len(self._gpus)]
         with log.open("wb") as file:

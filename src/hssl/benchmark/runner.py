@@ -291,7 +291,8 @@ class _Clock:
         """Times a training step of the bare network for stages that nothing is known of; evaluation is not in it."""
         for job in jobs:
             if not self._spent[job.stage][1] and job.stage not in self._measured:
-                self._measured[job.stage] = _step_seconds(job, threads_each(workers)) * job.config.steps / _pixels(job)
+                seconds = _step_seconds(job, threads_each(workers)) * _sharing(job, workers)
+                self._measured[job.stage] = seconds * job.config.steps / _pixels(job)
 
 
 def _views(job: Job) -> int:
@@ -304,6 +305,15 @@ def _views(job: Job) -> int:
 
 def _pixels(job: Job) -> float:
     return float(job.config.steps * _views(job) * job.config.patch_size**2)
+
+
+def _sharing(job: Job, workers: int) -> float:
+    """How many workers share a GPU; on a CPU the threads tell."""
+    import torch
+
+    from hssl.training.loop import expected_device
+
+    return max(1.0, workers / torch.cuda.device_count()) if expected_device(job.config).type == "cuda" else 1.0
 
 
 def _step_seconds(job: Job, threads: int) -> float:

@@ -28,6 +28,7 @@ from hssl.runs import Run
 from hssl.runs.run import INIT_HASH, WEIGHTS
 from hssl.store import Store, widest_slice
 from hssl.training import finetune, pretrain
+from hssl.training.loop import expected_device
 from hssl.training.pretrain import GROUPS
 
 OUTCOME, OVERLAYS = "outcome.json", "overlays.npz"
@@ -69,8 +70,9 @@ def work(order: Order) -> dict[str, Any]:
     else:
         run = finetune(store, order.folder, config=order.config)
         began = time.monotonic()
-        result = evaluate(run.path, store, **order.evaluation.model_dump())
-        _save_overlays(run, store, order.evaluation.part)
+        device = str(expected_device(order.config))
+        result = evaluate(run.path, store, device=device, **order.evaluation.model_dump())
+        _save_overlays(run, store, order.evaluation.part, device)
         outcome = _finetuned(run, result, time.monotonic() - began)
     write_text(path, json.dumps(outcome, indent=1))
     if isinstance(order.config, FinetuneConfig) and not order.keep_weights:
@@ -139,9 +141,9 @@ def _last_loss(run: Run) -> float | None:
     return float(losses[-1]) if losses else None
 
 
-def _save_overlays(run: Run, store: Store, part: str) -> None:
+def _save_overlays(run: Run, store: Store, part: str, device: str) -> None:
     """Keeps the mask of one slice of each case, that with the largest truth, for the pictures of the report."""
-    predictor = Predictor(run.path)
+    predictor = Predictor(run.path, device=device)
     task = predictor.task
     masks: dict[str, Any] = {}
     for case in store.cases(task.name, getattr(store.split(task.name), part)):

@@ -15,7 +15,7 @@ from typing import Any
 from hssl.errors import RunError
 from hssl.export.hub import model_card, write_run
 from hssl.files import new_folder, write_text
-from hssl.runs import Run
+from hssl.runs import Run, versions
 
 
 def write_bundle(run: Path | str, output: Path) -> Path:
@@ -74,7 +74,7 @@ def _metadata(run: Run) -> dict[str, Any]:
         "monai_version": version("monai"),
         "pytorch_version": version("torch").partition("+")[0],
         "numpy_version": version("numpy"),
-        "required_packages_version": {"hssl": version("hssl"), "nibabel": version("nibabel")},
+        "required_packages_version": versions("nibabel"),
         "task": f"Segmentation of {task.name}",
         "description": "A U-Net fine-tuned with hssl, slice by slice.",
         "authors": "unknown",

@@ -106,9 +106,8 @@ def global_contrast(projected: Tensor, task: Tensor, partition: Tensor, temperat
     same_task = task[:, None] == gather(task)[None]
     same_place = same_task & (partition[:, None] == gather(partition)[None])
     negatives = logits.masked_fill(~same_task | same_place, NEVER).logsumexp(1, keepdim=True)
-    rows = torch.arange(len(task), device=task.device)
-    positive = same_place.clone()
-    positive[rows, rows + rank() * len(task)] = False
+    here = torch.arange(len(task), device=task.device) + rank() * len(task)
+    positive = same_place & (here[:, None] != torch.arange(same_place.shape[1], device=task.device))
     return (F.softplus(negatives - logits).masked_fill(~positive, 0).sum(1) / positive.sum(1)).mean()
 
 
@@ -129,8 +128,9 @@ def local_contrast(first: Tensor, second: Tensor, here: Tensor, there: Tensor, t
     logits = vectors @ vectors.mT / temperature
     itself = torch.eye(2 * regions, dtype=torch.bool, device=here.device)
     positive = itself.roll(regions, 1)
-    sides = here.new_tensor([REGION * 2 / first.shape[-1], REGION * 2 / first.shape[-2]])
-    overlapping = ((here[:, :, None] - here[:, None]).abs() < sides).all(-1).repeat(1, 2, 2)
+    across, down = (here[:, :, None] - here[:, None]).abs().unbind(-1)
+    rows, columns = first.shape[-2:]
+    overlapping = ((across < REGION * 2 / columns) & (down < REGION * 2 / rows)).repeat(1, 2, 2)
     logits = logits.masked_fill(itself | ~seen[:, None] | (overlapping & ~positive), NEVER)
     pair = torch.arange(2 * regions, device=here.device).roll(regions).expand(count, -1)
     loss = F.cross_entropy(logits.flatten(0, 1), pair.flatten(), reduction="none")

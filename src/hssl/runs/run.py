@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from hssl import __version__
 from hssl.config import HARMLESS, FinetuneConfig, NetworkConfig, PretrainConfig, TrainingConfig
 from hssl.errors import RunError, TrainingError
 from hssl.files import replacing, write_text
@@ -295,17 +296,21 @@ def load_segmentation(path: Path | str) -> tuple[SegmentationNetwork, Run, TaskI
 
 def provenance(config: TrainingConfig, store: Store) -> dict[str, Any]:
     """What it takes to make a run again: hashes of the data and its split, seed, versions, git revision, machine."""
-    packages = ("hssl", "torch", "lightning", "numpy")
     return {
         "data": {"store": store.hash, "split": store.split_hash},
         "store_path": str(store.path.absolute()),
         "seed": config.seed,
-        "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
+        "versions": versions("torch", "lightning", "numpy") | {"python": platform.python_version()},
         "git": _git_revision(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores"
         + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Versions of hssl, which need not be installed to run, and of these packages."""
+    return {"hssl": __version__} | {name: version(name) for name in packages}
 
 
 def _git_revision() -> str | None:

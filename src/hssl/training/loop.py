@@ -25,7 +25,7 @@ from torch.optim import AdamW, Optimizer
 from torch.utils.data import DataLoader, Dataset
 
 from hssl.config import TrainingConfig
-from hssl.errors import ConfigError, TrainingError
+from hssl.errors import ConfigError, HsslError, TrainingError
 from hssl.networks import bf16_pays
 from hssl.objectives import WATCH, total
 from hssl.runs.run import RESTART, Run
@@ -97,11 +97,6 @@ class Stage(pl.LightningModule):
         self.latest = {name: torch.tensor(value) for name, value in state.pop("latest", {}).items()}
         self.extra.update(state)
         return optimizer
-
-    def on_fit_start(self) -> None:
-        """Lays weights out as tensor cores like them; on a CPU that costs more in copies than it gains."""
-        if self.device.type == "cuda":
-            self.to(memory_format=torch.channels_last)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches from the step after the checkpoint to the last."""
@@ -262,12 +257,19 @@ def fit(stage: Stage, trainer: pl.Trainer) -> float:
 
     Raises:
         TrainingError: See :func:`check`.
+        HsslError: The data cannot be read.
     """
     config = stage.config
     stage.began = time.monotonic()
     trainer.loggers = open_loggers(config, stage.run.path)
     try:
         trainer.fit(stage)
+    except HsslError as error:
+        # From a loader process it comes with a trace in its text.
+        _, trace, said = error.what.rpartition(f"{type(error).__module__}.{type(error).__name__}: ")
+        if not trace:
+            raise
+        raise type(error)(said.strip()) from error
     finally:
         close_loggers(config)
     return stage.seconds()

@@ -209,6 +209,8 @@ def _measure(stage: Pretraining) -> tuple[float, float]:
     config = stage.config
     device = expected_device(config)
     cuda = device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
     modules = nn.ModuleList(copy.deepcopy([stage.network, stage.objective])).to(device)
     network, objective = cast("tuple[UNet, Objective]", tuple(modules))
     data = PretrainData(stage.store, stage.tasks, config, world_size=config.devices * config.nodes)
