@@ -224,11 +224,12 @@ def test_mistakes_that_show_in_the_store(
     asked = {"scratch": {"domains": "none", "finetune": {"rehearsal_objective": "nonesuch"}}}
     with pytest.raises(ConfigError, match="arm 'scratch': no objective 'nonesuch'"):
         run_benchmark(make_plan(arms=asked), tmp_path / "bench")
-    for weights, message in (
-        ({"image": 0}, "no level"),
-        ({"task": 1}, "cannot rehearse 'hierarchical' on one task: .*no level"),
+    for weights, groups, message in (
+        ({"image": 0}, "auto", "no level"),
+        ({"group": 1}, "none", "no level"),
+        ({"task": 1}, "auto", "cannot rehearse 'hierarchical' on one task: .*no level"),
     ):
-        arms = {"joint": {"pretrain": {"options": {"weights": weights}}}}
+        arms = {"joint": {"pretrain": {"groups": groups, "options": {"weights": weights}}}}
         with pytest.raises(ConfigError, match=f"arm 'joint': .*{message}"):
             run_benchmark(make_plan(arms=arms), tmp_path / "bench")
     for stage, options, message in (

@@ -17,6 +17,7 @@ from hssl.training import pretrain
 from hssl.training.pretrain import Pretraining, check_patch, duration
 
 THREE = {"A": 5, "B": 5, "C": 5}
+GROUP_ALONE = {"weights": {"group": 1}, "task_stage": 2, "place_stage": 1, "region_stage": 1}
 
 
 class Stop(Exception):
@@ -255,6 +256,7 @@ def test_groups_count_once_they_are_found(make_store, pretrain_config, tmp_path)
 def test_no_groups(make_store, pretrain_config, tmp_path):
     run = pretrain(make_store(THREE), tmp_path / "run", config=pretrain_config(steps=2, groups="none"))
     assert not (run.path / "groups.json").exists()
+    assert "group" not in run.info.result["losses"]
 
 
 @pytest.mark.parametrize(
@@ -264,6 +266,7 @@ def test_no_groups(make_store, pretrain_config, tmp_path):
         ({"objective": "magic"}, ConfigError, "no objective 'magic'"),
         ({"options": {"magic": 1}}, ConfigError, "option 'magic'"),
         ({"groups": {"A": "x"}}, ConfigError, "task 'B' has none"),
+        ({"groups": "none", "options": GROUP_ALONE}, ConfigError, "no level is on"),
         ({"devices": 3}, ConfigError, "batch size 4 does not give each of 3 devices"),
         ({"accelerator": "abacus"}, ConfigError, "accelerator 'abacus' with devices 1 cannot be used here"),
         ({"patch_size": 18}, ConfigError, r"patch size 18 is not a multiple of 4 \(take 16\)"),

@@ -39,7 +39,7 @@ from hssl.objectives import Domains, build_objective, build_rehearsed, objective
 from hssl.store import Store
 from hssl.training.finetune import rehearsed_pretraining, validation_subjects
 from hssl.training.loggers import check_loggers
-from hssl.training.pretrain import check_batch_size, check_patch
+from hssl.training.pretrain import check_batch_size, check_patch, groups_at_start
 
 # Set by the grid, so never by hand.
 _PRETRAIN_FIXED = {"tasks", "init"}
@@ -274,7 +274,8 @@ def _pretraining(options: dict[str, Any], data: dict[str, str], needs: str | Non
     check_groups(config.tasks or (), config.groups)
     _check_shape(config, config.network)
     content = [config.decisive(), objective_options(config.objective, config.options), data]
-    _check_objective(config.objective, json.dumps(config.options), config.network, config.tasks or (), rehearsed=False)
+    domains = Domains(config.tasks or (), groups_at_start(config, config.tasks or ()))
+    _check_objective(config.objective, json.dumps(config.options), config.network, domains)
     return Job("pretrain", _hash(content), config, needs)
 
 
@@ -291,14 +292,14 @@ def _on_paper(shape: NetworkConfig) -> UNet:
 
 @lru_cache
 def _check_objective(
-    objective: str, options: str, shape: NetworkConfig, tasks: tuple[str, ...], rehearsed: bool
+    objective: str, options: str, shape: NetworkConfig, domains: Domains, rehearsed: bool = False
 ) -> None:
     """Makes the objective once, so that options (as JSON) that do not fit it are told before any run."""
     network = _on_paper(shape)
     if rehearsed:
-        build_rehearsed(objective, network, tasks[0], json.loads(options))
+        build_rehearsed(objective, network, domains.tasks[0], json.loads(options))
     else:
-        build_objective(objective, network, Domains(tasks, (-1,) * len(tasks)), json.loads(options))
+        build_objective(objective, network, domains, json.loads(options))
 
 
 def _pretrain_options(plan: BenchmarkPlan, arm: Arm) -> dict[str, Any]:
@@ -340,7 +341,7 @@ def _finetuning(
         raise ConfigError("option 'network' of fine-tuning is not that of pre-training", hint="set it in 'pretrain'")
     _check_shape(config, shape)
     if asked := rehearsed_pretraining(config, before):
-        _check_objective(asked.objective, json.dumps(asked.options), shape, (task,), rehearsed=True)
+        _check_objective(asked.objective, json.dumps(asked.options), shape, Domains((task,), (0,)), rehearsed=True)
     return Job("finetune", _hash(content), config, needs=None if pretraining is None else pretraining.hash)
 
 

@@ -22,7 +22,7 @@ class Domains:
 
     Attributes:
         tasks: Names of the tasks; their order gives the task numbers in a batch.
-        groups: Group number of each task; all -1 until groups are found.
+        groups: Group number of each task; all -1 until groups are found, all 0 where there are none.
     """
 
     tasks: tuple[str, ...]

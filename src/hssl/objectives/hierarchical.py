@@ -94,7 +94,8 @@ class Hierarchical(Objective):
 
     Args:
         network: The network to be pre-trained.
-        domains: Tasks and groups; with one task, the group and task levels have nothing to ask and are off.
+        domains: Tasks and groups; with one task, the group and task levels have nothing to ask and are off, and so is
+            the group level with one group.
         options: Weights and details.
 
     Raises:
@@ -118,6 +119,8 @@ class Hierarchical(Objective):
             if getattr(options, name) > last:
                 raise ConfigError(f"option '{name}': this network has stages 0 to {last} there")
         self.weights: dict[str, float] = {level: options.weights.get(level, 0.0) for level in WEIGHTS}
+        if set(domains.groups) == {0}:
+            self.weights["group"] = 0.0
         if tasks < 2:
             self.weights["group"] = self.weights["task"] = 0.0
         if not any(self.weights.values()):

@@ -51,7 +51,7 @@ class Pretraining(Stage):
         self.store, self.tasks = store, tasks
         torch.manual_seed(config.seed)
         self.network = build_network(config.network) if network is None else network
-        domains = Domains(tasks, _given(config, tasks))
+        domains = Domains(tasks, groups_at_start(config, tasks))
         self.objective = build_objective(config.objective, self.network, domains, config.options)
 
     def losses(self, batch: WindowBatch, step: int, generator: Generator) -> dict[str, Tensor]:
@@ -232,10 +232,11 @@ def _measure(stage: Pretraining) -> tuple[float, float]:
     return seconds, float(memory)
 
 
-def _given(config: PretrainConfig, tasks: tuple[str, ...]) -> tuple[int, ...]:
+def groups_at_start(config: PretrainConfig, tasks: tuple[str, ...]) -> tuple[int, ...]:
+    """The group of each task before the first step: all -1 where they are found later, all 0 where there are none."""
     if isinstance(config.groups, dict):
         return tuple(given_groups(tasks, config.groups).groups[task] for task in tasks)
-    return (-1,) * len(tasks)
+    return (0 if config.groups == "none" or len(tasks) < 3 else -1,) * len(tasks)
 
 
 def _report_groups(grouping: Grouping, run: Run) -> None:
