@@ -146,3 +146,34 @@ def test_rivals_come_from_the_ledger() -> None:
     text = f"{signed(gains['joint'], 1)} points over scratch, {', '.join(told)}"
     assert text in readme
     assert text in page
+
+
+def test_the_ablation_comes_from_the_ledger() -> None:
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    plan = BenchmarkPlan.load(RESULTS / "ablation.yaml")
+    rows = Ledger(RESULTS / "ablation" / "ledger.jsonl").rows()
+    start = page.index("## The levels, one by one")
+    section = page[start : page.index("\n## ", start + 1)]
+    tables = [part.splitlines() for part in re.findall(r"(?:^\|.*\n)+", section, re.MULTILINE)]
+    gains: dict[tuple[int, str], float] = {}
+    for seed, (heading, _, *lines) in zip(plan.seeds, tables, strict=True):
+        tasks = re.findall(r"Task\w+", heading)
+        assert sorted(tasks) == sorted(plan.tasks or ())
+        dice = {(row["arm"], row["task"]): 100 * row["dice"] for row in rows if row["seed"] == seed}
+        arms = [line.split("|")[1].strip() for line in lines]
+        assert arms == [arm for arm in plan.arms if all((arm, task) in dice for task in tasks)]
+        for arm, line in zip(arms, lines, strict=True):
+            organs, all_four = (fmean(dice[arm, t] - dice["scratch", t] for t in part) for part in (tasks[:3], tasks))
+            *scores, last = (f"{dice[arm, task]:.1f}" for task in tasks)
+            differences = [] if arm == "scratch" else [signed(organs, 1), signed(all_four, 1)]
+            assert numbers(line) == [*scores, *differences[:1], last, *differences[1:]]
+            gains[seed, arm] = organs
+    # The text's first finding: the arms with the tissue level, and those without.
+    lack = {"scratch", "no-tissue", *(arm for arm in plan.arms if arm.startswith("only-"))} - {"only-tissue"}
+    for has, text in ((True, "with it gain {} to {} points"), (False, "without it {} to {}")):
+        found = [
+            gain for (seed, arm), gain in gains.items() if seed == 0 and arm != "scratch" and (arm not in lack) is has
+        ]
+        assert text.format(signed(min(found), 1), signed(max(found), 1)) in section
+    second = [signed(gains[1, arm], 1) for arm in ("joint", "only-tissue")]
+    assert f"With the second subject neither gains** ({' and '.join(second)})" in section
