@@ -8,7 +8,7 @@ parts=$1 out=$2 seconds=${3:-540} workers=${4:-8} plan=${5:-docs/results/gpu.yam
 export PYTHONPATH=$PWD/src${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 python3 -c "import hssl.benchmark, hssl.training, monai, nibabel" # what is missing shows now, not after the first run
 mkdir -p "$out" runs/gpu
-[ -e runs/packed/index.json ] || { rm -rf runs/packed && python3 tools/pack.py unpack "$parts" runs/packed; }
+[ -e runs/packed ] || python3 tools/pack.py unpack "$parts" runs/packed
 
 keep() { # copies are put in place whole: the machine may go at any time
     for file in runs/gpu/ledger.jsonl runs/gpu/pretraining.jsonl; do

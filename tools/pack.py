@@ -16,6 +16,7 @@ import lzma
 import sys
 import tarfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hssl.errors import HsslError, StoreError
+from hssl.files import new_folder, write_text
 from hssl.store import CaseRecord, Store
 from hssl.store.store import INDEX, SPLITS, Index, array_path, file_hash
 
@@ -67,40 +69,38 @@ def pack(store: Store, parts: Path, mib: float = 54, levels: int = 256) -> list[
         The files, in order.
 
     Raises:
-        StoreError: The folder exists, an array cannot be read, or there are fewer than 2 or more than 256 levels.
+        ConfigError: There is something at `parts`.
+        StoreError: An array cannot be read, or there are fewer than 2 or more than 256 levels.
     """
     if not 2 <= levels <= 256:
         raise StoreError(f"{levels} grey levels do not fit a byte", hint="2 to 256")
-    if parts.exists():
-        raise StoreError("exists already", path=parts, hint="name a new folder")
-    parts.mkdir(parents=True)
     members = [(INDEX, store.index.model_dump_json().encode()), (SPLITS, store.splits.model_dump_json().encode())]
-    written: list[Path] = []
+    names: list[str] = []
     room = 0.0
-    for case in (None, *store.cases()):
-        members += [] if case is None else _packed(store, case, levels)
-        size = sum(len(content) + 1024 for _, content in members)  # header and padding of the tar format
-        if size > room:
-            written.append(parts / f"part-{len(written)}.tar")
-            room = mib * 2**20 - 10_240
-        room -= size
-        with tarfile.open(written[-1], "a") as tar:
+    with new_folder(parts) as folder, ExitStack() as opened:
+        for case in (None, *store.cases()):
+            members += [] if case is None else _packed(store, case, levels)
+            size = sum(len(content) + 1024 for _, content in members)  # header and padding of the tar format
+            if size > room:
+                names.append(f"part-{len(names)}.tar")
+                tar = opened.enter_context(tarfile.open(folder / names[-1], "w"))
+                room = mib * 2**20 - 10_240
+            room -= size
             for name, content in members:
                 entry = tarfile.TarInfo(name)
                 entry.size = len(content)
                 tar.addfile(entry, io.BytesIO(content))
-        members = []
-    return written
+            members = []
+    return [parts / name for name in names]
 
 
 def unpack(parts: Path, path: Path) -> Store:
     """Makes a store of the tar files in a folder.
 
     Raises:
-        StoreError: There is something at `path`, or a part is missing or damaged; then nothing is a store.
+        ConfigError: There is something at `path`.
+        StoreError: A part is missing or damaged.
     """
-    if path.exists():
-        raise StoreError("exists already", path=path, hint="name a new folder")
     contents: dict[str, bytes] = {}
     for part in sorted(parts.glob("part-*.tar")):
         try:
@@ -113,10 +113,10 @@ def unpack(parts: Path, path: Path) -> Store:
     if INDEX not in contents:
         raise StoreError("holds no packed store", path=parts, hint="it is in part-0.tar")
     index = Index.model_validate_json(contents[INDEX])
-    cases = [_unpacked(contents, case, parts, path) for case in index.cases]
-    (path / SPLITS).write_bytes(contents[SPLITS])
-    # Last: a folder without an index is no store.
-    (path / INDEX).write_text(index.model_copy(update={"cases": cases}).model_dump_json(indent=1), encoding="utf-8")
+    with new_folder(path) as folder:
+        cases = [_unpacked(contents, case, parts, folder) for case in index.cases]
+        (folder / SPLITS).write_bytes(contents[SPLITS])
+        write_text(folder / INDEX, index.model_copy(update={"cases": cases}).model_dump_json(indent=1))
     return Store.open(path)
 
 
