@@ -310,7 +310,12 @@ JSON: dict[str, tuple[str, str, object, object]] = {
     "report": ("bench", "hssl.benchmark.write_report", Path("bench/report.html"), "bench/report.html"),
     "export": ("run --to onnx -o a.onnx", "hssl.export.export_run", Path("a.onnx"), "a.onnx"),
     "push": ("run a/b", "hssl.export.push", "hf://a/b", "hf://a/b"),
-    "demo": ("", "hssl.demo.run_demo", DemoResult([{"task": "Heart"}], Path("a.png")), [{"task": "Heart"}]),
+    "demo": (
+        "",
+        "hssl.demo.run_demo",
+        DemoResult([{"task": "Heart"}], Path("a.png"), Path("a.html")),
+        [{"task": "Heart"}],
+    ),
     "config show": ("aggregate", "hssl.cli._load", AggregateConfig(), AggregateConfig().model_dump(mode="json")),
 }
 

@@ -11,7 +11,9 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 from hssl import demo
-from hssl.evaluation import EvaluationResult
+from hssl.benchmark.ledger import Ledger
+from hssl.benchmark.runner import LEDGER
+from hssl.inference import predict
 from hssl.runs import Run
 
 TASKS = ("Task02_HeartMR", "Task03_BrainMR", "Task05_ChestXray")
@@ -35,24 +37,26 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     titles: list[str] = []
     monkeypatch.setattr(Axes, "set_title", lambda self, title, **_: titles.append(title))
     result = demo.run_demo(tmp_path, seed=1)
-    groups, *columns = titles
-    assert "groups" in groups
-    assert columns == ["image", "truth", "from scratch", "from HSSL"]
+    rows = {(row["task"], row["arm"]): row for row in Ledger(tmp_path / "benchmark" / LEDGER).rows()}
     assert [row["task"] for row in result.rows] == list(FINETUNED)
     for row in result.rows:
-        runs = {arm: Run.open(tmp_path / "runs" / f"{row['task']}-{arm}") for arm in demo.ARMS}
-        scores = {
-            arm: EvaluationResult.load(run.path / "evaluation" / "test.json").mean.dice for arm, run in runs.items()
-        }
-        assert (row["scratch"], row["HSSL"]) == (scores["scratch"], scores["hssl"])
+        pair = [rows[row["task"], arm] for arm in ("scratch", "HSSL")]
+        assert [row["scratch"], row["HSSL"]] == [each["dice"] for each in pair]
         assert math.isclose(row["gain, points"], 100 * (row["HSSL"] - row["scratch"]), abs_tol=0.05)
+        assert all(each["part"] == "test" for each in pair)
         # The comparison is fair: the arms differ in their start alone (and with it in what can be rehearsed).
-        first, second = (run.config.model_dump(exclude={"init"}) for run in runs.values())
-        assert first == second
-        assert runs["scratch"].info.masks_seen == runs["hssl"].info.masks_seen
-        assert len(runs["hssl"].info.masks_seen[row["task"]]) == 1
+        first, second = (Run.open(tmp_path / "benchmark" / "runs" / each["config_hash"]) for each in pair)
+        assert first.config.model_dump(exclude={"init"}) == second.config.model_dump(exclude={"init"})
+        assert first.info.masks_seen == second.info.masks_seen
+        assert len(first.info.masks_seen[row["task"]]) == 1
     with Image.open(result.picture) as picture:
         assert picture.width > picture.height > 300
+    for title in ("truth", "scratch", "HSSL"):
+        assert any(title in each for each in titles), title
+    assert "HSSL" in result.report.read_text(encoding="utf-8")
+    # A network of the demo segments a scan, as any other.
+    scan = next((tmp_path / "raw" / FINETUNED[0] / "imagesTr").glob("*.nii.gz"))
+    assert predict(second.path.parent / rows[FINETUNED[0], "HSSL"]["config_hash"], [scan], tmp_path / "masks")
 
     again = demo.run_demo(tmp_path, seed=1)
     assert again.rows == result.rows

@@ -450,7 +450,7 @@ def demo(
     result = run_demo(output, seed=seed)
     console.print_rows(result.rows, title="Test Dice, one labelled subject", as_json=as_json)
     if not as_json:
-        console.print_line(f"Picture: {result.picture}")
+        console.print_line(f"Picture: {result.picture}\nReport: {result.report}")
 
 
 @config_app.command("show")

@@ -168,11 +168,16 @@ def feature_map(before: Features, after: Features) -> str:
             axes.spines[["left", "bottom"]].set_visible(False)
         handles, names_ = axes.get_legend_handles_labels()
         figure.legend(handles, names_, loc="outside lower center", ncols=5, markerscale=2, fontsize=8)
-        return _png(figure)
+        return _uri(_png(figure))
 
 
 def overlay_rows(overlays: Sequence[Overlay]) -> str:
     """A row for each case: image, truth, and the mask of each arm."""
+    return _uri(overlay_picture(overlays))
+
+
+def overlay_picture(overlays: Sequence[Overlay]) -> bytes:
+    """The same as a PNG file's content."""
     columns = ["image", "truth", *overlays[0].masks]
     with mpl.rc_context(STYLE):
         layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
@@ -208,7 +213,11 @@ def _svg(figure: Figure) -> str:
         return f"data:image/svg+xml;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def _png(figure: Figure) -> str:
+def _png(figure: Figure) -> bytes:
     with io.BytesIO() as file:
         figure.savefig(file, format="png", dpi=150)
-        return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+        return file.getvalue()
+
+
+def _uri(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"

@@ -24,6 +24,7 @@ from hssl.benchmark.statistics import Difference, compare, ordered_shares, summa
 from hssl.errors import HsslError, RunError
 from hssl.files import write_text
 from hssl.store import Store
+from hssl.training.pretrain import duration
 
 REPORT, TABLES = "report.html", "tables.md"
 logger = logging.getLogger(__name__)
@@ -383,15 +384,15 @@ def _overlay_section(bench: _Bench) -> Section:
 
 def _method_section(bench: _Bench) -> Section:
     rows, plan = bench.rows, bench.plan
-    hours = sum(row["seconds"] for row in {row["config_hash"]: row for row in rows}.values()) / 3600
+    scored = {row["config_hash"]: row for row in rows}.values()
     pretrained = bench.pretrained()
     used = [row for row in bench.pretraining if row["config_hash"] in pretrained]
     options = {"pretrain": plan.pretrain, "finetune": plan.finetune, "finetune_by_task": plan.finetune_by_task}
     options |= {"arms": {name: arm.model_dump(mode="json", exclude_defaults=True) for name, arm in plan.arms.items()}}
     facts = [
         ["Labelled subjects", "; ".join(_labelled(bench, labels) for labels in bench.shares)],
-        ["Fine-tuning and scoring", f"{hours:.1f} hours"],
-        ["Pre-training", f"{sum(row['seconds'] for row in used) / 3600:.1f} hours"],
+        ["Fine-tuning and scoring", duration(sum(row["seconds"] for row in scored))],
+        ["Pre-training", duration(sum(row["seconds"] for row in used))],
         ["Store", rows[0]["store_hash"][:16]],
         ["Split", rows[0]["split_hash"][:16]],
         ["Revision", ", ".join(sorted({str(row["git"]) for row in rows}))],
