@@ -1,3 +1,4 @@
+# torch is that of pip's index: on Linux, PyPI's has CUDA.
 # docker build -t hssl . && docker run --rm -v "$PWD:/data" hssl demo -o demo
 FROM python:3.12-slim
 WORKDIR /opt/hssl

@@ -16,7 +16,7 @@ PEERS  := nnunetv2==2.8.1 albumentations==2.0.8 kornia==0.9.0 torchio==1.2.1 lig
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.installed ## the whole way on built-in phantoms: a Dice table, a picture and a report in demo/
+demo: $(VENV)/.installed ## the full pipeline on built-in phantoms: a Dice table, a picture and a report in demo/
 	$(BIN)/hssl demo --output $(OUT)
 
 # Under several processes OpenMP's busy waiting costs ten times the speed: one thread each, passive.

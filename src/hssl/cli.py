@@ -52,7 +52,7 @@ Set = Annotated[
     typer.Option("--set", "-s", metavar="NAME=VALUE", help="Any option of the stage; repeatable."),
 ]
 StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="A store that hssl aggregate wrote.")]
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or hf://OWNER/NAME.")]
 Device = Annotated[str | None, typer.Option(help="As torch names it; a GPU where there is one by default.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of every random draw.")]
 PatchSize = Annotated[int | None, typer.Option(min=1, help="Side of what the network sees, in pixels.")]
@@ -129,7 +129,7 @@ def aggregate(
     output: Output,
     layout: Annotated[
         str | None,
-        typer.Option(help="Reader: msd, nnunet, nifti, images2d, dicom. Found by itself where clear."),
+        typer.Option(help="Reader: msd, nnunet, nifti, images2d, dicom. Recognised unless ambiguous."),
     ] = None,
     subject: Annotated[str | None, typer.Option(help="Regular expression that finds the subject in a case id.")] = None,
     channel: Annotated[str | None, typer.Option(help="Channel to take of several, by name or number.")] = None,
@@ -191,7 +191,9 @@ def pretrain(
     store: StorePath,
     output: Output,
     tasks: Annotated[str | None, typer.Option(help="Tasks to learn from, with commas; all by default.")] = None,
-    init: Annotated[str | None, typer.Option(help="A run to go on from, hf://OWNER/NAME, or scratch.")] = None,
+    init: Annotated[
+        str | None, typer.Option(help="A run to start from, hf://OWNER/NAME, or scratch (by default).")
+    ] = None,
     objective: Annotated[
         str | None,
         typer.Option(help="hierarchical (by default), simclr, byol, rotation, jigsaw, genesis, global_local, masked."),
@@ -252,9 +254,11 @@ def finetune(
     task: Annotated[str | None, typer.Option(help="The task to learn.")] = None,
     labels: Annotated[
         str | None,
-        typer.Option(help="Labelled training subjects: a share (5%), a number, or names with commas."),
+        typer.Option(help="Labelled training subjects: a share (5%), a number, or names with commas; all by default."),
     ] = None,
-    init: Annotated[str | None, typer.Option(help="A pre-trained run, hf://OWNER/NAME, or scratch.")] = None,
+    init: Annotated[
+        str | None, typer.Option(help="A pre-trained run, hf://OWNER/NAME, or scratch (by default).")
+    ] = None,
     validation: Annotated[
         bool | None,
         typer.Option(
@@ -301,7 +305,7 @@ def predict(
     inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Images, or folders of images.")],
     output: Output,
     channel: Annotated[int | None, typer.Option(min=0, help="Channel of 4D images; the run's own by default.")] = None,
-    overlap: Annotated[float, typer.Option(min=0, max=0.99, help="Share that neighbouring tiles share.")] = 0.5,
+    overlap: Annotated[float, typer.Option(min=0, max=0.99, help="Share of a tile that overlaps its neighbour.")] = 0.5,
     batch_size: Annotated[int, typer.Option(min=1, help="Tiles at once.")] = 16,
     device: Device = None,
     as_json: Json = False,
@@ -443,7 +447,7 @@ def demo(
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Run the whole way on synthetic challenges in a few minutes."""
+    """Run the full pipeline on synthetic challenges, in five minutes on two cores."""
     from hssl import console
     from hssl.demo import run_demo
 
@@ -460,7 +464,7 @@ def config_show(
     options: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Print all options of a stage as YAML: what holds, and what each means."""
+    """Print all options of a stage as YAML: the value of each and what it means."""
     from hssl import console
     from hssl.config import PretrainConfig
 

@@ -1,4 +1,4 @@
-"""The whole way on synthetic challenges, to see whether learning without masks helps.
+"""The full pipeline on synthetic challenges, to see whether learning without masks helps.
 
 It is a small benchmark. Both networks of a task are fine-tuned alike: same labelled subject, same batches, same steps,
 same shape. They differ in their start, and in that the pre-trained one goes on rehearsing on scans without masks. The

@@ -242,6 +242,9 @@ def test_mistakes_that_show_in_the_store(
     ):
         with pytest.raises(ConfigError, match=f"arm 'joint': .*{message}"):
             run_benchmark(make_plan(arms={"joint": {stage: options}}), tmp_path / "bench")
+    seen = {"arms": {"joint": {"finetune": {"validation": True}}}, "evaluation": {"part": "val"}}
+    with pytest.raises(ConfigError, match="arm 'joint': scores validation subjects, whose masks fine-tuning uses"):
+        run_benchmark(make_plan(**seen), tmp_path / "bench")
     with pytest.raises(StoreError, match="no task"):
         run_benchmark(make_plan(arms={"joint": {"domains": ["nowhere"]}}), tmp_path / "bench")
     assert not (tmp_path / "bench").exists()

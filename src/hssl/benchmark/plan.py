@@ -244,7 +244,14 @@ def expand(plan: BenchmarkPlan, store: Store) -> Grid:
                     try:
                         before = _pretrainings(plan, arm, task, store, data)
                         job = _finetuning(plan, arm, task, labelled, seed, before[-1] if before else None, data)
-                        validation_subjects(cast("FinetuneConfig", job.config), store)
+                        if (
+                            validation_subjects(cast("FinetuneConfig", job.config), store)
+                            and plan.evaluation.part == "val"
+                        ):
+                            raise ConfigError(
+                                "scores validation subjects, whose masks fine-tuning uses",
+                                hint="set 'validation: false' under 'finetune', or 'part: test' under 'evaluation'",
+                            )
                     except ConfigError as error:
                         raise ConfigError(f"arm '{name}': {error.what}", hint=error.hint) from error
                     for each in (*before, job):
