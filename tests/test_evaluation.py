@@ -236,15 +236,21 @@ def test_ready_masks_must_be_there_and_fit(run: Run, store: Store, tmp_path: Pat
         evaluate(run.path, predictions=ready)
 
 
-def test_a_store_made_with_another_plan_is_refused(
+def test_a_store_made_with_another_plan_or_other_labels_is_refused(
     tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = store.tasks["Balls"]
     other = task.model_copy(update={"plan": task.plan.model_copy(update={"window": (0.0, 99.0)})})
     run = make_run(tmp_path / "other", store, task=other)
     monkeypatch.setattr("hssl.inference.load_segmentation", lambda path: (ByIntensity(), run, run.info.task))
+    renumbered = make_run(tmp_path / "third", store, task=task.model_copy(update={"labels": {1: "two", 2: "one"}}))
     with pytest.raises(StoreError, match="another plan"):
         evaluate(run.path)
+    monkeypatch.setattr(
+        "hssl.inference.load_segmentation", lambda path: (ByIntensity(), renumbered, renumbered.info.task)
+    )
+    with pytest.raises(StoreError, match=r"has the labels .*, the run's has \{1: 'two', 2: 'one'\}"):
+        evaluate(renumbered.path)
 
 
 def test_what_cannot_be_evaluated_says_so(tmp_path: Path, store: Store, run: Run) -> None:

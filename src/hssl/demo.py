@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hssl.benchmark import Arm, BenchmarkPlan, run_benchmark, write_report
-from hssl.benchmark.executors import cores
 from hssl.benchmark.figures import overlay_picture
 from hssl.benchmark.ledger import Ledger
 from hssl.benchmark.pictures import find_overlays
@@ -20,6 +21,7 @@ from hssl.benchmark.plan import expand
 from hssl.benchmark.runner import LEDGER
 from hssl.config import AggregateConfig, PretrainConfig
 from hssl.files import replacing
+from hssl.machine import cores
 from hssl.sources.phantoms import write_phantoms
 from hssl.store import Store, aggregate
 from hssl.training import pretrain
@@ -78,10 +80,12 @@ def run_demo(output: Path | str, *, seed: int = 0) -> DemoResult:
         keep_weights=True,
     )
     bench = output / "benchmark"
+    gpus = torch.cuda.device_count()
     for job in expand(plan, store).jobs.values():
-        if isinstance(job.config, PretrainConfig):  # here, with every core and a bar: most of the runs wait for it
+        # Here, with every core and a bar, for most of the runs wait for it. A GPU would stay with this process.
+        if not gpus and isinstance(job.config, PretrainConfig):
             pretrain(store, bench / job.folder, config=job.config)
-    found = run_benchmark(plan, bench, workers=min(cores(), len(FINETUNED)))
+    found = run_benchmark(plan, bench, workers=min(gpus or cores(), len(FINETUNED)))
     dice = {(row["task"], row["arm"]): row["Dice"] for row in found}
     rows = [_row(task, dice[task, SCRATCH], dice[task, HSSL]) for task in plan.tasks or ()]
     picture = output / "demo.png"

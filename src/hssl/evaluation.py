@@ -214,6 +214,12 @@ def evaluate(
             raise StoreError(
                 f"task '{name}' was made with another plan than the run's", path=store.path, hint="retrain"
             )
+        if task.labels != predictor.task.labels:
+            raise StoreError(
+                f"task '{name}' has the labels {task.labels}, the run's has {predictor.task.labels}",
+                path=store.path,
+                hint="renumber the masks, and name the labels as the run does",
+            )
         masks = _predicted(predictor, store, cases, space)
 
     def score(pair: tuple[CaseRecord, Callable[[], Mask]]) -> list[CaseScore]:

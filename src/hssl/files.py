@@ -1,14 +1,19 @@
-"""Files that are either there whole or not at all."""
+"""Files that are either there whole or not at all, and folders with one writer at a time."""
 
 from __future__ import annotations
 
+import fcntl
+import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
-from hssl.errors import ConfigError
+from hssl.errors import ConfigError, RunError
+
+LOCK = ".lock"
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -48,6 +53,27 @@ def new_folder(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def locked(folder: Path, what: str) -> Iterator[None]:
+    """Keeps a second writer out of a folder; the lock goes with the process, however it ends.
+
+    Args:
+        folder: The folder, which is there.
+        what: What is being done in it, for the message.
+
+    Raises:
+        RunError: Another process has the lock.
+    """
+    with (folder / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunError(f"another {what} is running in this folder", path=folder, hint="wait for it") from error
+        except OSError as error:
+            logger.warning("%s: this disk has no locks (%s); see that no other %s writes here", folder, error, what)
+        yield
 
 
 def refuse_existing(path: Path) -> None:

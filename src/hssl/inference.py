@@ -25,7 +25,7 @@ from hssl.runs import load_segmentation
 from hssl.sources import dicom, dicom_seg
 from hssl.sources.base import Geometry, is_ct
 from hssl.sources.files import NIFTI, PICTURES, channel_count, list_files, read_geometry, read_image, stem
-from hssl.store.plan import check_geometry
+from hssl.store.plan import TaskPlan, check_geometry
 from hssl.store.store import TaskInfo
 
 logger = logging.getLogger(__name__)
@@ -47,10 +47,10 @@ def predict(
 
     A NIfTI mask has the name, shape, affine and header of its image, and type uint8; the mask of a picture is
     a PNG with its rows and columns; the mask of a DICOM series is a DICOM segmentation that refers to it, named
-    by the series' id (:attr:`hssl.sources.dicom.Series.id`). Localizers beside other series are left out, and a
-    warning names each series that is no CT where the task was one, or the other way round. Every header is checked
-    before the first image is predicted. Masks appear one by one, each complete; one that is
-    there already is replaced.
+    by the series' id (:attr:`hssl.sources.dicom.Series.id`). Localizers and pictures beside other
+    series are left out, and a warning names them and each series that is no CT where the task was one, or the other way
+    round. Every header is checked before the first image is predicted. Masks appear one by one, each complete; one that
+    is there already is replaced.
 
     Args:
         run: Folder of a fine-tuning run.
@@ -73,7 +73,8 @@ def predict(
     predictor = Predictor(run, overlap=overlap, batch_size=batch_size, device=device)
     if channel is None and isinstance(predictor.task.channel, int):
         channel = predictor.task.channel
-    images = [_checked(path, channel) for given in inputs for path in _listed(Path(given))]
+    plan = predictor.task.plan
+    images = [_checked(path, channel, plan) for given in inputs for path in _listed(Path(given))]
     output = Path(output)
     _check_targets(images, output)
     _warn_of_modality(images, predictor.task)
@@ -81,7 +82,7 @@ def predict(
     def load(image: _Input) -> NDArray[np.float32]:
         with _naming(image.path):
             pixels = image.series.image() if image.series else read_image(image.path, image.channel)
-            return predictor.task.plan.prepare_image(pixels, image.geometry)
+            return plan.prepare_image(pixels, image.geometry)
 
     def write(result: tuple[_Input, NDArray[np.float32]]) -> Path:
         image, scores = result
@@ -198,17 +199,18 @@ def _listed(path: Path) -> Sequence[Path | dicom.Series]:
 
 
 def _scans(path: Path) -> list[dicom.Series]:
-    """The DICOM series below a folder; localizers, which lie beside most of them, only where there is nothing else."""
+    """The DICOM series below a folder; localizers and pictures lie beside most of them, and are left out there."""
     found = dicom.list_series(path)
-    scans = [series for series in found if not series.is_localizer]
+    scans = [series for series in found if not (series.is_localizer or series.is_picture)]
     if scans:
         for series in found:
-            if series.is_localizer:
-                logger.warning("%s is a localizer and is left out", series)
+            if series not in scans:
+                what = "a localizer" if series.is_localizer else "no stack of slices"
+                logger.warning("%s is %s and is left out", series, what)
     return scans or found
 
 
-def _checked(source: Path | dicom.Series, channel: int | None) -> _Input:
+def _checked(source: Path | dicom.Series, channel: int | None, plan: TaskPlan) -> _Input:
     """Reads the header; raises what is wrong with it."""
     if isinstance(source, dicom.Series):
         dicom_seg.check_source(source)
@@ -219,6 +221,7 @@ def _checked(source: Path | dicom.Series, channel: int | None) -> _Input:
             image = _Input(source, channel, read_geometry(source, channel))
     with _naming(image.path):
         check_geometry(image.geometry)
+        plan.check_scale(image.geometry)
     return image
 
 

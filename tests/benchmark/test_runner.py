@@ -16,11 +16,12 @@ import yaml
 
 import hssl.benchmark.plan
 from hssl.benchmark import BenchmarkPlan, run_benchmark, write_report
-from hssl.benchmark.ledger import Ledger, locked
+from hssl.benchmark.ledger import Ledger
 from hssl.benchmark.plan import _hash, expand
 from hssl.benchmark.runner import _ends_cleanly, _reason, _sharing
 from hssl.config import AggregateConfig, FinetuneConfig, PretrainConfig
 from hssl.errors import ConfigError, RunError, StoreError, TrainingError
+from hssl.files import locked
 from hssl.objectives import OBJECTIVES
 from hssl.store import Store, aggregate
 
@@ -264,7 +265,7 @@ def test_ledger_drops_a_torn_line(tmp_path: Path) -> None:
 
 
 def test_only_one_benchmark_in_a_folder(tmp_path: Path) -> None:
-    with locked(tmp_path), pytest.raises(RunError, match="another benchmark"), locked(tmp_path):
+    with locked(tmp_path, "benchmark"), pytest.raises(RunError, match="another b"), locked(tmp_path, "benchmark"):
         pass
 
 

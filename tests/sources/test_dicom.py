@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import logging
 import pickle
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -337,6 +338,7 @@ def test_run_length_encoded_slices_are_decoded(tmp_path: Path) -> None:
         ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, r"is a localizer \(move its files away\)"),
         ({"ImagePositionPatient": None}, "has no ImagePositionPatient"),
         ({"ImagePositionPatient": None, "NumberOfFrames": 5}, "no ImagePositionPatient of its 5 frames"),
+        ({"NumberOfFrames": 5}, "holds 5 frames and one place for all of them"),
         ({"SamplesPerPixel": 3}, "is in colours"),
         ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, "not at right angles"),
         ({"PixelSpacing": [0, 0.5]}, "has pixels of 0 × 0.5 mm"),
@@ -417,6 +419,32 @@ def test_series_are_aggregated_and_bad_ones_left_out(tmp_path: Path) -> None:
     case = store.cases("raw")[2]
     np.testing.assert_allclose(case.geometry.affine[:3, 3], [30, -12.5, 100])
     np.testing.assert_array_equal(store.source_case(case).read_image(), voxels(seed=2).transpose(2, 1, 0) - 1024.0)
+
+
+def test_a_screenshot_beside_scans_is_left_out_with_the_bad_cases(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(4):
+        write_series(tmp_path / "raw" / f"p{number}", voxels(seed=number), PatientID=f"P{number}")
+    write_series(tmp_path / "raw" / "report", voxels(1), Modality="OT", ImagePositionPatient=None)
+    with pytest.raises(StoreError, match=r"has no ImagePositionPatient .*1 bad case"):
+        aggregate([tmp_path / "raw"], tmp_path / "store")
+    config = AggregateConfig(skip_bad=True, workers=1)
+    logging.getLogger("hssl").propagate = True
+    store = aggregate([tmp_path / "raw"], tmp_path / "store", config=config)
+    assert list(store.tasks) == ["raw_CT"]
+    assert "task 'raw_OT' has no usable case and is left out" in caplog.text
+    assert aggregate([tmp_path / "raw"], tmp_path / "store", config=config).hash == store.hash
+
+
+def test_linked_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    write_series(tmp_path / "archive" / "p2", voxels(seed=2), PatientID="P2")
+    write_series(tmp_path / "raw" / "p1", voxels(seed=1), PatientID="P1")
+    (tmp_path / "raw" / "p2").symlink_to(tmp_path / "archive" / "p2")
+    (tmp_path / "raw" / "p1" / "up").symlink_to(tmp_path / "raw")
+    assert [series.patient for series in list_series(tmp_path / "raw")] == ["P1", "P2"]
+    subjects = [case.subject for case in only(tmp_path / "raw", subject=r"^p\d").cases()]
+    assert subjects == ["p1", "p2"]
 
 
 def test_each_file_is_hashed_once_however_many_series_lie_in_a_folder(
@@ -564,6 +592,7 @@ def test_every_series_gets_a_segmentation(tmp_path: Path, caplog: pytest.LogCapt
     for number, mask in enumerate(masks):
         write_series(tmp_path / "raw" / "a", mask * 40 + 1024, SeriesNumber=number, uid=f"1.2.3.{number}")
     write_series(tmp_path / "raw", voxels(1), ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"], SeriesNumber=9)
+    write_series(tmp_path / "raw", voxels(1), ImagePositionPatient=None, SeriesNumber=8)
     logging.getLogger("hssl").propagate = True
     paths = predict("run", [tmp_path / "raw"], tmp_path / "out", device="cpu")
     found = list_series(tmp_path / "raw" / "a")
@@ -572,8 +601,8 @@ def test_every_series_gets_a_segmentation(tmp_path: Path, caplog: pytest.LogCapt
         np.testing.assert_array_equal(read_back(path, (4, 6, 5), series), mask.transpose(2, 1, 0))
     assert [s.SegmentLabel for s in dcmread(paths[0]).SegmentSequence] == ["one", "two"]
     assert dcmread(paths[0]).SeriesDescription == "hssl: T"
-    assert "series 9 'thorax' of patient 'P1'" in caplog.text
-    assert "is left out" in caplog.text
+    for number, what in ((9, "a localizer"), (8, "no stack of slices")):
+        assert re.search(rf"series {number} 'thorax' of patient 'P1' \(\S+\) is {what} and is left out", caplog.text)
     assert "was learnt from" not in caplog.text
 
 

@@ -176,11 +176,21 @@ def test_complex_voxels_are_refused(tmp_path: Path) -> None:
             read()
 
 
-def test_a_single_slice_nifti_is_two_dimensional(tmp_path: Path) -> None:
+def test_a_small_voxel_in_metres_has_an_inverse(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(VOLUME, np.diag([0.0005, 0.0005, 0.003, 1.0]))
+    image.header.set_xyzt_units("meter")
+    nib.save(image, tmp_path / "a.nii.gz")
+    assert next(find_sources(tmp_path)[0].cases()).read_geometry().spacing == pytest.approx((0.5, 0.5, 3.0))
+
+
+def test_a_nifti_of_two_axes_lies_as_one_of_a_single_slice(tmp_path: Path) -> None:
     write_nifti(tmp_path / "a.nii", VOLUME[..., 0])
-    case = next(find_sources(tmp_path)[0].cases())
-    assert case.read_geometry().shape == case.read_image().shape == (2, 3, 1)
-    assert case.read_geometry().ndim == 2
+    write_nifti(tmp_path / "b.nii", VOLUME[..., :1])
+    flat, slice_ = find_sources(tmp_path)[0].cases()
+    assert flat.read_geometry().shape == flat.read_image().shape == (2, 3, 1)
+    assert flat.read_geometry().ndim == slice_.read_geometry().ndim == 3
+    np.testing.assert_array_equal(flat.read_geometry().affine, slice_.read_geometry().affine)
+    np.testing.assert_array_equal(flat.read_image(), slice_.read_image())
 
 
 def test_a_folder_of_challenges_gives_all_of_them_sorted(tmp_path: Path) -> None:

@@ -5,17 +5,20 @@ import json
 import logging
 import os
 import shutil
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
 
 from hssl.config import AggregateConfig
-from hssl.errors import ConfigError, HsslError, SourceError, StoreError
+from hssl.errors import ConfigError, HsslError, RunError, SourceError, StoreError
+from hssl.files import locked
 from hssl.sources import find_sources
 from hssl.sources.base import Case
 from hssl.store import aggregate, aggregate_sources
@@ -134,6 +137,16 @@ def test_a_split_of_ones_own(make_task: MakeTask, tmp_path: Path) -> None:
     assert not (tmp_path / "other").exists()
 
 
+def test_a_bad_case_leaves_the_split_too(make_task: MakeTask, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = make_task()
+    nan(folder)
+    config = AggregateConfig.checked({"splits": {"Blobs": {"val": ["a"], "test": ["b", "c"]}}, "skip_bad": True})
+    logging.getLogger("hssl").propagate = True
+    store = aggregate([folder], tmp_path / "store", config=config)
+    assert store.split("Blobs") == Split(train=["d"], val=["a"], test=["c"])
+    assert "subject 'b' of the split has no usable case" in caplog.text
+
+
 def test_again_is_a_no_op(make_task: MakeTask, tmp_path: Path) -> None:
     folder = make_task()
     aggregate([folder], tmp_path / "store")
@@ -164,10 +177,69 @@ def test_arrays_left_by_an_interrupted_run_are_replaced(make_task: MakeTask, tmp
     aggregate([first], tmp_path / "store")
     (tmp_path / "store" / "images" / "Second").mkdir()
     (tmp_path / "store" / "images" / "Second" / "left.npy").write_bytes(b"half")
-    (tmp_path / ".store.partial").mkdir()
+    (tmp_path / "store" / ".partial").mkdir()
     store = aggregate([second], tmp_path / "store")
     store.verify()
     assert not (store.path / "images" / "Second" / "left.npy").exists()
+    assert not (store.path / ".partial").exists()
+    (tmp_path / "killed" / ".partial" / "images").mkdir(parents=True)
+    (tmp_path / "killed" / ".lock").touch()
+    assert aggregate([second], tmp_path / "killed").tasks.keys() == {"Second"}
+
+
+def test_a_store_may_be_a_link_to_another_disk(
+    make_task: MakeTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty folder, which a mount point is, stays where it is: neither it nor a link to it is replaced."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    (tmp_path / "store").symlink_to(disk)
+    inode = disk.stat().st_ino
+    moves: list[tuple[Path, Path]] = []
+    move = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda self, to: (moves.append((self, Path(to))), move(self, to))[1])
+    for name in ("First", "Second"):
+        aggregate([make_task(name, seed=len(name))], tmp_path / "store")
+    assert (tmp_path / "store").is_symlink()
+    assert disk.stat().st_ino == inode
+    assert moves
+    assert all(disk in path.parents for pair in moves for path in pair)
+
+
+def test_what_two_commands_add_is_all_there(
+    make_task: MakeTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, third = (make_task(name, seed=seed) for seed, name in enumerate(("First", "Second", "Third")))
+    aggregate([first], tmp_path / "store")
+    module = sys.modules["hssl.store.aggregate"]  # the package has a function of that name
+    listed, met = module._listed, []
+
+    def meanwhile(*arguments: Any) -> Any:
+        """Another command comes and goes after this one has read the index."""
+        if not met:
+            met.append(True)
+            aggregate([third], tmp_path / "store")
+        return listed(*arguments)
+
+    monkeypatch.setattr(module, "_listed", meanwhile)
+    assert aggregate([second], tmp_path / "store").tasks.keys() == {"First", "Second", "Third"}
+    with locked(tmp_path / "store", "hssl aggregate"), pytest.raises(RunError, match="another hssl aggregate"):
+        aggregate([make_task("Fourth")], tmp_path / "store")
+    assert aggregate([first], tmp_path / "store").tasks.keys() == {"First", "Second", "Third"}
+
+
+@pytest.mark.parametrize("factor", [10.0, 0.1])
+def test_a_spacing_in_another_unit_is_named(factor: float, make_task: MakeTask, tmp_path: Path) -> None:
+    folder = make_task()
+    for part in ("imagesTr", "labelsTr"):
+        path = folder / part / "b.nii.gz"
+        image = nib.load(path)
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj), image.affine @ np.diag([factor] * 3 + [1])), path)
+    message = rf"b\.nii\.gz: has pixels of {factor:g} x {factor:g} mm where the task has 1 x 1 \("
+    with pytest.raises(StoreError, match=message):
+        aggregate([folder], tmp_path / "store")
+    store = aggregate([folder], tmp_path / "store", config=AggregateConfig(skip_bad=True))
+    assert [case.id for case in store.cases()] == ["a", "c", "d"]
 
 
 def test_a_failure_while_writing_leaves_nothing(

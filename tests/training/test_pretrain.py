@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
 import sys
 
 import pytest
@@ -34,6 +35,18 @@ def stop_at(monkeypatch, stage, step):
             raise Stop
 
     monkeypatch.setattr(stage, "after_step", after_step)
+
+
+def test_an_interrupt_comes_through_and_the_next_one_too(make_store, pretrain_config, tmp_path, monkeypatch):
+    def press(self, number):
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        patch.setattr(Pretraining, "after_step", press)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(make_store(THREE), tmp_path / "run", config=pretrain_config())
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def rows(run):

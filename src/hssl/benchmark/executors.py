@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from hssl.benchmark.worker import work_at
 from hssl.errors import ConfigError, install
+from hssl.machine import cores
 
 COMMAND = [sys.executable, "-m", "hssl.benchmark.worker"]
 RULE = "\n----------------------\n"
@@ -123,11 +124,6 @@ class _ClusterRun:
 def threads_each(workers: int) -> int:
     """Threads of each of so many processes, which share this machine's cores."""
     return max(1, cores() // workers)
-
-
-def cores() -> int:
-    """Cores of this machine that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _gpus() -> list[str]:

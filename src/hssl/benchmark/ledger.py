@@ -1,12 +1,9 @@
-"""JSON Lines files that only grow: one line a finished run, whole lines only, one writer at a time."""
+"""JSON Lines files that only grow: one line a finished run, whole lines only."""
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,18 +45,3 @@ class Ledger:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keeps a second benchmark out of a folder; the lock goes with the process, however it ends.
-
-    Raises:
-        RunError: Another benchmark is running there.
-    """
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise RunError("another benchmark is running in this folder", path=folder, hint="wait for it") from error
-        yield

@@ -26,12 +26,12 @@ import rich
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hssl.benchmark.executors import ClusterExecutor, Executor, Handle, LocalExecutor, threads_each
-from hssl.benchmark.ledger import Ledger, Row, locked
+from hssl.benchmark.ledger import Ledger, Row
 from hssl.benchmark.plan import BenchmarkPlan, Cell, Grid, Job, expand
 from hssl.benchmark.worker import OUTCOME, Order
 from hssl.config import PretrainConfig, read_mapping
 from hssl.errors import TrainingError
-from hssl.files import write_text
+from hssl.files import locked, write_text
 from hssl.store import Store
 from hssl.training.pretrain import duration
 
@@ -83,7 +83,7 @@ def run_benchmark(
         if cluster is None
         else ClusterExecutor(bench, read_mapping(cluster, "parameters"))
     )
-    with locked(bench), _ends_cleanly():
+    with locked(bench, "benchmark"), _ends_cleanly():
         board = _Board(plan, grid, bench)
         content = {"plan": plan.model_dump(mode="json"), "cells": [asdict(cell) for cell in grid.cells]}
         write_text(bench / PLAN, json.dumps(content, indent=1))
@@ -190,6 +190,8 @@ class _Board:
         count = f"[{self.total - len(self.left)}/{self.total}]"
         if status == 0 and self._outcome(job).exists():
             outcome = self._enter(job)
+            # Its own count: this process may have come when most was done already.
+            seconds = max(seconds, outcome["seconds"])
             self.clock.add(job, seconds)
             result = f"Dice {outcome['dice']:.3f}" if outcome.get("dice") is not None else "done"
             text = f"{self._named(job)}: {result} in {duration(seconds)}; {self._left_text(workers)}"

@@ -51,6 +51,8 @@ _EVEN = 0.1  # of the distance between slices
 _UPRIGHT = 1.0  # degrees
 
 _LOCALIZER = ("is a localizer", "move its files away")
+_OF_PICTURES = ("leave it out: it is no scan", "only stacks of slices are read; convert others to NIfTI or PNG")
+"""Advice on screenshots, radiographs and other pictures."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,11 @@ class Series:
     def is_localizer(self) -> bool:
         """Whether it only served to plan the scan."""
         return any(plane.problem == _LOCALIZER for plane in self.planes)
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether it shows no slices of a body: a screenshot, a radiograph, a report as an image."""
+        return any(plane.problem is not None and plane.problem[1] in _OF_PICTURES for plane in self.planes)
 
     def stack(self) -> list[Plane]:
         """The slices in the order of where they lie along their normal.
@@ -355,7 +362,12 @@ def _pydicom() -> Any:
 
 def _folders(path: Path) -> Iterator[list[Path]]:
     """Files of each folder of a tree, sorted; what is hidden is left out."""
-    for folder, children, names in os.walk(path):
+    seen = set()  # links are followed, but not in circles
+    for folder, children, names in os.walk(path, followlinks=True):
+        if (real := os.path.realpath(folder)) in seen:
+            children.clear()
+            continue
+        seen.add(real)
         children[:] = sorted(child for child in children if not child.startswith("."))
         yield [Path(folder, name) for name in sorted(names) if not name.startswith(".")]
 
@@ -427,11 +439,14 @@ def _problem(header: Any, fields: dict[str, Any]) -> tuple[str, str] | None:
     if "LOCALIZER" in (header.get("ImageType") or []):
         return _LOCALIZER
     if int(header.get("SamplesPerPixel") or 1) != 1:
-        return "is in colours", "leave it out: it is no scan"
+        return "is in colours", _OF_PICTURES[0]
+    frames = int(header.get("NumberOfFrames") or 1)
     for keyword, count in (("ImagePositionPatient", 3), ("ImageOrientationPatient", 6), ("PixelSpacing", 2)):
         if len(fields.get(keyword) or []) != count:
-            several = f" of its {header.NumberOfFrames} frames" if int(header.get("NumberOfFrames") or 1) > 1 else ""
-            return f"has no {keyword}{several}", "only stacks of slices are read; convert others to NIfTI or PNG"
+            several = f" of its {frames} frames" if frames > 1 else ""
+            return f"has no {keyword}{several}", _OF_PICTURES[1]
+    if frames > 1 and not header.get("PerFrameFunctionalGroupsSequence"):
+        return f"holds {frames} frames and one place for all of them", "convert it to NIfTI"
     columns, rows = np.reshape(np.array(fields["ImageOrientationPatient"], float), (2, 3))
     if not np.allclose([columns @ columns, rows @ rows, columns @ rows], [1, 1, 0], atol=_SAME_DIRECTION):
         return "has rows and columns that are not at right angles", "correct its ImageOrientationPatient"

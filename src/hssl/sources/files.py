@@ -173,16 +173,19 @@ def _open_nifti(path: Path, channel: int | None) -> nib.Nifti1Image:
 
 def _nifti_geometry(image: nib.Nifti1Image, path: Path) -> Geometry:
     affine = np.array(image.affine, dtype=np.float64)
+    mm = _MM_PER_NIFTI_UNIT.get(image.header.get_xyzt_units()[0], 1.0)  # type: ignore[no-untyped-call]
+    affine[:3] *= mm
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise SourceError("the affine in the header has no inverse", path=path, hint="correct its spacing")
     # Some converters leave a nominal sform beside the scanner's spacing (ACDC does): the spacing is what was measured.
-    zooms = np.array((*image.header.get_zooms()[:3], 1.0, 1.0)[:3], dtype=np.float64)  # type: ignore[no-untyped-call]
     sizes = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
+    zooms = sizes.copy()  # a file of two axes has two
+    own = image.header.get_zooms()[:3]  # type: ignore[no-untyped-call]
+    zooms[: len(own)] = mm * np.array(own, dtype=np.float64)
     if (zooms > 0).all() and not np.allclose(zooms, sizes, rtol=0.01):
         affine[:3, :3] *= zooms / sizes
-    affine[:3] *= _MM_PER_NIFTI_UNIT.get(image.header.get_xyzt_units()[0], 1.0)  # type: ignore[no-untyped-call]
     x, y, z = (*image.shape[:3], 1)[:3]
-    return Geometry((x, y, z), affine, ndim=min(len(image.shape), 3))
+    return Geometry((x, y, z), affine)
 
 
 def _nifti_array(image: nib.Nifti1Image, channel: int | None) -> NDArray[np.generic]:

@@ -10,7 +10,7 @@ import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -25,7 +25,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from hssl.config import AggregateConfig, GivenSplit
 from hssl.errors import HsslError, StoreError
-from hssl.files import write_text
+from hssl.files import LOCK, locked, write_text
+from hssl.machine import cores
 from hssl.sources import find_sources
 from hssl.sources.base import Case, Geometry, Source, is_ct
 from hssl.sources.files import check_same_place
@@ -34,6 +35,7 @@ from hssl.store.splits import Split, Splits, check_given, given_split, make_spli
 from hssl.store.store import INDEX, SPLITS, CaseRecord, Index, Store, TaskInfo, array_path, file_hash
 
 logger = logging.getLogger(__name__)
+_STAGING = ".partial"
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
@@ -97,7 +99,7 @@ def aggregate(sources: Sequence[Path | str], output: Path | str, *, config: Aggr
 
 def aggregate_sources(sources: Sequence[Source], output: Path | str, *, config: AggregateConfig) -> Store:
     """Does the work of :func:`aggregate` for sources at hand, also of readers outside this package."""
-    output = Path(output)
+    output = Path(output).resolve()
     existing = _existing(output)
     for source in sources:
         _check_window(source, config)
@@ -119,29 +121,46 @@ def aggregate_sources(sources: Sequence[Source], output: Path | str, *, config: 
     if existing is not None and not tasks:
         return existing
     _check_split_options(existing, config)
-
-    staging = output.absolute().parent / f".{output.absolute().name}.partial"
-    shutil.rmtree(staging, ignore_errors=True)
-    try:
-        staging.mkdir(parents=True)
-        index, splits = _write_arrays(tasks, staging, existing, config)
-        if existing is None:
-            _write_index(staging, index, splits)
-            if output.exists():
-                output.rmdir()  # an empty folder, or _existing had refused it
-            staging.replace(output)
-        else:
-            _add(existing, staging, index, splits)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    with _alone(output):
+        existing = _existing(output)  # another command may have added to it meanwhile
+        _check_split_options(existing, config)
+        if tasks := [task for task in tasks if not _is_stored(task, existing)]:
+            staging = output / _STAGING
+            try:
+                staging.mkdir()
+                index, splits = _write_arrays(tasks, staging, existing, config)
+                _add(existing, output, staging, index, splits)
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
     return Store.open(output)
+
+
+@contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    """Holds a store, new or not, against other commands; of one that has not come about nothing stays behind.
+
+    What is being made lies in the store's own folder, so that it is on the same disk, and that folder may be the root
+    of one.
+    """
+    fresh = not output.exists()
+    output.mkdir(parents=True, exist_ok=True)
+    with locked(output, "hssl aggregate"):
+        shutil.rmtree(output / _STAGING, ignore_errors=True)  # left by a command that was killed
+        try:
+            yield
+        finally:
+            if not (output / INDEX).exists():
+                (output / LOCK).unlink(missing_ok=True)
+                if fresh:
+                    with suppress(OSError):  # somebody else has put something there
+                        output.rmdir()
 
 
 def _existing(output: Path) -> Store | None:
     """The store at `output`, or None where one can be made."""
     if (output / INDEX).exists():
         return Store.open(output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    if output.exists() and (not output.is_dir() or {path.name for path in output.iterdir()} - {_STAGING, LOCK}):
         raise StoreError("is there already and is not a store", path=output, hint="choose another output")
     return None
 
@@ -225,8 +244,9 @@ def _write_arrays(
     tasks: list[_Task], staging: Path, existing: Store | None, config: AggregateConfig
 ) -> tuple[Index, Splits]:
     """Converts every case into `staging`; returns the index and split of these tasks."""
-    workers = config.workers or os.cpu_count() or 1
-    plans = {task.source.task: _planned(task, workers, config) for task in tasks}
+    workers = config.workers or cores()
+    plans = {task.source.task: plan for task in tasks if (plan := _planned(task, workers, config))}
+    tasks[:] = _usable(tasks, set(plans), existing)
     jobs = [(task, case) for task in tasks for case in task.cases]
     for task, _ in jobs:
         for kind in ("images", "labels"):
@@ -244,13 +264,12 @@ def _write_arrays(
         else:
             task.drop(case, result)
     _report([bad for task in tasks for bad in task.bad], config)
+    tasks[:] = _usable(tasks, {name for name, kept in records.items() if kept}, existing)
 
     infos: dict[str, TaskInfo] = {}
-    duplicates, splits = _split_by_folder([task.source for task in tasks], records, existing, config)
+    duplicates, splits = _split_by_folder(tasks, records, existing, config)
     for task in tasks:
         source = task.source
-        if not records[source.task]:
-            raise StoreError(f"task '{source.task}' has no usable case", path=source.path)
         for bad in task.bad:
             for kind in ("images", "labels"):
                 array_path(staging, kind, source.task, bad.case.id).unlink(missing_ok=True)
@@ -272,8 +291,24 @@ def _write_arrays(
     return index, Splits(seed=config.seed, fractions=config.fractions, tasks=splits)
 
 
+def _usable(tasks: list[_Task], names: set[str], existing: Store | None) -> list[_Task]:
+    """Those of `tasks` that have cases left; the others are bad as a whole, and were reported case by case.
+
+    Raises:
+        StoreError: None has, and there is no store that they were to be added to.
+    """
+    kept = [task for task in tasks if task.source.task in names]
+    for task in tasks:
+        if task not in kept:
+            what = f"task '{task.source.task}' has no usable case"
+            if not kept and existing is None:
+                raise StoreError(what, path=task.source.path)
+            logger.warning("%s: %s and is left out", task.source.path, what)
+    return kept
+
+
 def _split_by_folder(
-    sources: Sequence[Source],
+    tasks: Sequence[_Task],
     records: dict[str, list[CaseRecord]],
     existing: Store | None,
     config: AggregateConfig,
@@ -289,7 +324,7 @@ def _split_by_folder(
     duplicates: dict[str, list[str]] = {}
     splits: dict[str, Split] = {}
     folders: dict[Path, list[Source]] = {}
-    for source in sources:
+    for source in (task.source for task in tasks):
         folders.setdefault(source.path.absolute(), []).append(source)
     for folder, channels in folders.items():
         names = [source.task for source in channels]
@@ -304,6 +339,8 @@ def _split_by_folder(
         merged = {before.subject: after.subject for before, after in zip(listed, kept, strict=True)}
         stored = _stored_parts(folder, existing)
         if given := _given(channels[0], config):
+            skipped = {bad.case.subject for task in tasks if task.source.path.absolute() == folder for bad in task.bad}
+            given = _without(given, skipped - set(merged), folder)
             whole = given_split(names[0], given, merged, with_masks, without_masks)
             for subject, part in stored.items():
                 if subject in merged.values() and subject not in getattr(whole, part):
@@ -342,12 +379,20 @@ def _given(source: Source, config: AggregateConfig) -> GivenSplit | None:
     return (config.splits or {}).get(_folder(source))
 
 
+def _without(given: GivenSplit, subjects: set[str], folder: Path) -> GivenSplit:
+    """A split that was given, less subjects all of whose cases were bad and have been left out."""
+    for subject in sorted(subjects & {*given.val, *given.test}):
+        logger.warning("%s: subject '%s' of the split has no usable case and is left out of it", folder, subject)
+    val, test = (tuple(name for name in part if name not in subjects) for part in (given.val, given.test))
+    return GivenSplit(val=val, test=test)
+
+
 def _folder(source: Source) -> str:
     return source.path.absolute().name
 
 
-def _planned(task: _Task, workers: int, config: AggregateConfig) -> TaskPlan:
-    """Reads the headers and plans the task; cases whose header is bad are dropped."""
+def _planned(task: _Task, workers: int, config: AggregateConfig) -> TaskPlan | None:
+    """Reads the headers and plans the task; cases whose header is bad are dropped. None if no case is left."""
 
     def checked(case: Case) -> Geometry | HsslError:
         with _reading(case.image_path) as failed:
@@ -358,19 +403,26 @@ def _planned(task: _Task, workers: int, config: AggregateConfig) -> TaskPlan:
             return geometry
         return failed[0]
 
-    geometries, ids = [], set()
+    geometries: dict[str, Geometry] = {}
+    ids = set()
     for case, result in zip(list(task.cases), _in_parallel(checked, task.cases, workers), strict=True):
         if isinstance(result, Geometry) and case.id in ids:
             result = StoreError(f"a second case is called '{case.id}'", path=case.image_path)
         ids.add(case.id)
         if isinstance(result, Geometry):
-            geometries.append(result)
+            geometries[case.id] = result
         else:
             task.drop(case, result)
     if not geometries:
         _report(task.bad, config)
-        raise StoreError(f"task '{task.source.task}' has no usable case", path=task.source.path)
-    return make_plan(geometries, window=config.window, spacing=config.spacing, orientation=config.orientation)
+        return None
+    plan = make_plan(geometries.values(), window=config.window, spacing=config.spacing, orientation=config.orientation)
+    for case in list(task.cases):
+        with _reading(case.image_path) as failed:
+            plan.check_scale(geometries[case.id])
+        if failed:
+            task.drop(case, failed[0])
+    return plan
 
 
 def _converted(case: Case, source: Source, plan: TaskPlan, folder: Path) -> CaseRecord | HsslError:
@@ -506,17 +558,16 @@ def _write_index(folder: Path, index: Index, splits: Splits) -> None:
         write_text(folder / name, model.model_dump_json(indent=1) + "\n")
 
 
-def _add(existing: Store, staging: Path, index: Index, splits: Splits) -> None:
-    """Moves the arrays of new tasks into an existing store, then names them in its index."""
+def _add(existing: Store | None, output: Path, staging: Path, index: Index, splits: Splits) -> None:
+    """Moves the arrays of new tasks into the store, then names them in its index."""
     for task in index.tasks:
         for kind in ("images", "labels"):
-            target = existing.path / kind / task
+            target = output / kind / task
             if target.exists():  # left by an interrupted run, and named in no index
                 shutil.rmtree(target)
             target.parent.mkdir(exist_ok=True)
             (staging / kind / task).replace(target)
-    _write_index(
-        existing.path,
-        Index(tasks=existing.tasks | index.tasks, cases=[*existing.index.cases, *index.cases]),
-        existing.splits.model_copy(update={"tasks": existing.splits.tasks | splits.tasks}),
-    )
+    if existing is not None:
+        index = Index(tasks=existing.tasks | index.tasks, cases=[*existing.index.cases, *index.cases])
+        splits = existing.splits.model_copy(update={"tasks": existing.splits.tasks | splits.tasks})
+    _write_index(output, index, splits)

@@ -28,6 +28,7 @@ _PLANES = np.array([[1, 1], [2, 1], [0, 1]])  # [rows, columns, slices] -> [slic
 _IDENTITY = np.array([[0, 1], [1, 1], [2, 1]])
 _THICK = 1.5  # slices this much thicker than the pixels are wide are the slices the scanner took
 _SAME_SPACING = 0.01
+_LARGEST_SCALE = 8.0  # beyond it a unit is wrong: the image would become a few pixels, or fill the memory
 _SLICES_AT_ONCE = 16  # bounds the memory of the one-hot masks
 
 T = TypeVar("T")
@@ -91,6 +92,7 @@ class TaskPlan(BaseModel):
             StoreError: The image does not fit its geometry, has no contrast or is not finite.
         """
         _check_shape(image, geometry)
+        self.check_scale(geometry)
         low, high = intensity or self.intensity_range(image)
         planes = _oriented(image, self._transform(geometry)).astype(np.float32, order="C")
         planes -= low
@@ -152,6 +154,21 @@ class TaskPlan(BaseModel):
         _, rows, columns = _permuted(geometry.shape, transform)
         planes = _by_slices(lambda part: _resampled_argmax(scores[:, part], (rows, columns)), scores.shape[1])
         return np.ascontiguousarray(_oriented(planes, _between(_IDENTITY, transform)))
+
+    def check_scale(self, geometry: Geometry) -> None:
+        """Refuses an image whose pixels are so much larger or smaller than the task's that its header must be wrong.
+
+        Raises:
+            StoreError: Resampling would change the pixels along a side by more than eight times.
+        """
+        spacing = _permuted(geometry.spacing, self._transform(geometry))[1:]
+        scales = [own / target for own, target in zip(spacing, self.spacing, strict=True)]
+        if not 1 / _LARGEST_SCALE <= min(scales) <= max(scales) <= _LARGEST_SCALE:
+            own, target = (" x ".join(f"{length:g}" for length in lengths) for lengths in (spacing, self.spacing))
+            raise StoreError(
+                f"has pixels of {own} mm where the task has {target}",
+                hint="correct the spacing in its header, or see whether that of the others is wrong",
+            )
 
     def stored_shape(self, geometry: Geometry) -> tuple[int, int, int]:
         """Slices, rows and columns that an image of this geometry has in the store."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
+import threading
 import time
 import warnings
 from abc import abstractmethod
@@ -258,12 +260,21 @@ def fit(stage: Stage, trainer: pl.Trainer) -> float:
     Raises:
         TrainingError: See :func:`check`.
         HsslError: The data cannot be read.
+        KeyboardInterrupt: The user has stopped it.
     """
     config = stage.config
     stage.began = time.monotonic()
     trainer.loggers = open_loggers(config, stage.run.path)
+    interrupt = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit(stage)
+    except SystemExit as error:
+        # Lightning makes this of Ctrl-C, and has no ear for a second one.
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        if interrupt is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, interrupt)
+        raise error.__context__ from None
     except HsslError as error:
         # From a loader process it comes with a trace in its text.
         _, trace, said = error.what.rpartition(f"{type(error).__module__}.{type(error).__name__}: ")
