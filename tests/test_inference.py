@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import math
+import weakref
 from itertools import permutations, product
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -14,10 +16,12 @@ from scipy.ndimage import maximum_filter, minimum_filter
 from torch import Tensor, nn
 
 from hssl.config import FinetuneConfig, NetworkConfig
-from hssl.errors import ConfigError, RunError, SourceError
-from hssl.inference import predict
-from hssl.networks import SegmentationNetwork, build_network, predict_volume
+from hssl.errors import ConfigError, RunError, SourceError, StoreError
+from hssl.inference import Predictor, predict
+from hssl.networks import SegmentationNetwork, build_network, predict_slabs, predict_volume
+from hssl.networks.tiling import SLAB
 from hssl.runs import Run, RunInfo
+from hssl.sources.base import Geometry
 from hssl.store import TaskInfo, TaskPlan
 
 
@@ -114,6 +118,14 @@ def test_the_same_call_gives_the_same_bits() -> None:
     np.testing.assert_array_equal(first, second)
 
 
+def test_slabs_are_the_volume_a_few_slices_at_a_time() -> None:
+    network, image = TwoClasses(), volume(7, 24, 20)
+    parts = [*predict_slabs(network, image, slices=3, patch_size=(16, 16), batch_size=1, amp=False)]
+    assert [part.shape[1] for part in parts] == [3, 3, 1]
+    whole = predict_volume(network, image, patch_size=(16, 16), batch_size=1, amp=False)
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole)
+
+
 @pytest.mark.parametrize("wrong", [{"overlap": 1.0}, {"batch_size": 0}, {"patch_size": (0, 8)}])
 def test_options_out_of_range_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="cannot predict with"):
@@ -188,6 +200,33 @@ def test_any_orientation_gives_the_mask_on_the_grid_of_its_image(
     np.testing.assert_array_equal(np.asanyarray(result.dataobj), mask)
     np.testing.assert_array_equal(result.affine, nib.load(image).affine)
     assert result.get_data_dtype() == np.uint8
+
+
+@pytest.mark.parametrize("spacing", [1.5, 1.2])
+def test_a_mask_in_slabs_is_that_of_all_scores(monkeypatch: pytest.MonkeyPatch, spacing: float) -> None:
+    """Of many slices no more scores are held than of three slabs: one is made, one waits, one is read."""
+    use_network(monkeypatch, task(VOLUMES))
+    predictor = Predictor("run", device="cpu")
+    geometry = Geometry((18, 14, 3 * SLAB + 5), np.diag([spacing, spacing, 5.0, 1.0]))
+    image = volume(*VOLUMES.stored_shape(geometry))
+    held: list[weakref.ref[np.ndarray]] = []
+    most = []
+
+    def watched(*arguments: Any, **options: Any) -> np.ndarray:
+        scores = predict_volume(*arguments, **options)
+        held.append(weakref.ref(scores))
+        most.append(sum(reference() is not None for reference in held))
+        return scores
+
+    monkeypatch.setattr("hssl.networks.tiling.predict_volume", watched)
+    masks = [predictor.mask(image, geometry), predictor.mask(image)]
+    scores = predict_volume(ByIntensity(), image, patch_size=16, amp=False)
+    for mask, place in zip(masks, (geometry, None), strict=True):
+        np.testing.assert_array_equal(mask, predictor.task.mask(scores, place))
+    assert len(most) == 2 * 4
+    assert max(most) <= 3
+    with pytest.raises(StoreError, match="do not fit"):
+        predictor.mask(image[:-1], geometry)
 
 
 @pytest.mark.usefixtures("volumes")

@@ -268,10 +268,10 @@ def _other_store(run: Run, store: Store) -> str | None:
 def _predicted(
     predictor: Predictor, store: Store, cases: Iterable[CaseRecord], space: str
 ) -> Iterator[Callable[[], Mask]]:
-    """Runs the network case by case; what is left to do for a mask comes as a function."""
+    """Runs the network case by case; masks come as functions, as those do that are read from files."""
     for case in cases:
-        scores = predictor.scores(store.image(case))
-        yield partial(predictor.task.mask, scores, None if space == "store" else case.geometry)
+        mask = predictor.mask(store.image(case), None if space == "store" else case.geometry)
+        yield partial(np.asarray, mask)
 
 
 def _ready_masks(folder: Path, cases: Sequence[CaseRecord], task: TaskInfo) -> Iterable[Callable[[], Mask]]:

@@ -20,7 +20,7 @@ from rich.progress import track
 
 from hssl.errors import ConfigError, SourceError, StoreError
 from hssl.files import replacing
-from hssl.networks.tiling import BATCH_SIZE, OVERLAP, predict_volume
+from hssl.networks.tiling import BATCH_SIZE, OVERLAP, predict_slabs
 from hssl.runs import load_segmentation
 from hssl.sources import dicom, dicom_seg
 from hssl.sources.base import Geometry, is_ct
@@ -84,16 +84,16 @@ def predict(
             pixels = image.series.image() if image.series else read_image(image.path, image.channel)
             return plan.prepare_image(pixels, image.geometry)
 
-    def write(result: tuple[_Input, NDArray[np.float32]]) -> Path:
-        image, scores = result
-        mask = predictor.task.mask(scores, image.geometry)
+    def write(result: tuple[_Input, NDArray[np.uint8]]) -> Path:
+        image, mask = result
         return _write_mask(mask, image, image.target(output), predictor.task)
 
     output.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(2) as pool:  # reads the next image and writes the last mask
-        scores = map(predictor.scores, ahead(pool, load, images))
-        masks = ahead(pool, write, zip(images, scores, strict=True))
-        return list(track(masks, "predict", total=len(images)))
+        geometries = [image.geometry for image in images]
+        masks = map(predictor.mask, ahead(pool, load, images), geometries)
+        written = ahead(pool, write, zip(images, masks, strict=True))
+        return list(track(written, "predict", total=len(images)))
 
 
 class Predictor:
@@ -101,8 +101,8 @@ class Predictor:
 
     Args:
         run: Folder of a fine-tuning run.
-        overlap: As for :func:`predict_volume`.
-        batch_size: As for :func:`predict_volume`.
+        overlap: As for :func:`hssl.networks.predict_volume`.
+        batch_size: As for :func:`hssl.networks.predict_volume`.
         device: As torch names it; None is a GPU where there is one.
 
     Attributes:
@@ -129,10 +129,18 @@ class Predictor:
             raise ConfigError(f"device '{device}' cannot be used: {error}") from error
         self._overlap, self._batch_size = overlap, batch_size
 
-    def scores(self, image: NDArray[np.floating]) -> NDArray[np.float32]:
-        """Maps an image on the store's grid to scores ``[classes, slices, rows, columns]``."""
+    def mask(self, image: NDArray[np.floating], geometry: Geometry | None = None) -> NDArray[np.uint8]:
+        """Label values of an image.
+
+        Args:
+            image: ``[slices, rows, columns]`` on the store's grid, intensities in [0, 1].
+            geometry: The grid of a file; None stays on the store's.
+
+        Returns:
+            The mask, ``[slices, rows, columns]``, or of the shape of `geometry`.
+        """
         config = self.run.config
-        return predict_volume(
+        scores = predict_slabs(
             self._network,
             image,
             patch_size=config.patch_size,
@@ -140,6 +148,8 @@ class Predictor:
             batch_size=self._batch_size,
             amp=None if config.precision == "auto" else config.precision == "bf16",
         )
+        with ThreadPoolExecutor(1) as pool:  # takes the best class of some slices while the network sees the next
+            return self.task.joined(list(ahead(pool, lambda part: self.task.planes(part, geometry), scores)), geometry)
 
 
 def ahead(pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

@@ -14,8 +14,7 @@ from safetensors.torch import load_file
 from hssl.config import FinetuneConfig
 from hssl.errors import ConfigError, RunError, StoreError, TrainingError
 from hssl.evaluation import evaluate
-from hssl.inference import predict_volume
-from hssl.networks import build_network
+from hssl.networks import build_network, predict_volume
 from hssl.runs import Run, load_segmentation, load_unet
 from hssl.store import Split
 from hssl.training import finetune, pretrain
@@ -396,9 +395,9 @@ def test_validation_computes_as_the_run_does(make_store, finetune_config, tmp_pa
 
     def watched(network, image, **options):
         asked.append(options["amp"])
-        return predict_volume(network, image, **options)
+        yield predict_volume(network, image, **options)
 
-    monkeypatch.setattr(STAGE, "predict_volume", watched)
+    monkeypatch.setattr(STAGE, "predict_slabs", watched)
     finetune(make_store(), tmp_path / "run", config=finetune_config(steps=1, precision=precision))
     assert set(asked) == {precision == "bf16"}
 
@@ -419,8 +418,8 @@ def test_validation_masks_that_are_empty(make_store, finetune_config, tmp_path, 
     np.save(store.path / "labels" / "Blobs" / "blobs4.npy", np.zeros((5, 28, 32), np.uint8))
     monkeypatch.setattr(
         STAGE,
-        "predict_volume",
-        lambda _, image, **__: np.stack((np.ones(image.shape), np.zeros(image.shape))),
+        "predict_slabs",
+        lambda _, image, **__: [np.stack((np.ones(image.shape), np.zeros(image.shape)))],
     )
     run = finetune(store, tmp_path / "run", config=finetune_config(steps=2))
     assert run.info.result["best"] == 0  # nothing to find and nothing found says nothing

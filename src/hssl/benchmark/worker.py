@@ -149,8 +149,7 @@ def _save_overlays(run: Run, store: Store, part: str, device: str) -> None:
     for case in store.cases(task.name, getattr(store.split(task.name), part)):
         if case.has_label:
             number = widest_slice(store.label(case))
-            scores = predictor.scores(store.image(case)[number : number + 1])
-            masks[case.id] = task.mask(scores)[0]
+            masks[case.id] = predictor.mask(store.image(case)[number : number + 1])[0]
     temporary = run.path / f".{OVERLAYS}.tmp"
     with temporary.open("wb") as file:
         np.savez_compressed(file, **masks)

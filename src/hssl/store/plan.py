@@ -147,13 +147,38 @@ class TaskPlan(BaseModel):
         Raises:
             StoreError: The scores are not of the shape that images of this geometry have in the store.
         """
-        if scores.shape[1:] != self.stored_shape(geometry):
-            expected = self.stored_shape(geometry)
-            raise StoreError(f"scores of shape {scores.shape[1:]} do not fit an image stored as {expected}")
-        transform = self._transform(geometry)
-        _, rows, columns = _permuted(geometry.shape, transform)
-        planes = _by_slices(lambda part: _resampled_argmax(scores[:, part], (rows, columns)), scores.shape[1])
-        return np.ascontiguousarray(_oriented(planes, _between(_IDENTITY, transform)))
+        return self.restore_axes(self.restore_slices(scores, geometry), geometry)
+
+    def restore_slices(self, scores: NDArray[np.float32], geometry: Geometry) -> NDArray[np.uint8]:
+        """The first half of :meth:`restore`, for all slices of an image or some of them.
+
+        Args:
+            scores: float32 ``[classes, slices, rows, columns]`` on the store's grid.
+            geometry: The grid of the file.
+
+        Returns:
+            uint8 ``[slices, rows, columns]``: the class of each pixel, in the file's pixels and the store's axes.
+
+        Raises:
+            StoreError: The slices are not of the size that those of this geometry have in the store.
+        """
+        if scores.shape[2:] != self.stored_shape(geometry)[1:]:
+            raise self._unfit(scores.shape[1:], geometry)
+        _, rows, columns = _permuted(geometry.shape, self._transform(geometry))
+        return _by_slices(lambda part: _resampled_argmax(scores[:, part], (rows, columns)), scores.shape[1])
+
+    def restore_axes(self, planes: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.uint8]:
+        """The second half of :meth:`restore`: all slices, from the store's axes back to those of the file.
+
+        Raises:
+            StoreError: There are not as many slices as images of this geometry have in the store.
+        """
+        if len(planes) != self.stored_shape(geometry)[0]:
+            raise self._unfit(planes.shape, geometry)
+        return np.ascontiguousarray(_oriented(planes, _between(_IDENTITY, self._transform(geometry))))
+
+    def _unfit(self, shape: tuple[int, ...], geometry: Geometry) -> StoreError:
+        return StoreError(f"scores of shape {shape} do not fit an image stored as {self.stored_shape(geometry)}")
 
     def check_scale(self, geometry: Geometry) -> None:
         """Refuses an image whose pixels are so much larger or smaller than the task's that its header must be wrong.

@@ -87,7 +87,22 @@ class TaskInfo(_Entry):
         Raises:
             StoreError: The scores are not of the shape that images of this geometry have in the store.
         """
-        channels = scores.argmax(axis=0) if geometry is None else self.plan.restore(scores, geometry)
+        return self.joined([self.planes(scores, geometry)], geometry)
+
+    def planes(self, scores: NDArray[np.float32], geometry: Geometry | None = None) -> NDArray[np.uint8]:
+        """Does the part of :meth:`mask` that needs scores, for all slices of an image or some of them.
+
+        Returns:
+            Channels, uint8 ``[slices, rows, columns]``, for :meth:`joined`.
+        """
+        if geometry is None:
+            return np.asarray(scores.argmax(axis=0), np.uint8)
+        return self.plan.restore_slices(scores, geometry)
+
+    def joined(self, parts: Sequence[NDArray[np.uint8]], geometry: Geometry | None = None) -> NDArray[np.uint8]:
+        """The mask of :meth:`mask`, from its :meth:`planes` part by part, in order."""
+        planes = np.concatenate(parts)
+        channels = planes if geometry is None else self.plan.restore_axes(planes, geometry)
         labels: NDArray[np.uint8] = self._values[channels]
         return labels
 

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from hssl.config import FinetuneConfig, PretrainConfig
 from hssl.errors import ConfigError
-from hssl.networks import SegmentationNetwork, build_network, predict_volume
+from hssl.networks import SegmentationNetwork, build_network, predict_slabs
 from hssl.objectives import WATCH, Objective, build_rehearsed
 from hssl.runs.run import Run, RunInfo, provenance
 from hssl.store import Store
@@ -125,10 +125,10 @@ class Finetuning(Stage):
         """Mean Dice over validation cases and labels, in the store's grid; 0 where there is nothing to score."""
         self.network.eval()
         task = self.store.tasks[self.config.task]
-        patch, amp = self.config.patch_size, wants_bf16(self.config)
+        options = {"patch_size": self.config.patch_size, "amp": wants_bf16(self.config)}
         scores = [
             dice_by_label(
-                task.mask(predict_volume(self.network, self.store.image(case), patch_size=patch, amp=amp)),
+                task.joined([*map(task.planes, predict_slabs(self.network, self.store.image(case), **options))]),
                 self.store.label(case),
                 list(task.labels),
             )
