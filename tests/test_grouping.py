@@ -11,10 +11,10 @@ from sklearn.metrics import silhouette_score
 
 from hssl import grouping
 from hssl.config import AggregateConfig, NetworkConfig
-from hssl.errors import ConfigError
+from hssl.errors import ConfigError, StoreError
 from hssl.grouping import find_groups, given_groups, silhouette
-from hssl.networks import UNet
-from hssl.store import Store, aggregate
+from hssl.networks import UNet, build_network
+from hssl.store import Split, Store, aggregate
 
 TASKS = ["CT liver", "MR heart", "CT spleen", "MR brain", "X-ray hand", "X-ray chest"]
 FAMILIES = {"CT": 0, "MR": 1, "X-": 2}
@@ -177,3 +177,11 @@ def test_slices_are_spread_evenly(store):
     np.testing.assert_allclose(rows, network.seen.view(3, 3, 32, 3, 32).mean((2, 4)).flatten(1), rtol=1e-5)
     grouping._features(network, store, task, 10_000)
     assert len(network.seen) == total
+
+
+def test_a_task_without_training_subjects_is_named(make_store):
+    three = {"A": 3, "B": 3, "C": 3}
+    tests_only = Split(train=[], val=[], test=[f"b{index}" for index in range(3)])
+    store = make_store(three, splits={"B": tests_only})
+    with pytest.raises(StoreError, match="task 'B' has no training subject"):
+        find_groups(build_network(NetworkConfig(features=(4, 4, 4))), store, list(three))

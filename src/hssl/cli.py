@@ -41,6 +41,8 @@ STAGES = {
     "finetune": "FinetuneConfig",
 }
 
+INTERRUPTED = 130
+
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where to write.")]
 ConfigFile = Annotated[
@@ -77,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = os.environ.get("HSSL_DEBUG", "").lower() in ("1", "true", "yes", "on") or "--debug" in arguments
     try:
-        return int(app(arguments or ["--help"], prog_name="hssl", standalone_mode=False) or 0)
+        code = int(app(arguments or ["--help"], prog_name="hssl", standalone_mode=False) or 0)
     except (HsslError, OSError, typer.TyperException) as error:
         if debug:
             raise
@@ -85,8 +87,10 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"hssl: error: {' '.join(text.split())}\n")
         return 2
     except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    if code == INTERRUPTED:  # typer turns Ctrl-C into it by itself
         sys.stderr.write("hssl: interrupted; give the same command again\n")
-        return 130
+    return code
 
 
 def _version(wanted: bool) -> None:

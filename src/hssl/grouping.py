@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import pdist, squareform
 
-from hssl.errors import ConfigError
+from hssl.errors import ConfigError, StoreError
 from hssl.files import replacing, write_text
 from hssl.networks import UNet, grid_pool
 from hssl.store import Store
@@ -132,6 +132,8 @@ def _numbered(tasks: Sequence[str], labels: Sequence[object]) -> dict[str, int]:
 @torch.no_grad()
 def _features(network: UNet, store: Store, task: str, slices: int) -> NDArray[np.float64]:
     cases = store.cases(task, store.split(task).train)
+    if not cases:
+        raise StoreError(f"task '{task}' has no training subject to look at", path=store.path)
     ends = np.cumsum([case.shape[0] for case in cases])
     total = int(ends[-1])
     device = next(network.parameters()).device

@@ -215,8 +215,8 @@ def _scans(path: Path) -> list[dicom.Series]:
     if scans:
         for series in found:
             if series not in scans:
-                what = "a localizer" if series.is_localizer else "no stack of slices"
-                logger.warning("%s is %s and is left out", series, what)
+                what, _ = next(plane.problem for plane in series.planes if plane.problem)
+                logger.warning("%s %s and is left out", series, what)
     return scans or found
 
 

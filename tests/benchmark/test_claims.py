@@ -47,6 +47,17 @@ def test_claims_that_hold() -> None:
     assert claims[3].number == "at least 95 % on 2 of 3 tasks; 25.0 to 100.0 %, mean 73.8 %"
 
 
+def test_ten_percent_is_held_against_the_same_seeds() -> None:
+    """Another seed is other subjects: what only one of the two has run does not count."""
+    rows = [
+        {**make_rows({key: [dice]})[0], "seed": seed}
+        for key, values in {("joint", "10%"): [0.6, 0.8, 0.82], ("scratch", "100%"): [0.7]}.items()
+        for seed, dice in enumerate(values)
+    ]
+    assert check_claims(rows, ROLES)[3].number == "at least 95 % on 0 of 1 tasks; 85.7 to 85.7 %, mean 85.7 %"
+    assert check_claims([row for row in rows if (row["arm"], row["seed"]) != ("joint", 0)], ROLES)[3].number == ""
+
+
 def test_claims_that_do_not() -> None:
     values = {
         ("scratch", "5%"): [0.4, 0.4],

@@ -112,3 +112,21 @@ def test_cluster_without_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(ConfigError, match=r"pip install '.\[cluster\]'"):
         ClusterExecutor(tmp_path, {})
+
+
+@pytest.mark.parametrize("error", [NameError("Unknown argument(s): timeout_mins\nmore"), AssertionError()])
+def test_parameters_that_a_cluster_does_not_take(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class AutoExecutor:
+        def __init__(self, folder: Path, cluster: str | None = None) -> None:
+            pass
+
+        def update_parameters(self, **_: Any) -> None:
+            raise error
+
+    fake: Any = ModuleType("submitit")
+    fake.AutoExecutor = AutoExecutor
+    monkeypatch.setitem(sys.modules, "submitit", fake)
+    with pytest.raises(ConfigError, match=r"submitit refuses .*: (Unknown .*timeout_mins|AssertionError)$"):
+        ClusterExecutor(tmp_path, {"timeout_mins": 5})

@@ -601,8 +601,8 @@ def test_every_series_gets_a_segmentation(tmp_path: Path, caplog: pytest.LogCapt
         np.testing.assert_array_equal(read_back(path, (4, 6, 5), series), mask.transpose(2, 1, 0))
     assert [s.SegmentLabel for s in dcmread(paths[0]).SegmentSequence] == ["one", "two"]
     assert dcmread(paths[0]).SeriesDescription == "hssl: T"
-    for number, what in ((9, "a localizer"), (8, "no stack of slices")):
-        assert re.search(rf"series {number} 'thorax' of patient 'P1' \(\S+\) is {what} and is left out", caplog.text)
+    for number, what in ((9, "is a localizer"), (8, "has no ImagePositionPatient")):
+        assert re.search(rf"series {number} 'thorax' of patient 'P1' \(\S+\) {what} and is left out", caplog.text)
     assert "was learnt from" not in caplog.text
 
 
@@ -628,11 +628,14 @@ def test_bad_series_are_named_before_anything_is_predicted(tmp_path: Path) -> No
     write_series(tmp_path / "good", voxels())
     write_series(tmp_path / "tilted", voxels(), places=positions(5) + np.arange(5)[:, None] * [0, 1, 0])
     write_series(tmp_path / "lost", voxels(), FrameOfReferenceUID=None)
+    write_series(tmp_path / "odd", voxels(), SeriesNumber=1)
+    write_series(tmp_path / "odd", voxels(), SeriesNumber=2, slices={2: {"PixelSpacing": None}})
     write_series(tmp_path / "scout", voxels(1), ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
     for folder, message in [
         ("tilted", "gantry tilted"),
         ("lost", "has no FrameOfReferenceUID"),
         ("scout", "is a localizer"),
+        ("odd", "series 2 .* has no PixelSpacing"),
     ]:
         with pytest.raises(SourceError, match=message):
             predict("run", [tmp_path / "good", tmp_path / folder], tmp_path / "out")

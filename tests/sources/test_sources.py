@@ -168,6 +168,14 @@ def test_units_of_a_nifti_header_become_mm(unit: str, spacing: float, tmp_path: 
     assert next(find_sources(tmp_path)[0].cases()).read_geometry().spacing == pytest.approx((spacing,) * 3)
 
 
+def test_an_unknown_unit_is_named(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(VOLUME, AFFINE)
+    image.header["xyzt_units"] = 127
+    nib.save(image, tmp_path / "a.nii.gz")
+    with pytest.raises(SourceError, match=r"a\.nii\.gz: has a unit of length that NIfTI does not know"):
+        next(find_sources(tmp_path)[0].cases()).read_geometry()
+
+
 def test_complex_voxels_are_refused(tmp_path: Path) -> None:
     nib.save(nib.Nifti1Image(VOLUME.astype(np.complex64), AFFINE), tmp_path / "a.nii.gz")
     case = next(find_sources(tmp_path)[0].cases())
@@ -176,11 +184,13 @@ def test_complex_voxels_are_refused(tmp_path: Path) -> None:
             read()
 
 
-def test_a_small_voxel_in_metres_has_an_inverse(tmp_path: Path) -> None:
-    image = nib.Nifti1Image(VOLUME, np.diag([0.0005, 0.0005, 0.003, 1.0]))
-    image.header.set_xyzt_units("meter")
+@pytest.mark.parametrize(("unit", "mm"), [("meter", 1000.0), ("micron", 0.001)])
+def test_a_small_voxel_has_an_inverse_in_any_unit(unit: str, mm: float, tmp_path: Path) -> None:
+    sizes = np.array([0.5, 0.5, 3.0]) / (1000 if unit == "meter" else 1)
+    image = nib.Nifti1Image(VOLUME, np.diag([*sizes, 1.0]))
+    image.header.set_xyzt_units(unit)
     nib.save(image, tmp_path / "a.nii.gz")
-    assert next(find_sources(tmp_path)[0].cases()).read_geometry().spacing == pytest.approx((0.5, 0.5, 3.0))
+    assert next(find_sources(tmp_path)[0].cases()).read_geometry().spacing == pytest.approx(tuple(sizes * mm))
 
 
 def test_a_nifti_of_two_axes_lies_as_one_of_a_single_slice(tmp_path: Path) -> None:
@@ -344,6 +354,7 @@ def test_a_listed_file_that_is_missing_is_named(tmp_path: Path) -> None:
         ({"labels": None}, "lists no 'labels'"),
         ({"labels": {"0": "background", "1": "a", "b": "c"}}, "label 'b': 'c' is not"),
         ({"training": [{"image": "./imagesTr/a.nii.gz"}]}, "does not name an 'image' and a 'label'"),
+        ({"training": {"image": "a"}}, "'training' is not a list of cases"),
         ({"modality": {"1": "T1", "2": "T2"}}, r"channels are numbered 1, 2 \(number them from 0\)"),
     ],
 )
@@ -353,6 +364,14 @@ def test_a_bad_dataset_json_is_named(change: dict[str, object], message: str, tm
     with pytest.raises(SourceError, match=message) as caught:
         find_sources(root)
     assert caught.value.path == root / "dataset.json"
+
+
+def test_a_list_of_the_decathlon_may_be_empty(tmp_path: Path) -> None:
+    root = write_msd(tmp_path)
+    listed = json.loads((root / "dataset.json").read_text())
+    write_json(root / "dataset.json", listed | {"test": None})
+    (source,) = find_sources(root)
+    assert len([*source.cases()]) == len(listed["training"])
 
 
 def test_a_broken_dataset_json_is_named(tmp_path: Path) -> None:

@@ -182,9 +182,11 @@ def test_arrays_left_by_an_interrupted_run_are_replaced(make_task: MakeTask, tmp
     store.verify()
     assert not (store.path / "images" / "Second" / "left.npy").exists()
     assert not (store.path / ".partial").exists()
-    (tmp_path / "killed" / ".partial" / "images").mkdir(parents=True)
+    (tmp_path / "killed" / ".partial" / "labels").mkdir(parents=True)
+    (tmp_path / "killed" / "images" / "Gone").mkdir(parents=True)  # moved before the end came
     (tmp_path / "killed" / ".lock").touch()
     assert aggregate([second], tmp_path / "killed").tasks.keys() == {"Second"}
+    assert not (tmp_path / "killed" / "images" / "Gone").exists()
 
 
 def test_a_store_may_be_a_link_to_another_disk(
@@ -240,6 +242,15 @@ def test_a_spacing_in_another_unit_is_named(factor: float, make_task: MakeTask, 
         aggregate([folder], tmp_path / "store")
     store = aggregate([folder], tmp_path / "store", config=AggregateConfig(skip_bad=True))
     assert [case.id for case in store.cases()] == ["a", "c", "d"]
+    assert store.tasks["Blobs"].plan.spacing == (1.0, 1.0)
+
+
+def test_a_spacing_of_ones_own_may_be_far_from_that_of_the_files(make_task: MakeTask, tmp_path: Path) -> None:
+    folder = make_task(shape=(120, 100, 3))
+    store = aggregate([folder], tmp_path / "store", config=AggregateConfig(spacing=(9.0, 9.0)))
+    assert store.cases()[0].shape == (3, 11, 13)
+    with pytest.raises(StoreError, match=r"1 x 1 mm where the task has 0\.1 x 0\.1 \(the first of 4"):
+        aggregate([folder], tmp_path / "huge", config=AggregateConfig(spacing=(0.1, 0.1)))
 
 
 def test_a_failure_while_writing_leaves_nothing(
@@ -250,10 +261,12 @@ def test_a_failure_while_writing_leaves_nothing(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(np, "save", full)
-    with pytest.raises(OSError, match="No space left"):
-        aggregate([folder], tmp_path / "store")
-    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+    for owner, name in ((np, "save"), (sys.modules["hssl.store.aggregate"], "_write_index")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, full)
+            with pytest.raises(OSError, match="No space left"):
+                aggregate([folder], tmp_path / "store")
+        assert [path.name for path in tmp_path.iterdir()] == ["raw"]
 
 
 def test_a_changed_source_is_told_from_the_stored_one(make_task: MakeTask, tmp_path: Path) -> None:

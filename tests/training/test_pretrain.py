@@ -15,6 +15,7 @@ from hssl.networks import UNet
 from hssl.runs import Run, load_unet
 from hssl.store import Split
 from hssl.training import pretrain
+from hssl.training.loop import Keeper
 from hssl.training.pretrain import Pretraining, check_patch, duration
 
 THREE = {"A": 5, "B": 5, "C": 5}
@@ -47,6 +48,18 @@ def test_an_interrupt_comes_through_and_the_next_one_too(make_store, pretrain_co
         with pytest.raises(KeyboardInterrupt):
             pretrain(make_store(THREE), tmp_path / "run", config=pretrain_config())
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_the_end_from_outside_is_no_success(make_store, pretrain_config, tmp_path, monkeypatch, said):
+    stopped = []
+    stop = Keeper.on_exception
+    monkeypatch.setattr(Keeper, "on_exception", lambda self, *rest: (stopped.append(rest[-1]), stop(self, *rest)))
+    monkeypatch.setattr(Pretraining, "after_step", lambda self, number: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(SystemExit) as ended:
+        pretrain(make_store(THREE), tmp_path / "run", config=pretrain_config())
+    assert ended.value.code == 143
+    assert "SIGTERM" in said()
+    assert len(stopped) == 1  # which closes the progress bar
 
 
 def rows(run):

@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Literal
 
 from hssl.benchmark.plan import BenchmarkPlan
-from hssl.benchmark.statistics import Difference, Row, compare, ordered_shares, summarise
+from hssl.benchmark.statistics import Difference, Row, compare, ordered_shares
 from hssl.config import PretrainConfig
 
 ABSTRACT_GAINS = (0.69, 18.60)
@@ -147,15 +147,17 @@ def _gains(joint: list[Difference]) -> Claim:
 
 def _ten_is_close(rows: Sequence[Row], roles: Roles, ten: str | None, all_: str | None) -> Claim:
     text = "Joint pre-training with 10 % of the labels comes close to training with 100 %."
-    means = {(each.task, each.labels, each.arm): each.mean for each in summarise(rows)}
+    found: dict[tuple[str, str, str], dict[int, float]] = {}
+    for row in rows:
+        if row["dice"] is not None:
+            found.setdefault((row["task"], row["labels"], row["arm"]), {})[row["seed"]] = row["dice"]
     shares = []
     for task in dict.fromkeys(row["task"] for row in rows):
-        part, whole = (
-            means.get((task, ten or "", roles.joint or "")),
-            means.get((task, all_ or "", roles.scratch or "")),
-        )
-        if part is not None and whole:
-            shares.append(part / whole)
+        part = found.get((task, ten or "", roles.joint or ""), {})
+        whole = found.get((task, all_ or "", roles.scratch or ""), {})
+        both = part.keys() & whole.keys()  # a seed alone would compare other subjects
+        if both and (reference := fmean(whole[seed] for seed in both)):
+            shares.append(fmean(part[seed] for seed in both) / reference)
     some = f"at least six tasks of nine{_scaled(CLOSE_TASKS, len(shares))}"
     rule = f"At least 95 % of the Dice of scratch with all labels, on {some}."
     if not shares:

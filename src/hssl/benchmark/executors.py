@@ -85,7 +85,7 @@ class ClusterExecutor:
             ``gpus_per_node`` and ``slurm_partition``; ``cluster`` names the engine, found by itself by default.
 
     Raises:
-        ConfigError: submitit is not installed.
+        ConfigError: submitit is not installed, or does not take the parameters.
     """
 
     def __init__(self, bench: Path, parameters: Mapping[str, Any]) -> None:
@@ -94,8 +94,12 @@ class ClusterExecutor:
         except ImportError as error:
             raise ConfigError("submitit is not installed", hint=install("cluster")) from error
         self._bench = bench
-        self._executor = submitit.AutoExecutor(bench / "logs", cluster=parameters.get("cluster"))
-        self._executor.update_parameters(**{k: v for k, v in parameters.items() if k != "cluster"})
+        try:
+            self._executor = submitit.AutoExecutor(bench / "logs", cluster=parameters.get("cluster"))
+            self._executor.update_parameters(**{k: v for k, v in parameters.items() if k != "cluster"})
+        except (NameError, ValueError, AssertionError, RuntimeError, TypeError) as error:
+            what = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+            raise ConfigError(f"submitit refuses the parameters of the cluster: {what}") from error
 
     def start(self, order: Path, log: Path, slot: int) -> Handle:
         """Submits a job; its output is in submitit's own files, beside `log`."""

@@ -119,8 +119,11 @@ def efficiency_curves(
             axes.grid(axis="y", color="#e5e7eb", linewidth=0.7)
         figure.supxlabel("labelled training subjects", fontsize=9, color="#374151")
         figure.supylabel("Dice (%)", fontsize=9, color="#374151")
-        handles, names = grid[0, 0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside upper left", ncols=len(arms))
+        # An arm may lack any one task yet.
+        named = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in figure.axes]
+        lines = {name: line for pairs in named for line, name in pairs}
+        shown = [arm for arm in arms if arm in lines]
+        figure.legend([lines[arm] for arm in shown], shown, loc="outside upper left", ncols=len(arms))
         return _svg(figure)
 
 

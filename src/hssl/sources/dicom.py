@@ -133,7 +133,7 @@ class Series:
     @property
     def is_picture(self) -> bool:
         """Whether it shows no slices of a body: a screenshot, a radiograph, a report as an image."""
-        return any(plane.problem is not None and plane.problem[1] in _OF_PICTURES for plane in self.planes)
+        return all(plane.problem is not None and plane.problem[1] in _OF_PICTURES for plane in self.planes)
 
     def stack(self) -> list[Plane]:
         """The slices in the order of where they lie along their normal.

@@ -173,9 +173,15 @@ def _open_nifti(path: Path, channel: int | None) -> nib.Nifti1Image:
 
 def _nifti_geometry(image: nib.Nifti1Image, path: Path) -> Geometry:
     affine = np.array(image.affine, dtype=np.float64)
-    mm = _MM_PER_NIFTI_UNIT.get(image.header.get_xyzt_units()[0], 1.0)  # type: ignore[no-untyped-call]
+    try:
+        unit = image.header.get_xyzt_units()[0]  # type: ignore[no-untyped-call]
+    except KeyError as error:
+        raise SourceError(f"has a unit of length that NIfTI does not know: {error}", path=path) from error
+    mm = _MM_PER_NIFTI_UNIT.get(unit, 1.0)
     affine[:3] *= mm
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+    # Beside the volume that its axes would span at right angles, whatever the unit.
+    volume = np.prod(np.linalg.norm(affine[:3, :3], axis=0))
+    if not np.isfinite(affine).all() or not abs(np.linalg.det(affine[:3, :3])) > 1e-6 * volume:
         raise SourceError("the affine in the header has no inverse", path=path, hint="correct its spacing")
     # Some converters leave a nominal sform beside the scanner's spacing (ACDC does): the spacing is what was measured.
     sizes = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))

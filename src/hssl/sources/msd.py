@@ -38,8 +38,12 @@ def read(path: Path, options: Options) -> list[Source]:
     """
     dataset, listing = dataset_json(path), path / "dataset.json"
     labels = parse_labels(dataset.get("labels"), listing)
-    files = [_files(path, entry, labelled=True) for entry in dataset["training"]]
-    files += [_files(path, entry, labelled=False) for entry in dataset.get("test", [])]
+    lists = {name: dataset.get(name) or [] for name in ("training", "test")}
+    for name, entries in lists.items():
+        if not isinstance(entries, list):
+            raise SourceError(f"'{name}' is not a list of cases", path=listing)
+    files = [_files(path, entry, labelled=True) for entry in lists["training"]]
+    files += [_files(path, entry, labelled=False) for entry in lists["test"]]
     modalities = channel_names(dataset.get("modality", ""), listing)
     task, several = task_name(path, options), len(modalities) > 1
     return [

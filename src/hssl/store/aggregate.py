@@ -36,6 +36,7 @@ from hssl.store.store import INDEX, SPLITS, CaseRecord, Index, Store, TaskInfo, 
 
 logger = logging.getLogger(__name__)
 _STAGING = ".partial"
+KINDS = ("images", "labels")
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
@@ -121,34 +122,35 @@ def aggregate_sources(sources: Sequence[Source], output: Path | str, *, config: 
     if existing is not None and not tasks:
         return existing
     _check_split_options(existing, config)
-    with _alone(output):
-        existing = _existing(output)  # another command may have added to it meanwhile
+    with _alone(output) as existing:  # another command may have added to it meanwhile
         _check_split_options(existing, config)
         if tasks := [task for task in tasks if not _is_stored(task, existing)]:
             staging = output / _STAGING
-            try:
-                staging.mkdir()
-                index, splits = _write_arrays(tasks, staging, existing, config)
-                _add(existing, output, staging, index, splits)
-            finally:
-                shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir()
+            index, splits = _write_arrays(tasks, staging, existing, config)
+            _add(existing, output, staging, index, splits)
     return Store.open(output)
 
 
 @contextmanager
-def _alone(output: Path) -> Iterator[None]:
+def _alone(output: Path) -> Iterator[Store | None]:
     """Holds a store, new or not, against other commands; of one that has not come about nothing stays behind.
 
     What is being made lies in the store's own folder, so that it is on the same disk, and that folder may be the root
     of one.
+
+    Yields:
+        The store as it is now; None where there is none yet.
     """
     fresh = not output.exists()
     output.mkdir(parents=True, exist_ok=True)
     with locked(output, "hssl aggregate"):
-        shutil.rmtree(output / _STAGING, ignore_errors=True)  # left by a command that was killed
+        existing = _existing(output)
+        _clear(output)  # what a command that was killed has left
         try:
-            yield
+            yield existing
         finally:
+            _clear(output)
             if not (output / INDEX).exists():
                 (output / LOCK).unlink(missing_ok=True)
                 if fresh:
@@ -156,11 +158,21 @@ def _alone(output: Path) -> Iterator[None]:
                         output.rmdir()
 
 
+def _clear(output: Path) -> None:
+    """Removes what is being made, and, where that is the whole store, what of it lies in its place already."""
+    if not (output / INDEX).exists():
+        for kind in KINDS:
+            shutil.rmtree(output / kind, ignore_errors=True)
+        (output / SPLITS).unlink(missing_ok=True)
+    shutil.rmtree(output / _STAGING, ignore_errors=True)  # the last, for it says that the rest is ours
+
+
 def _existing(output: Path) -> Store | None:
     """The store at `output`, or None where one can be made."""
     if (output / INDEX).exists():
         return Store.open(output)
-    if output.exists() and (not output.is_dir() or {path.name for path in output.iterdir()} - {_STAGING, LOCK}):
+    names = {path.name for path in output.iterdir()} if output.is_dir() else {output.name} if output.exists() else set()
+    if names - ({_STAGING, LOCK, SPLITS, *KINDS} if _STAGING in names else {LOCK}):
         raise StoreError("is there already and is not a store", path=output, hint="choose another output")
     return None
 
@@ -249,7 +261,7 @@ def _write_arrays(
     tasks[:] = _usable(tasks, set(plans), existing)
     jobs = [(task, case) for task in tasks for case in task.cases]
     for task, _ in jobs:
-        for kind in ("images", "labels"):
+        for kind in KINDS:
             (staging / kind / task.source.task).mkdir(parents=True, exist_ok=True)
 
     def convert(job: tuple[_Task, Case]) -> CaseRecord | HsslError:
@@ -271,7 +283,7 @@ def _write_arrays(
     for task in tasks:
         source = task.source
         for bad in task.bad:
-            for kind in ("images", "labels"):
+            for kind in KINDS:
                 array_path(staging, kind, source.task, bad.case.id).unlink(missing_ok=True)
         infos[source.task] = TaskInfo(
             name=source.task,
@@ -416,13 +428,17 @@ def _planned(task: _Task, workers: int, config: AggregateConfig) -> TaskPlan | N
     if not geometries:
         _report(task.bad, config)
         return None
-    plan = make_plan(geometries.values(), window=config.window, spacing=config.spacing, orientation=config.orientation)
+    alike = make_plan(geometries.values())  # of the headers alone, whatever the user wants made of them
     for case in list(task.cases):
         with _reading(case.image_path) as failed:
-            plan.check_scale(geometries[case.id])
+            alike.check_units(geometries[case.id])
         if failed:
             task.drop(case, failed[0])
-    return plan
+            del geometries[case.id]
+    if not geometries:
+        _report(task.bad, config)
+        return None
+    return make_plan(geometries.values(), window=config.window, spacing=config.spacing, orientation=config.orientation)
 
 
 def _converted(case: Case, source: Source, plan: TaskPlan, folder: Path) -> CaseRecord | HsslError:
@@ -561,7 +577,7 @@ def _write_index(folder: Path, index: Index, splits: Splits) -> None:
 def _add(existing: Store | None, output: Path, staging: Path, index: Index, splits: Splits) -> None:
     """Moves the arrays of new tasks into the store, then names them in its index."""
     for task in index.tasks:
-        for kind in ("images", "labels"):
+        for kind in KINDS:
             target = output / kind / task
             if target.exists():  # left by an interrupted run, and named in no index
                 shutil.rmtree(target)

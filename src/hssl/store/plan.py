@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import nibabel as nib
@@ -29,6 +29,7 @@ _IDENTITY = np.array([[0, 1], [1, 1], [2, 1]])
 _THICK = 1.5  # slices this much thicker than the pixels are wide are the slices the scanner took
 _SAME_SPACING = 0.01
 _LARGEST_SCALE = 8.0  # beyond it a unit is wrong: the image would become a few pixels, or fill the memory
+_FEW = 8
 _SLICES_AT_ONCE = 16  # bounds the memory of the one-hot masks
 
 T = TypeVar("T")
@@ -180,20 +181,33 @@ class TaskPlan(BaseModel):
     def _unfit(self, shape: tuple[int, ...], geometry: Geometry) -> StoreError:
         return StoreError(f"scores of shape {shape} do not fit an image stored as {self.stored_shape(geometry)}")
 
-    def check_scale(self, geometry: Geometry) -> None:
-        """Refuses an image whose pixels are so much larger or smaller than the task's that its header must be wrong.
+    def check_units(self, geometry: Geometry) -> None:
+        """Refuses a header whose pixels are so much larger or smaller than the plan's that its unit must be wrong.
+
+        For plans whose spacing nobody has set.
 
         Raises:
-            StoreError: Resampling would change the pixels along a side by more than eight times.
+            StoreError: They are eight times as large, or more, or as small.
         """
         spacing = _permuted(geometry.spacing, self._transform(geometry))[1:]
-        scales = [own / target for own, target in zip(spacing, self.spacing, strict=True)]
+        scales = [own / plan for own, plan in zip(spacing, self.spacing, strict=True)]
         if not 1 / _LARGEST_SCALE <= min(scales) <= max(scales) <= _LARGEST_SCALE:
-            own, target = (" x ".join(f"{length:g}" for length in lengths) for lengths in (spacing, self.spacing))
-            raise StoreError(
-                f"has pixels of {own} mm where the task has {target}",
-                hint="correct the spacing in its header, or see whether that of the others is wrong",
-            )
+            raise self._scaled(spacing, "correct the spacing in its header, or see whether that of the others is wrong")
+
+    def check_scale(self, geometry: Geometry) -> None:
+        """Refuses an image of which the plan would make next to nothing, or more than a memory holds.
+
+        Raises:
+            StoreError: A side of 64 pixels or more would become one of less than eight, or any one eight times as long.
+        """
+        spacing = _permuted(geometry.spacing, self._transform(geometry))[1:]
+        before, after = _permuted(geometry.shape, self._transform(geometry))[1:], self.stored_shape(geometry)[1:]
+        if any((o >= _FEW**2 and n < _FEW) or n > _LARGEST_SCALE * o for o, n in zip(before, after, strict=True)):
+            raise self._scaled(spacing, "correct the spacing in its header, or aggregate with another --spacing")
+
+    def _scaled(self, spacing: Sequence[float], hint: str) -> StoreError:
+        own, plan = (" x ".join(f"{length:g}" for length in lengths) for lengths in (spacing, self.spacing))
+        return StoreError(f"has pixels of {own} mm where the task has {plan}", hint=hint)
 
     def stored_shape(self, geometry: Geometry) -> tuple[int, int, int]:
         """Slices, rows and columns that an image of this geometry has in the store."""

@@ -21,6 +21,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Generator, Tensor, nn
 from torch.optim import AdamW, Optimizer
@@ -175,7 +176,11 @@ class Keeper(Callback):
             stage.run.save_checkpoint(step, stage.trained(), trainer.optimizers[0], extra)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Closes the progress bar, also after an error."""
+        """Closes the progress bar."""
+        self.progress.stop()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Closes it after an error or an interrupt too, which leave out the teardown."""
         self.progress.stop()
 
     def _show(self, step: int, steps: int, values: dict[str, float]) -> None:
@@ -261,6 +266,7 @@ def fit(stage: Stage, trainer: pl.Trainer) -> float:
         TrainingError: See :func:`check`.
         HsslError: The data cannot be read.
         KeyboardInterrupt: The user has stopped it.
+        SystemExit: Somebody else has, by SIGTERM.
     """
     config = stage.config
     stage.began = time.monotonic()
@@ -268,6 +274,9 @@ def fit(stage: Stage, trainer: pl.Trainer) -> float:
     interrupt = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit(stage)
+    except SIGTERMException:
+        logger.warning("ended from outside, by SIGTERM; the same command goes on from the last checkpoint")
+        raise SystemExit(128 + signal.SIGTERM) from None
     except SystemExit as error:
         # Lightning makes this of Ctrl-C, and has no ear for a second one.
         if not isinstance(error.__context__, KeyboardInterrupt):
