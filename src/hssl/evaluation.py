@@ -269,8 +269,8 @@ def _predicted(
     predictor: Predictor, store: Store, cases: Iterable[CaseRecord], space: str
 ) -> Iterator[Callable[[], Mask]]:
     """Runs the network case by case; masks come as functions, as those do that are read from files."""
-    for case in cases:
-        mask = predictor.mask(store.image(case), None if space == "store" else case.geometry)
+    images = ((store.image(case), None if space == "store" else case.geometry) for case in cases)
+    for mask in predictor.masks(images):
         yield partial(np.asarray, mask)
 
 

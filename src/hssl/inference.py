@@ -90,8 +90,8 @@ def predict(
 
     output.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(2) as pool:  # reads the next image and writes the last mask
-        geometries = [image.geometry for image in images]
-        masks = map(predictor.mask, ahead(pool, load, images), geometries)
+        pixels = ahead(pool, load, images)
+        masks = predictor.masks(zip(pixels, (image.geometry for image in images), strict=True))
         written = ahead(pool, write, zip(images, masks, strict=True))
         return list(track(written, "predict", total=len(images)))
 
@@ -139,28 +139,65 @@ class Predictor:
         Returns:
             The mask, ``[slices, rows, columns]``, or of the shape of `geometry`.
         """
+        (mask,) = self.masks([(image, geometry)])
+        return mask
+
+    def masks(self, images: Iterable[tuple[NDArray[np.floating], Geometry | None]]) -> Iterator[NDArray[np.uint8]]:
+        """The same for one image after the other: the network sees some slices while the last ones become a mask."""
         config = self.run.config
-        scores = predict_slabs(
-            self._network,
-            image,
-            patch_size=config.patch_size,
-            overlap=self._overlap,
-            batch_size=self._batch_size,
-            amp=None if config.precision == "auto" else config.precision == "bf16",
-        )
-        with ThreadPoolExecutor(1) as pool:  # takes the best class of some slices while the network sees the next
-            return self.task.joined(list(ahead(pool, lambda part: self.task.planes(part, geometry), scores)), geometry)
+
+        def scored() -> Iterator[tuple[Geometry | None, bool, NDArray[np.float32]]]:
+            for image, geometry in images:
+                left = len(image)
+                for scores in predict_slabs(
+                    self._network,
+                    image,
+                    patch_size=config.patch_size,
+                    overlap=self._overlap,
+                    batch_size=self._batch_size,
+                    amp=None if config.precision == "auto" else config.precision == "bf16",
+                ):
+                    left -= scores.shape[1]
+                    yield geometry, left == 0, scores
+
+        def classed(
+            part: tuple[Geometry | None, bool, NDArray[np.float32]],
+        ) -> tuple[Geometry | None, bool, NDArray[np.uint8]]:
+            geometry, last, scores = part
+            return geometry, last, self.task.planes(scores, geometry)
+
+        planes: list[NDArray[np.uint8]] = []
+        with ThreadPoolExecutor(1) as pool:
+            for geometry, last, part in ahead(pool, classed, scored()):
+                planes.append(part)
+                if last:
+                    yield self.task.joined(planes, geometry)
+                    planes = []
 
 
 def ahead(pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Yields ``function(item)`` of each item in order, while the next one is being worked on in `pool`."""
+    """Yields ``function(item)`` of each item in order, while the next one is being worked on in `pool`.
+
+    Where `items` fail, what came before is yielded first.
+    """
     pending: deque[Future[Result]] = deque()
-    for item in items:
+    failure: Exception | None = None
+    rest = iter(items)
+    while True:
+        try:
+            item = next(rest)
+        except StopIteration:
+            break
+        except Exception as error:
+            failure = error
+            break
         pending.append(pool.submit(function, item))
         if len(pending) > 1:
             yield pending.popleft().result()
     while pending:
         yield pending.popleft().result()
+    if failure is not None:
+        raise failure
 
 
 # Files ------------------------------------------------------------------------------------------------------

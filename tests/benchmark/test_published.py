@@ -170,12 +170,14 @@ def test_the_ablation_comes_from_the_ledger() -> None:
             differences = [] if arm == "scratch" else [signed(organs, 1), signed(all_four, 1)]
             assert numbers(line) == [*scores, *differences[:1], last, *differences[1:]]
             gains[seed, arm] = organs
-    # The text's first finding: the arms with the tissue level, and those without.
-    lack = {"scratch", "no-tissue", *(arm for arm in plan.arms if arm.startswith("only-"))} - {"only-tissue"}
-    for has, text in ((True, "with it gain {} to {} points"), (False, "without it {} to {}")):
-        found = [
-            gain for (seed, arm), gain in gains.items() if seed == 0 and arm != "scratch" and (arm not in lack) is has
-        ]
+    # The text's findings: what leaving out one level leaves, and what one alone gives.
+    first = {arm: gain for (seed, arm), gain in gains.items() if seed == 0}
+    for start, text in (("no-", "leaving out one level leaves {} to {}"), ("only-", "Alone, levels give {} to {}**")):
+        found = [gain for arm, gain in first.items() if arm.startswith(start) and arm != "no-group-no-task"]
+        assert len(found) == 7
         assert text.format(signed(min(found), 1), signed(max(found), 1)) in section
+    for arm, gain in first.items():
+        if level := arm.removeprefix("only-") if arm.startswith("only-") else "":
+            assert f"{level} {signed(gain, 1)}" in section
     second = [signed(gains[1, arm], 1) for arm in ("joint", "only-tissue")]
-    assert f"With the second subject neither gains** ({' and '.join(second)})" in section
+    assert f"neither joint nor tissue gains ({' and '.join(second)})" in section
