@@ -179,5 +179,5 @@ def test_the_ablation_comes_from_the_ledger() -> None:
     for arm, gain in first.items():
         if level := arm.removeprefix("only-") if arm.startswith("only-") else "":
             assert f"{level} {signed(gain, 1)}" in section
-    second = [signed(gains[1, arm], 1) for arm in ("joint", "only-tissue")]
-    assert f"neither joint nor tissue gains ({' and '.join(second)})" in section
+    second = [signed(gains[1, arm], 1) for arm in ("joint", "only-tissue", "only-task")]
+    assert "the tissue level and the task level alone give {}, {} and {}".format(*second) in section
