@@ -51,7 +51,7 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(first.info.masks_seen[row["task"]]) == 1
     with Image.open(result.picture) as picture:
         assert picture.width > picture.height > 300
-    for title in ("truth", "scratch", "HSSL"):
+    for title in ("groups", "truth", "scratch", "HSSL"):
         assert any(title in each for each in titles), title
     assert "HSSL" in result.report.read_text(encoding="utf-8")
     # A network of the demo segments a scan, as any other.

@@ -15,20 +15,8 @@ PACKAGE = Path(hssl.__file__).parent
 
 # A room imports only from rooms before it.
 ROOMS = [
-    *(
-        "errors",
-        "config",
-        "console",
-        "machine",
-        "files",
-        "sources",
-        "store",
-        "views",
-        "networks",
-        "objectives",
-        "grouping",
-    ),
-    *("runs", "training", "inference", "metrics", "evaluation", "benchmark", "export", "demo", "cli"),
+    *("errors", "config", "console", "machine", "files", "sources", "store", "views", "networks", "objectives"),
+    *("grouping", "runs", "training", "inference", "metrics", "evaluation", "benchmark", "export", "demo", "cli"),
 ]
 HEAVY = {
     "torch",

@@ -265,7 +265,8 @@ def test_ledger_drops_a_torn_line(tmp_path: Path) -> None:
 
 
 def test_only_one_benchmark_in_a_folder(tmp_path: Path) -> None:
-    with locked(tmp_path, "benchmark"), pytest.raises(RunError, match="another b"), locked(tmp_path, "benchmark"):
+    again = locked(tmp_path, "benchmark")
+    with locked(tmp_path, "benchmark"), pytest.raises(RunError, match="another benchmark"), again:
         pass
 
 

@@ -179,12 +179,11 @@ def _nifti_geometry(image: nib.Nifti1Image, path: Path) -> Geometry:
         raise SourceError(f"has a unit of length that NIfTI does not know: {error}", path=path) from error
     mm = _MM_PER_NIFTI_UNIT.get(unit, 1.0)
     affine[:3] *= mm
+    sizes = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
     # Beside the volume that its axes would span at right angles, whatever the unit.
-    volume = np.prod(np.linalg.norm(affine[:3, :3], axis=0))
-    if not np.isfinite(affine).all() or not abs(np.linalg.det(affine[:3, :3])) > 1e-6 * volume:
+    if not np.isfinite(affine).all() or not abs(np.linalg.det(affine[:3, :3])) > 1e-6 * sizes.prod():
         raise SourceError("the affine in the header has no inverse", path=path, hint="correct its spacing")
     # Some converters leave a nominal sform beside the scanner's spacing (ACDC does): the spacing is what was measured.
-    sizes = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
     zooms = sizes.copy()  # a file of two axes has two
     own = image.header.get_zooms()[:3]  # type: ignore[no-untyped-call]
     zooms[: len(own)] = mm * np.array(own, dtype=np.float64)

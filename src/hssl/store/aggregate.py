@@ -36,7 +36,7 @@ from hssl.store.store import INDEX, SPLITS, CaseRecord, Index, Store, TaskInfo, 
 
 logger = logging.getLogger(__name__)
 _STAGING = ".partial"
-KINDS = ("images", "labels")
+_KINDS = ("images", "labels")
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
@@ -161,7 +161,7 @@ def _alone(output: Path) -> Iterator[Store | None]:
 def _clear(output: Path) -> None:
     """Removes what is being made, and, where that is the whole store, what of it lies in its place already."""
     if not (output / INDEX).exists():
-        for kind in KINDS:
+        for kind in _KINDS:
             shutil.rmtree(output / kind, ignore_errors=True)
         (output / SPLITS).unlink(missing_ok=True)
     shutil.rmtree(output / _STAGING, ignore_errors=True)  # the last, for it says that the rest is ours
@@ -172,7 +172,7 @@ def _existing(output: Path) -> Store | None:
     if (output / INDEX).exists():
         return Store.open(output)
     names = {path.name for path in output.iterdir()} if output.is_dir() else {output.name} if output.exists() else set()
-    if names - ({_STAGING, LOCK, SPLITS, *KINDS} if _STAGING in names else {LOCK}):
+    if names - ({_STAGING, LOCK, SPLITS, *_KINDS} if _STAGING in names else {LOCK}):
         raise StoreError("is there already and is not a store", path=output, hint="choose another output")
     return None
 
@@ -258,10 +258,10 @@ def _write_arrays(
     """Converts every case into `staging`; returns the index and split of these tasks."""
     workers = config.workers or cores()
     plans = {task.source.task: plan for task in tasks if (plan := _planned(task, workers, config))}
-    tasks[:] = _usable(tasks, set(plans), existing)
+    tasks = _usable(tasks, set(plans), existing)
     jobs = [(task, case) for task in tasks for case in task.cases]
     for task, _ in jobs:
-        for kind in KINDS:
+        for kind in _KINDS:
             (staging / kind / task.source.task).mkdir(parents=True, exist_ok=True)
 
     def convert(job: tuple[_Task, Case]) -> CaseRecord | HsslError:
@@ -276,14 +276,14 @@ def _write_arrays(
         else:
             task.drop(case, result)
     _report([bad for task in tasks for bad in task.bad], config)
-    tasks[:] = _usable(tasks, {name for name, kept in records.items() if kept}, existing)
+    tasks = _usable(tasks, {name for name, kept in records.items() if kept}, existing)
 
     infos: dict[str, TaskInfo] = {}
     duplicates, splits = _split_by_folder(tasks, records, existing, config)
     for task in tasks:
         source = task.source
         for bad in task.bad:
-            for kind in KINDS:
+            for kind in _KINDS:
                 array_path(staging, kind, source.task, bad.case.id).unlink(missing_ok=True)
         infos[source.task] = TaskInfo(
             name=source.task,
@@ -425,16 +425,14 @@ def _planned(task: _Task, workers: int, config: AggregateConfig) -> TaskPlan | N
             geometries[case.id] = result
         else:
             task.drop(case, result)
-    if not geometries:
-        _report(task.bad, config)
-        return None
-    alike = make_plan(geometries.values())  # of the headers alone, whatever the user wants made of them
-    for case in list(task.cases):
-        with _reading(case.image_path) as failed:
-            alike.check_units(geometries[case.id])
-        if failed:
-            task.drop(case, failed[0])
-            del geometries[case.id]
+    if geometries:
+        alike = make_plan(geometries.values())  # of the headers alone, whatever the user wants made of them
+        for case in list(task.cases):
+            with _reading(case.image_path) as failed:
+                alike.check_units(geometries[case.id])
+            if failed:
+                task.drop(case, failed[0])
+                del geometries[case.id]
     if not geometries:
         _report(task.bad, config)
         return None
@@ -577,7 +575,7 @@ def _write_index(folder: Path, index: Index, splits: Splits) -> None:
 def _add(existing: Store | None, output: Path, staging: Path, index: Index, splits: Splits) -> None:
     """Moves the arrays of new tasks into the store, then names them in its index."""
     for task in index.tasks:
-        for kind in KINDS:
+        for kind in _KINDS:
             target = output / kind / task
             if target.exists():  # left by an interrupted run, and named in no index
                 shutil.rmtree(target)
