@@ -57,6 +57,17 @@ def test_so_many_groups_as_are_asked_for(features):
             find_groups(None, None, TASKS, number=number)
 
 
+def test_tasks_that_cannot_be_told_apart(monkeypatch, tmp_path):
+    # One data set under four names: every distance is the same, and a height of the tree cuts all links or none.
+    monkeypatch.setattr(grouping, "_features", lambda *_: np.array([[1.0, 2.0], [3.0, 5.0]]))
+    for number in (None, 2, 3):
+        found = find_groups(None, None, TASKS[:4], number=number)
+        assert sorted(found.silhouettes) == [2, 3]
+        assert len(set(found.groups.values())) == (number or 2)
+        found.save(tmp_path / "groups.json")
+        assert (tmp_path / "groups.png").stat().st_size > 0
+
+
 def test_numbers_follow_the_order_of_the_tasks(features):
     found = find_groups(None, None, TASKS[::-1])
     assert list(found.groups) == TASKS[::-1]
@@ -174,6 +185,11 @@ def test_slices_are_spread_evenly(store):
     total = sum(case.shape[0] for case in store.cases(task, store.split(task).train))
     rows = grouping._features(network, store, task, 3)
     assert network.seen.shape == (3, 1, 96, 96)
+    cases = store.cases(task, store.split(task).train)
+    for case, index, seen in ((cases[0], 0, network.seen[0]), (cases[-1], -1, network.seen[2])):
+        picture = torch.from_numpy(np.asarray(store.image(case)[index], np.float32))[None, None]
+        expected = torch.nn.functional.interpolate(picture, size=(96, 96), mode="bilinear", antialias=True)
+        torch.testing.assert_close(seen, expected[0])
     np.testing.assert_allclose(rows, network.seen.view(3, 3, 32, 3, 32).mean((2, 4)).flatten(1), rtol=1e-5)
     grouping._features(network, store, task, 10_000)
     assert len(network.seen) == total

@@ -255,7 +255,7 @@ class ViewConfig(StageConfig):
         contrast: Largest absolute logarithm of the contrast factor.
         brightness: Largest shift.
         gamma: Largest absolute logarithm of the exponent.
-        bias_field: Largest amplitude of the logarithm of the bias field.
+        bias_field: Largest standard deviation of the logarithm of the bias field at its control points.
         blur: Largest standard deviation of the Gaussian blur, in pixels; its kernel has a radius of 3.
         noise: Largest standard deviation of the noise.
         hide: Share of the image hidden in blocks.
@@ -359,7 +359,7 @@ class PretrainConfig(TrainingConfig):
         options: Options of the objective, by name.
         network: A preset (``small``, ``base``, ``large``) or a shape; a run to start from brings its own.
         batch_size: Images a step, over all devices; each is seen in two views.
-        domains_per_batch: Tasks that share a batch.
+        domains_per_batch: Tasks that share a batch; `hierarchical` tells them apart, and needs two.
         tempering: A task is drawn with probability proportional to its slices to this power.
         groups: ``auto`` finds groups of tasks in the features, and how many; a number finds so many; ``none`` leaves
             the group level off, and a mapping of task to group name sets them.

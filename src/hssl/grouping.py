@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.cluster.hierarchy import cut_tree, linkage
 from scipy.spatial.distance import pdist, squareform
 
 from hssl.errors import ConfigError, StoreError
@@ -81,10 +81,10 @@ def find_groups(
     distance = np.nan_to_num(pdist(points, "cosine"), nan=1.0).clip(min=0)
     tree = linkage(distance, "average")
     silhouettes = {
-        count: silhouette(squareform(distance), fcluster(tree, count, "maxclust")) for count in range(2, len(tasks))
+        count: silhouette(squareform(distance), cut_tree(tree, [count]).ravel()) for count in range(2, len(tasks))
     }
     best = number or max(silhouettes, key=lambda count: silhouettes[count])
-    return Grouping(_numbered(tasks, fcluster(tree, best, "maxclust").tolist()), tree, silhouettes)
+    return Grouping(_numbered(tasks, cut_tree(tree, [best]).ravel().tolist()), tree, silhouettes)
 
 
 def check_groups(tasks: Sequence[str], groups: object) -> None:

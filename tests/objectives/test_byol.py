@@ -36,9 +36,14 @@ def test_the_copy_follows_slowly(network: UNet, objective: Objective) -> None:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(1)
+        for parameter in objective.get_submodule("projector").parameters():
+            parameter.add_(2)
+    kept = [parameter.clone() for parameter in objective.get_submodule("target_projector").parameters()]
     objective.after_step(network)
     for name, parameter in network.encoder.named_parameters():
         torch.testing.assert_close(copies[name], 0.9 * before[name] + 0.1 * parameter)
+    for old, parameter in zip(kept, objective.get_submodule("target_projector").parameters(), strict=True):
+        torch.testing.assert_close(parameter, old + 0.2)
 
 
 def test_the_copy_has_no_gradient(network: UNet, objective: Objective, make_batch: MakeBatch) -> None:

@@ -112,6 +112,17 @@ class Given(torch.nn.Module):
         return self.projected
 
 
+def test_volumes_are_cut_along_their_slices(network: UNet, make_batch: Callable[..., PretrainBatch]) -> None:
+    batch = replace(make_batch(6, tasks=1), position=torch.tensor([0.0, 0.24, 0.26, 0.5, 0.99, 1.0]))
+    objective = build_objective("global_local", network, Domains(("A",), (0,)), {"local_stage": 0})
+    torch.manual_seed(0)
+    projected = torch.randn(12, 5)
+    objective.global_head = Given(projected)
+    parts = torch.tensor([0, 0, 1, 2, 3, 3]).repeat(2)
+    expected = global_contrast(F.normalize(projected, dim=1), torch.zeros(12, dtype=torch.int64), parts, 0.1)
+    torch.testing.assert_close(objective(network, batch)["global"], expected)
+
+
 def test_pictures_attract_those_of_their_own_subject(network: UNet, make_batch: Callable[..., PretrainBatch]) -> None:
     batch = make_batch(4, tasks=1)
     one = torch.ones(4, dtype=torch.int64)

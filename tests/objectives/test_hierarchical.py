@@ -311,3 +311,17 @@ def test_no_level_at_all_is_an_error(network: UNet, three_tasks: Domains) -> Non
 def test_a_stage_that_is_not_there(network: UNet, three_tasks: Domains, option: str) -> None:
     with pytest.raises(ConfigError, match=f"'{option}': this network has stages 0 to"):
         build_objective("hierarchical", network, three_tasks, {option: 4})
+
+
+def test_the_stage_of_a_level_that_is_off_does_not_matter(network: UNet, make_batch: MakeBatch) -> None:
+    objective = build_objective("hierarchical", network, ONE_TASK, {"weights": {"pixel": 1}, "task_stage": 9})
+    assert objective(network, make_batch(2, tasks=1))["pixel"] > 0
+    assert not objective.wants_groups
+    assert not objective.wants_tasks
+
+
+def test_pixels_of_no_weight_are_no_loss(network: UNet, make_batch: MakeBatch) -> None:
+    batch = make_batch(2, tasks=1)
+    bare = replace(batch.first, hidden=torch.zeros_like(batch.first.hidden))
+    objective = alone("pixel", network, ONE_TASK, visible=0)
+    assert objective(network, replace(batch, first=bare, second=bare))["pixel"] == 0

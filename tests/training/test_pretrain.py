@@ -19,7 +19,7 @@ from hssl.training.loop import Keeper
 from hssl.training.pretrain import Pretraining, check_patch, duration
 
 THREE = {"A": 5, "B": 5, "C": 5}
-GROUP_ALONE = {"weights": {"group": 1}, "task_stage": 2, "place_stage": 1, "region_stage": 1}
+GROUP_ALONE = {"weights": {"group": 1}}
 
 
 class Stop(Exception):
@@ -285,6 +285,12 @@ def test_no_groups(make_store, pretrain_config, tmp_path):
     assert "group" not in run.info.result["losses"]
 
 
+def test_groups_are_not_looked_for_where_no_level_asks(make_store, pretrain_config, tmp_path):
+    config = pretrain_config(steps=2, domains_per_batch=1, options={"weights": {"pixel": 1}})
+    run = pretrain(make_store(THREE), tmp_path / "run", config=config)
+    assert not (run.path / "groups.json").exists()
+
+
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [
@@ -293,6 +299,7 @@ def test_no_groups(make_store, pretrain_config, tmp_path):
         ({"options": {"magic": 1}}, ConfigError, "option 'magic'"),
         ({"groups": {"A": "x"}}, ConfigError, "task 'B' has none"),
         ({"groups": "none", "options": GROUP_ALONE}, ConfigError, "no level is on"),
+        ({"domains_per_batch": 1, "options": GROUP_ALONE}, ConfigError, "domains_per_batch 1"),
         ({"devices": 3}, ConfigError, "batch size 4 does not give each of 3 devices"),
         ({"accelerator": "abacus"}, ConfigError, "accelerator 'abacus' with devices 1 cannot be used here"),
         ({"patch_size": 18}, ConfigError, r"patch size 18 is not a multiple of 4 \(take 16\)"),

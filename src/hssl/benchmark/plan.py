@@ -35,11 +35,11 @@ from hssl.config import SCRATCH, FinetuneConfig, NetworkConfig, PretrainConfig, 
 from hssl.errors import ConfigError
 from hssl.grouping import check_groups
 from hssl.networks import UNet, build_network
-from hssl.objectives import Domains, build_objective, build_rehearsed, objective_options
+from hssl.objectives import Domains, Objective, build_objective, build_rehearsed, objective_options
 from hssl.store import Store
 from hssl.training.finetune import rehearsed_pretraining, validation_subjects
 from hssl.training.loggers import check_loggers
-from hssl.training.pretrain import check_batch_size, check_patch, groups_at_start
+from hssl.training.pretrain import check_batch_size, check_mixture, check_patch, groups_at_start
 
 # Set by the grid, so never by hand.
 _PRETRAIN_FIXED = {"tasks", "init"}
@@ -282,7 +282,7 @@ def _pretraining(options: dict[str, Any], data: dict[str, str], needs: str | Non
     _check_shape(config, config.network)
     content = [config.decisive(), objective_options(config.objective, config.options), data]
     domains = Domains(config.tasks or (), groups_at_start(config, config.tasks or ()))
-    _check_objective(config.objective, json.dumps(config.options), config.network, domains)
+    check_mixture(_objective(config.objective, json.dumps(config.options), config.network, domains), config)
     return Job("pretrain", _hash(content), config, needs)
 
 
@@ -298,15 +298,14 @@ def _on_paper(shape: NetworkConfig) -> UNet:
 
 
 @lru_cache
-def _check_objective(
+def _objective(
     objective: str, options: str, shape: NetworkConfig, domains: Domains, rehearsed: bool = False
-) -> None:
+) -> Objective:
     """Makes the objective once, so that options (as JSON) that do not fit it are told before any run."""
     network = _on_paper(shape)
     if rehearsed:
-        build_rehearsed(objective, network, domains.tasks[0], json.loads(options))
-    else:
-        build_objective(objective, network, domains, json.loads(options))
+        return build_rehearsed(objective, network, domains.tasks[0], json.loads(options))
+    return build_objective(objective, network, domains, json.loads(options))
 
 
 def _pretrain_options(plan: BenchmarkPlan, arm: Arm) -> dict[str, Any]:
@@ -348,7 +347,7 @@ def _finetuning(
         raise ConfigError("option 'network' of fine-tuning is not that of pre-training", hint="set it in 'pretrain'")
     _check_shape(config, shape)
     if asked := rehearsed_pretraining(config, before):
-        _check_objective(asked.objective, json.dumps(asked.options), shape, Domains((task,), (0,)), rehearsed=True)
+        _objective(asked.objective, json.dumps(asked.options), shape, Domains((task,), (0,)), rehearsed=True)
     return Job("finetune", _hash(content), config, needs=None if pretraining is None else pretraining.hash)
 
 

@@ -71,7 +71,9 @@ class Objective(nn.Module):
 
     Options: ClassVar[type[StageConfig]] = StageConfig
     #: Learns from groups of tasks: the training loop finds them and calls `set_groups`.
-    wants_groups: ClassVar[bool] = False
+    wants_groups: bool = False
+    #: Asks which task an image is of: a batch must hold images of two tasks at least.
+    wants_tasks: bool = False
 
     def __init__(self, network: UNet, domains: Domains, options: StageConfig) -> None:
         super().__init__()

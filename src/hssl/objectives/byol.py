@@ -53,7 +53,7 @@ class BYOL(Objective):
         self.target_projector = copy.deepcopy(self.projector).requires_grad_(False)
 
     def forward(self, network: UNet, batch: PretrainBatch) -> dict[str, Tensor]:
-        """The loss ``image`` (0 to 4, as published), and ``watch/spread`` of the projections."""
+        """The loss ``image`` (0 to 4: the mean of both directions; published is their sum), and ``watch/spread``."""
         images = torch.cat((batch.first.image, batch.second.image))
         projected = self.projector(grid_pool(network.encode(images)[-1], GRID))
         predicted = F.normalize(self.predictor(projected).float(), dim=1)

@@ -103,7 +103,6 @@ class Hierarchical(Objective):
     """
 
     Options = HierarchicalOptions
-    wants_groups = True
 
     def __init__(self, network: UNet, domains: Domains, options: HierarchicalOptions) -> None:
         super().__init__(network, domains, options)
@@ -115,9 +114,6 @@ class Hierarchical(Objective):
             "place_stage": len(channels) - 2,
             "region_stage": len(channels) - 2,
         }
-        for name, last in deepest.items():
-            if getattr(options, name) > last:
-                raise ConfigError(f"option '{name}': this network has stages 0 to {last} there")
         self.weights: dict[str, float] = {level: options.weights.get(level, 0.0) for level in WEIGHTS}
         if set(domains.groups) == {0}:
             self.weights["group"] = 0.0
@@ -125,14 +121,22 @@ class Hierarchical(Objective):
             self.weights["group"] = self.weights["task"] = 0.0
         if not any(self.weights.values()):
             raise ConfigError("option 'weights': no level is on", hint="levels that are not named are off; name one")
+        stage = {name: getattr(options, name) for name in deepest}
+        for name, last in deepest.items():
+            if stage[name] > last and self.weights[name.removesuffix("_stage")]:
+                raise ConfigError(f"option '{name}': this network has stages 0 to {last} there")
+            # The head of a level that is off has a place all the same: weights drawn after it stay the same.
+            stage[name] = min(stage[name], last)
+        self.wants_groups = bool(self.weights["group"])
+        self.wants_tasks = bool(self.weights["group"] or self.weights["task"])
         self.group_of_task: Tensor
         self.register_buffer("group_of_task", torch.tensor(domains.groups, dtype=torch.int64))
         # As many outputs as tasks: there are never more groups, and the shape holds when they are found later.
-        self.group_head = GridPoolHead(channels[options.group_stage], tasks)
-        self.task_head = GridPoolHead(channels[options.task_stage], tasks)
+        self.group_head = GridPoolHead(channels[stage["group_stage"]], tasks)
+        self.task_head = GridPoolHead(channels[stage["task_stage"]], tasks)
         self.image_head = GridPoolHead(channels[-1], options.projection)
-        self.place_head = PixelHead(channels[options.place_stage], 3 * tasks)
-        self.region_head = PixelHead(channels[options.region_stage], options.projection)
+        self.place_head = PixelHead(channels[stage["place_stage"]], 3 * tasks)
+        self.region_head = PixelHead(channels[stage["region_stage"]], options.projection)
         self.tissue_head = PointHead(channels[-2::-1], tasks, options.tissues)
         self.codebooks = Codebooks(tasks, options.tissues, 3 + len(BRIGHTNESS))
         self.pixel_head = PixelHead(channels[0], 1, hidden=channels[0])
@@ -247,7 +251,7 @@ class Hierarchical(Objective):
     def _pixel_loss(self, restored: Tensor, view: View) -> Tensor:
         error = F.smooth_l1_loss(restored, view.clean, beta=0.1, reduction="none")
         weight = torch.where(view.hidden, 1.0, self.options.visible)
-        return (error * weight).sum() / weight.sum()
+        return (error * weight).sum() / weight.sum().clamp(min=1)
 
 
 def _place(view: View, batch: PretrainBatch) -> Tensor:

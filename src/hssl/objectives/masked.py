@@ -46,7 +46,7 @@ class Masked(Objective):
         self.head = PixelHead(network.channels[0], 1, hidden=network.channels[0])
 
     def forward(self, network: UNet, batch: PretrainBatch) -> dict[str, Tensor]:
-        """The loss ``restoration``; 1 is what the mean of each block would give."""
+        """The loss ``restoration``; 1 is what the mean of each block would give where it shows something."""
         clean = torch.cat((batch.first.clean, batch.second.clean))
         visible = draw_visible(clean, self.block, self.ratio)
         features = encode_visible(network, clean, visible)

@@ -1,4 +1,4 @@
-"""What pre-training and fine-tuning share: one Lightning loop that continues where it stopped, bit by bit.
+"""What pre-training and fine-tuning share: one Lightning loop that continues where it stopped, on CPUs bit by bit.
 
 Every draw of step t comes from generators seeded with (seed, t), and the learning rate is a function of t. So weights,
 optimiser state and t are all there is to save.

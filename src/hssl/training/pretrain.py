@@ -139,6 +139,7 @@ def pretrain(store: Store | Path | str, output: Path | str, *, config: PretrainC
         return run
     stage = Pretraining(config, store, run, tasks, network)
     check_patch(config.patch_size, stage.network)
+    check_mixture(stage.objective, config)
     check_loggers(config)
     trainer = make_trainer(config, f"pretrain {len(tasks)} task{'s' * (len(tasks) > 1)}")
     if trainer.is_global_zero:
@@ -168,6 +169,19 @@ def check_batch_size(
         raise ConfigError(
             f"{name} {size} does not give each of {processes} devices the same number of images",
             hint=hint,
+        )
+
+
+def check_mixture(objective: Objective, config: PretrainConfig) -> None:
+    """Checks that an objective that tells tasks apart sees two in a batch: what all share is taken away there.
+
+    Raises:
+        ConfigError: It sees one.
+    """
+    if objective.wants_tasks and config.domains_per_batch * config.devices * config.nodes < 2:
+        raise ConfigError(
+            "with domains_per_batch 1 the group and task levels cannot tell tasks apart",
+            hint="take 2 or more, or switch these levels off (options.weights)",
         )
 
 
