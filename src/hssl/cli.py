@@ -237,7 +237,7 @@ def pretrain(
         PretrainConfig,
         config,
         options,
-        tasks=tasks.split(",") if tasks else None,
+        tasks=_names(tasks) if tasks else None,
         init=init,
         objective=objective,
         network=planned or network,
@@ -258,7 +258,9 @@ def finetune(
     task: Annotated[str | None, typer.Option(help="The task to learn.")] = None,
     labels: Annotated[
         str | None,
-        typer.Option(help="Labelled training subjects: a share (5%), a number, or names with commas; all by default."),
+        typer.Option(
+            help="Labelled training subjects: a share (5%), a number (3), or names with commas (p1,p2); by default all."
+        ),
     ] = None,
     init: Annotated[
         str | None, typer.Option(help="A pre-trained run, hf://OWNER/NAME, or scratch (by default).")
@@ -516,10 +518,14 @@ def _load(cls: type[Config], path: Path | None, pairs: list[str] | None, **given
 
 
 def _labels(text: str | None) -> str | int | list[str] | None:
-    """``5%`` stays text, ``3`` is a number of subjects, ``a,b`` a list of them."""
+    """``5%`` stays text, ``3`` is a number of subjects; ``a,b``, ``003`` and ``3,`` are lists of them."""
     if text is None or text.endswith("%"):
         return text
-    return int(text) if text.isdecimal() else text.split(",")
+    return int(text) if text.isdecimal() and not text.startswith("0") else _names(text)
+
+
+def _names(text: str) -> list[str]:
+    return [name for part in text.split(",") if (name := part.strip())]
 
 
 def _groups(text: str | None) -> str | int | dict[str, str] | None:

@@ -16,6 +16,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    field_validator,
     model_validator,
 )
 from pydantic_core import ErrorDetails
@@ -380,6 +381,13 @@ class PretrainConfig(TrainingConfig):
     groups: Literal["auto", "none"] | Annotated[int, Field(ge=2)] | dict[str, GroupName] = "auto"
     group_start: Fraction = 0.1
     view: ViewConfig = ViewConfig(hide=0.3)
+
+    @field_validator("tasks")
+    @classmethod
+    def _each_task_once(cls, tasks: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if twice := [task for task in tasks or () if (tasks or ()).count(task) > 1]:
+            raise ValueError(f"task '{twice[0]}' is named twice")
+        return tasks
 
     @model_validator(mode="after")
     def _views_are_affine(self) -> Self:

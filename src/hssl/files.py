@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -74,6 +75,15 @@ def locked(folder: Path, what: str) -> Iterator[None]:
         except OSError as error:
             logger.warning("%s: this disk has no locks (%s); see that no other %s writes here", folder, error, what)
         yield
+
+
+def flush(path: Path) -> None:
+    """Waits until a file is on the disk, where a power cut cannot empty it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def refuse_existing(path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -221,8 +222,56 @@ def test_a_damaged_checkpoint_is_named(run):
     run.save_checkpoint(3, {"net": network}, optimizer, {})
     file = run.path / "checkpoint" / "step-3" / "net.safetensors"
     file.write_bytes(file.read_bytes()[:-5])
-    with pytest.raises(RunError, match=r"net\.safetensors: cannot be read"):
+    with pytest.raises(RunError, match=r"step-3: is damaged: .*net\.safetensors: cannot be read"):
         run.load_checkpoint({"net": network}, optimizer)
+
+
+@pytest.mark.parametrize("file", ["net.safetensors", "optimizer.safetensors", "state.json"])
+def test_a_checkpoint_emptied_by_a_power_cut(run, file):
+    network, optimizer = trained(0)
+    run.save_checkpoint(3, {"net": network}, optimizer, {})
+    (run.path / "checkpoint" / "step-3" / file).write_bytes(b"")
+    with pytest.raises(RunError, match=r"step-3: is damaged: .*\(remove this folder, and the run begins again\)"):
+        run.load_checkpoint({"net": network}, optimizer)
+
+
+def test_a_checkpoint_of_another_network(run):
+    run.save_checkpoint(3, {"net": trained(0)[0]}, trained(0)[1], {})
+    other = nn.Linear(2, 2)
+    with pytest.raises(RunError, match="step-3: is damaged"):
+        run.load_checkpoint({"net": other}, AdamW(other.parameters()))
+
+
+def test_what_others_leave_beside_checkpoints_stays(run):
+    network, optimizer = trained(0)
+    run.save_checkpoint(3, {"net": network}, optimizer, {})
+    (run.path / "checkpoint" / ".DS_Store").touch()
+    (run.path / "checkpoint" / "step-250 (copy)").mkdir()
+    run.save_checkpoint(4, {"net": network}, optimizer, {})
+    assert names(run.path / "checkpoint") == {"step-4", ".DS_Store", "step-250 (copy)"}
+    assert run.load_checkpoint({"net": network}, optimizer)["step"] == 4
+
+
+def test_everybody_may_read_what_the_umask_lets_them(run):
+    umask = os.umask(0o022)
+    try:
+        run.save_weights(trained(0)[0])
+    finally:
+        os.umask(umask)
+    assert (run.path / "weights.safetensors").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_start_may_be_called_another_way(tmp_path, pretrain_config):
+    def start(init: str, weights: str) -> Run:
+        config = pretrain_config(init=init)
+        begun = info(config)
+        begun.provenance["init_weights_sha256"] = weights
+        return Run.prepare(tmp_path / "run", config, begun).create()
+
+    start("joint", "abc")
+    assert start("./joint/", "abc").config.init == "joint"
+    with pytest.raises(RunError, match="started from other weights"):
+        start("joint", "def")
 
 
 def test_metrics_are_one_value_a_row(run):

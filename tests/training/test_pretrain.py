@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from hssl.config import NetworkConfig, PretrainConfig
 from hssl.errors import ConfigError, RunError, StoreError, TrainingError
+from hssl.files import locked
 from hssl.networks import UNet
 from hssl.runs import Run, load_unet
 from hssl.store import Split
@@ -299,6 +300,7 @@ def test_groups_are_not_looked_for_where_no_level_asks(make_store, pretrain_conf
         ({"options": {"magic": 1}}, ConfigError, "option 'magic'"),
         ({"groups": {"A": "x"}}, ConfigError, "task 'B' has none"),
         ({"groups": "none", "options": GROUP_ALONE}, ConfigError, "no level is on"),
+        ({"accelerator": "tpu"}, ConfigError, "accelerator 'tpu' with devices 1 cannot be used here"),
         ({"domains_per_batch": 1, "options": GROUP_ALONE}, ConfigError, "domains_per_batch 1"),
         ({"devices": 3}, ConfigError, "batch size 4 does not give each of 3 devices"),
         ({"accelerator": "abacus"}, ConfigError, "accelerator 'abacus' with devices 1 cannot be used here"),
@@ -365,6 +367,77 @@ def test_the_start_says_what_is_coming(make_store, pretrain_config, tmp_path, sa
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (89, "89 s"), (600, "10 min"), (7200, "2.0 h")])
 def test_duration(seconds, text):
     assert duration(seconds) == text
+
+
+def test_two_trainings_in_one_folder(make_store, pretrain_config, tmp_path, monkeypatch):
+    store, config = make_store(), pretrain_config(steps=2)
+    checkpoints = tmp_path / "run" / "checkpoint"
+    with monkeypatch.context() as patch:
+        stop_at(patch, Pretraining, 1)
+        with pytest.raises(Stop):
+            pretrain(store, tmp_path / "run", config=config)
+    with locked(checkpoints, "training"), pytest.raises(RunError, match="another training is running"):
+        pretrain(store, tmp_path / "run", config=config)
+    assert pretrain(store, tmp_path / "run", config=config).info.complete
+    assert not checkpoints.exists()
+
+
+@pytest.mark.parametrize(
+    "lack", [MemoryError(), torch.OutOfMemoryError(), RuntimeError("[enforce] DefaultCPUAllocator: can't")]
+)
+def test_too_little_memory_is_one_line(make_store, pretrain_config, tmp_path, monkeypatch, lack):
+    def fail(*_):
+        raise lack
+
+    monkeypatch.setattr(sys.modules["hssl.training.pretrain"], "ask", fail)
+    with pytest.raises(TrainingError, match="does not fit into memory"):
+        pretrain(make_store(), tmp_path / "run", config=pretrain_config())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_job_of_slurm_keeps_to_our_checkpoints(make_store, pretrain_config, tmp_path, monkeypatch):
+    for name, value in {"NTASKS": "1", "JOB_NAME": "train", "JOB_ID": "7", "PROCID": "0", "LOCALID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hpc_ckpt_1.ckpt").write_text("of another project, which Lightning would load")
+    before, seen = signal.getsignal(signal.SIGUSR1), []
+
+    def look(self, step):
+        seen.append(signal.getsignal(signal.SIGUSR1))
+
+    monkeypatch.setattr(Pretraining, "after_step", look)
+    assert pretrain(make_store(), tmp_path / "run", config=pretrain_config(steps=2)).info.complete
+    assert seen == [before, before]
+
+
+def test_a_job_of_several_tasks_for_one_device(make_store, pretrain_config, tmp_path, monkeypatch):
+    for name, value in {"NTASKS": "4", "JOB_NAME": "train", "JOB_ID": "7", "PROCID": "0", "LOCALID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    with pytest.raises(ConfigError, match="--ntasks"):
+        pretrain(make_store(), tmp_path / "run", config=pretrain_config())
+
+
+def test_going_on_in_another_precision_is_said(make_store, pretrain_config, tmp_path, monkeypatch, said):
+    store, config = make_store(), pretrain_config(checkpoint_every=2, precision="auto")
+    monkeypatch.setattr("hssl.training.loop.bf16_pays", lambda _: False)
+    with monkeypatch.context() as patch:
+        stop_at(patch, Pretraining, 3)
+        with pytest.raises(Stop):
+            pretrain(store, tmp_path / "run", config=config)
+    monkeypatch.setattr("hssl.training.loop.bf16_pays", lambda _: True)
+    said()
+    assert pretrain(store, tmp_path / "run", config=config).info.complete
+    assert "goes on in cpu, bf16-mixed; it was in cpu, 32-true" in said()
+
+
+def test_a_run_shorter_than_its_warmup_says_so(make_store, pretrain_config, tmp_path, said):
+    pretrain(make_store(), tmp_path / "run", config=pretrain_config(steps=2, warmup=5))
+    assert "2 steps are no more than the warm-up of 5" in said()
+
+
+def test_a_task_is_named_once(pretrain_config):
+    with pytest.raises(ConfigError, match="task 'A' is named twice"):
+        PretrainConfig.checked({"tasks": ["A", "B", "A"]})
 
 
 def test_check_patch():

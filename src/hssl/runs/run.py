@@ -14,6 +14,7 @@ import csv
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import time
@@ -24,14 +25,14 @@ from typing import Any, Literal, Self
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hssl import __version__
 from hssl.config import HARMLESS, FinetuneConfig, NetworkConfig, PretrainConfig, TrainingConfig
 from hssl.errors import RunError, TrainingError
-from hssl.files import replacing, write_text
+from hssl.files import flush, replacing, write_text
 from hssl.networks import SegmentationNetwork, UNet, build_network
 from hssl.runs.hub import fetched
 from hssl.store import Store, TaskInfo
@@ -128,7 +129,9 @@ class Run:
                 )
             # As JSON, for that is what was read back: a list and a tuple are the same option.
             before, now = run.config.decisive(), config.decisive()
-            if changed := [name for name in now | before if now.get(name) != before.get(name) and name not in HARMLESS]:
+            # Where it started tells the hash of the weights below, which may be called another way by now.
+            told = {*HARMLESS, *({"init"} if INIT_HASH in run.info.provenance and INIT_HASH in info.provenance else ())}
+            if changed := [name for name in now | before if now.get(name) != before.get(name) and name not in told]:
                 raise RunError(
                     f"holds a run with other options ({', '.join(changed)})",
                     path=path,
@@ -190,32 +193,43 @@ class Run:
         tensors = {f"{number}.{key}": value for number, values in state.items() for key, value in values.items()}
         _save_tensors(tensors, temporary / "optimizer.safetensors")
         write_text(temporary / "state.json", json.dumps({"step": step, **extra}))
+        flush(temporary / "state.json")
         target = folder / f"step-{step}"
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
         for other in folder.iterdir():
-            if other != target:
-                shutil.rmtree(other)
+            if other != target and _CHECKPOINT.fullmatch(other.name):
+                shutil.rmtree(other, ignore_errors=True)  # what stays is older, and does not count
 
     def load_checkpoint(self, modules: dict[str, nn.Module], optimizer: Optimizer) -> dict[str, Any]:
         """Puts the latest checkpoint into `modules` and `optimizer`.
 
         Returns:
             What was saved beside them, with ``step``; step 0 where there is no checkpoint.
+
+        Raises:
+            RunError: It is damaged.
         """
-        folder = self.path / CHECKPOINT
-        steps = [int(path.name.removeprefix("step-")) for path in folder.glob("step-*")]
+        found = [_CHECKPOINT.fullmatch(path.name) for path in (self.path / CHECKPOINT).glob("step-*")]
+        steps = [int(each[1]) for each in found if each]
         if not steps:
             return {"step": 0}
-        source = folder / f"step-{max(steps)}"
-        for name, module in modules.items():
-            module.load_state_dict(_load_tensors(source / f"{name}.safetensors"))
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, tensor in _load_tensors(source / "optimizer.safetensors").items():
-            number, _, name = key.partition(".")
-            state.setdefault(int(number), {})[name] = tensor
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-        content: dict[str, Any] = json.loads((source / "state.json").read_text(encoding="utf-8"))
+        source = self.path / CHECKPOINT / f"step-{max(steps)}"
+        try:
+            for name, module in modules.items():
+                module.load_state_dict(_load_tensors(source / f"{name}.safetensors"))
+            state: dict[int, dict[str, Tensor]] = {}
+            for key, tensor in _load_tensors(source / "optimizer.safetensors").items():
+                number, _, name = key.partition(".")
+                state.setdefault(int(number), {})[name] = tensor
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+            content: dict[str, Any] = json.loads((source / "state.json").read_text(encoding="utf-8"))
+        except (RunError, OSError, ValueError, RuntimeError) as error:
+            raise RunError(
+                f"is damaged: {str(error).splitlines()[0]}",
+                path=source,
+                hint="remove this folder, and the run begins again",
+            ) from error
         return content
 
     def finish(self, result: dict[str, Any]) -> None:
@@ -242,6 +256,9 @@ class Run:
             head, *rows = path.read_text(encoding="utf-8").splitlines() or [_METRICS_HEAD]
             kept = [row for row in rows if int(row.partition(",")[0]) <= step]
             write_text(path, "\n".join([head, *kept]) + "\n")
+
+
+_CHECKPOINT = re.compile(r"\.?step-(\d+)(?:\.tmp)?")
 
 
 def _begun(name: str) -> bool:
@@ -324,8 +341,11 @@ def _git_revision() -> str | None:
 
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+        # `save_file` would make a file that nobody else can read, and has errors of its own for a full disk.
+        temporary.write_bytes(save(content))
+        flush(temporary)
 
 
 def _load_tensors(path: Path) -> dict[str, Tensor]:

@@ -153,12 +153,14 @@ def labelled_subjects(
         text = labels.strip()
         if text.endswith("%"):
             return order[: _count_of_percentage(text, len(order), path)]
-        labels = int(text) if text.isdecimal() else [part.strip() for part in text.split(",")]
+        number = text.isdecimal() and not text.startswith("0")
+        labels = int(text) if number else [name for part in text.split(",") if (name := part.strip())]
     if isinstance(labels, int):
         if not 1 <= labels <= len(order):
             raise StoreError(
                 f"{labels} labelled subjects asked for, task '{task}' has {len(order)} for training",
                 path=path,
+                hint=f"write '{labels},' for the subject of this name" if str(labels) in order else None,
             )
         return order[:labels]
     unknown = [subject for subject in labels if subject not in order]

@@ -202,7 +202,7 @@ def finetune(store: Store | Path | str, output: Path | str, *, config: FinetuneC
     check_loggers(config)
     loaded = source is not None
     stage = Finetuning(config, store, run, network, labelled, loaded=loaded, rehearsal=rehearsal)
-    trainer = make_trainer(config, f"finetune {config.task}")
+    trainer = make_trainer(config, run.path, f"finetune {config.task}")
     run.create()  # only now, as in pre-training
     count = len(labelled)
     if source is None:
@@ -223,7 +223,7 @@ def finetune(store: Store | Path | str, output: Path | str, *, config: FinetuneC
     if stage.global_rank == 0:
         if not config.validation:
             run.save_weights(network)
-        run.finish({"seconds": seconds, "labelled": labelled, **stage.extra})
+        run.finish({"seconds": seconds, "labelled": labelled, **(stage.extra if config.validation else {})})
     return run
 
 

@@ -13,11 +13,15 @@ import threading
 import time
 import warnings
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, cast
 
 import lightning.pytorch as pl
 import rich
 import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -29,9 +33,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from hssl.config import TrainingConfig
 from hssl.errors import ConfigError, HsslError, TrainingError
+from hssl.files import locked
 from hssl.networks import bf16_pays
 from hssl.objectives import WATCH, total
-from hssl.runs.run import RESTART, Run
+from hssl.runs.run import CHECKPOINT, RESTART, Run
 from hssl.training.loggers import close_loggers, open_loggers
 
 MOST_RANKS = 2_048
@@ -98,8 +103,17 @@ class Stage(pl.LightningModule):
         state = self.run.load_checkpoint(self.trained(), optimizer)
         self.start, self.earlier = int(state.pop("step")), float(state.pop("seconds", 0.0))
         self.latest = {name: torch.tensor(value) for name, value in state.pop("latest", {}).items()}
+        here, before = self.machine(), state.pop("machine", None)
+        if before not in (None, here) and self.global_rank == 0:
+            logger.warning(
+                "goes on in %s; it was in %s until here, so it ends elsewhere than one left alone", here, before
+            )
         self.extra.update(state)
         return optimizer
+
+    def machine(self) -> str:
+        """Kind of device and precision, as ``cuda, bf16-mixed``: what `auto` in the options came to."""
+        return f"{self.trainer.strategy.root_device.type}, {self.trainer.precision}"
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches from the step after the checkpoint to the last."""
@@ -172,7 +186,7 @@ class Keeper(Callback):
                 stage.record(step, values | rate)
                 self._show(step, stage.config.steps, values)
         if saves and trainer.is_global_zero:
-            extra = {"seconds": stage.seconds(), "latest": values, **stage.extra}
+            extra = {"seconds": stage.seconds(), "latest": values, "machine": stage.machine(), **stage.extra}
             stage.run.save_checkpoint(step, stage.trained(), trainer.optimizers[0], extra)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -221,11 +235,16 @@ def schedule(step: int, config: TrainingConfig) -> float:
     return config.learning_rate * (1 + math.cos(math.pi * min(done, 1.0))) / 2
 
 
-def make_trainer(config: TrainingConfig, title: str) -> pl.Trainer:
-    """Lightning's trainer for a run of this configuration; `title` is what the progress bar says.
+def make_trainer(config: TrainingConfig, folder: Path, title: str) -> pl.Trainer:
+    """Lightning's trainer for a run of this configuration.
+
+    Args:
+        config: Devices, precision, schedule.
+        folder: The run folder, which need not be there yet.
+        title: What the progress bar says.
 
     Raises:
-        ConfigError: There is no such accelerator here, or there are fewer devices.
+        ConfigError: There is no such accelerator here, there are fewer devices, or the job has other tasks.
     """
     _silence()
     try:
@@ -245,8 +264,12 @@ def make_trainer(config: TrainingConfig, title: str) -> pl.Trainer:
             enable_model_summary=False,
             use_distributed_sampler=False,
             log_every_n_steps=config.log_every,
+            # Checkpoints are ours: under SLURM Lightning would write one of its own into the current folder before a
+            # job ends, and load whatever lies there into the next run.
+            default_root_dir=folder,
+            plugins=[SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else None,
         )
-    except (MisconfigurationException, ValueError) as error:
+    except (MisconfigurationException, ValueError, RuntimeError, ImportError) as error:
         raise ConfigError(
             f"accelerator '{config.accelerator}' with devices {config.devices} cannot be used here: {error}"
         ) from error
@@ -263,17 +286,23 @@ def fit(stage: Stage, trainer: pl.Trainer) -> float:
         Seconds it took, over all sittings.
 
     Raises:
-        TrainingError: See :func:`check`.
+        TrainingError: See :func:`check`; or a step does not fit into memory.
+        RunError: Another process trains this run.
         HsslError: The data cannot be read.
         KeyboardInterrupt: The user has stopped it.
         SystemExit: Somebody else has, by SIGTERM.
     """
     config = stage.config
     stage.began = time.monotonic()
-    trainer.loggers = open_loggers(config, stage.run.path)
+    checkpoints = stage.run.path / CHECKPOINT
+    checkpoints.mkdir(exist_ok=True)
+    if config.warmup >= config.steps and trainer.is_global_zero:
+        logger.warning(f"{config.steps} steps are no more than the warm-up of {config.warmup}: set a shorter 'warmup'")
     interrupt = signal.getsignal(signal.SIGINT)
     try:
-        trainer.fit(stage)
+        with locked(checkpoints, "training") if trainer.is_global_zero else nullcontext(), enough_memory():
+            trainer.loggers = open_loggers(config, stage.run.path)
+            trainer.fit(stage)
     except SIGTERMException:
         logger.warning("ended from outside, by SIGTERM; the same command goes on from the last checkpoint")
         raise SystemExit(128 + signal.SIGTERM) from None
@@ -293,6 +322,24 @@ def fit(stage: Stage, trainer: pl.Trainer) -> float:
     finally:
         close_loggers(config)
     return stage.seconds()
+
+
+@contextmanager
+def enough_memory() -> Iterator[None]:
+    """Says in one line that a step has not found the memory it needs.
+
+    Raises:
+        TrainingError: It has not.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # On CPUs torch has no error of its own for it.
+        lack = isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+        if not lack:
+            raise
+        hint = "take a smaller batch_size, patch_size or network, and another folder if this one has a run by now"
+        raise TrainingError("a step does not fit into memory", hint=hint) from error
 
 
 def wants_bf16(config: TrainingConfig) -> bool:

@@ -6,6 +6,7 @@ import copy
 import logging
 import math
 import resource
+import sys
 import time
 from pathlib import Path
 from typing import Any, cast
@@ -23,7 +24,7 @@ from hssl.runs.run import Run, RunInfo, provenance
 from hssl.store import Store
 from hssl.training.data import PretrainData, WindowBatch
 from hssl.training.loggers import check_loggers
-from hssl.training.loop import Stage, expected_device, fit, make_trainer, wants_bf16
+from hssl.training.loop import Stage, enough_memory, expected_device, fit, make_trainer, wants_bf16
 from hssl.training.start import load_start, with_source
 from hssl.views import make_view
 
@@ -141,7 +142,7 @@ def pretrain(store: Store | Path | str, output: Path | str, *, config: PretrainC
     check_patch(config.patch_size, stage.network)
     check_mixture(stage.objective, config)
     check_loggers(config)
-    trainer = make_trainer(config, f"pretrain {len(tasks)} task{'s' * (len(tasks) > 1)}")
+    trainer = make_trainer(config, run.path, f"pretrain {len(tasks)} task{'s' * (len(tasks) > 1)}")
     if trainer.is_global_zero:
         announce(stage, len(tasks))
     if source is not None:
@@ -203,7 +204,8 @@ def announce(stage: Pretraining, tasks: int) -> None:
     """Says before the start how large the run is and what it will take, from two steps on a copy."""
     config = stage.config
     parameters = sum(p.numel() for p in stage.network.parameters())
-    seconds, memory = _measure(stage)
+    with enough_memory():
+        seconds, memory = _measure(stage)
     logger.info(
         f"{parameters / 1e6:.2f} M parameters, {tasks} tasks, {config.steps} steps of {config.batch_size} images in "
         f"two views at {config.patch_size}x{config.patch_size}; about {duration(seconds * config.steps)} and "
@@ -239,7 +241,8 @@ def _measure(stage: Pretraining) -> tuple[float, float]:
         if cuda:
             torch.cuda.synchronize()
         seconds = min(seconds, time.monotonic() - began)
-    memory = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    memory = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     del modules, network, objective, batch, losses
     if cuda:
         torch.cuda.empty_cache()
