@@ -261,6 +261,17 @@ def test_the_header_of_the_image_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("volumes")
+def test_a_mask_says_nothing_of_the_patient(tmp_path: Path) -> None:
+    image = nib.Nifti1Image((truth(14, 20, 9) * 40).astype(np.int16), GEOMETRY)
+    image.header["descrip"] = b"DOE^JOHN"
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"PatientName=DOE^JOHN"))
+    nib.save(image, tmp_path / "a.nii")
+    (path,) = predict("run", [tmp_path / "a.nii"], tmp_path / "out")
+    assert b"DOE" in (tmp_path / "a.nii").read_bytes()
+    assert b"DOE" not in path.read_bytes()
+
+
+@pytest.mark.usefixtures("volumes")
 def test_a_trailing_axis_of_one_and_a_chosen_channel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mask = truth(14, 20, 9)
     save(tmp_path / "one.nii.gz", mask[..., None])
@@ -295,6 +306,22 @@ def test_masks_hold_the_label_values_of_the_task(tmp_path: Path, monkeypatch: py
     (path,) = predict("run", [tmp_path / "a.png"], tmp_path / "out")
     with Image.open(path) as result:
         np.testing.assert_array_equal(np.asarray(result), np.array([0, 4, 255], np.uint8)[mask])
+
+
+@pytest.mark.usefixtures("volumes")
+def test_masks_beside_images_are_not_segmented(tmp_path: Path) -> None:
+    for name in ("a", "a_mask", "b"):
+        save(tmp_path / f"{name}.nii.gz", truth(14, 20, 9))
+    assert [path.name for path in predict("run", [tmp_path], tmp_path / "out")] == ["a.nii.gz", "b.nii.gz"]
+
+
+def test_a_folder_of_several_channels_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_network(monkeypatch, task(VOLUMES).model_copy(update={"layout": "nnunet"}))
+    for number in range(2):
+        save(tmp_path / f"a_000{number}.nii.gz", truth(14, 20, 9))
+    with pytest.raises(SourceError, match=r"files of several channels.*\(name the files of the channel of 'T'\)"):
+        predict("run", [tmp_path], tmp_path / "out")
+    assert len(predict("run", [tmp_path / "a_0001.nii.gz"], tmp_path / "out")) == 1
 
 
 @pytest.mark.usefixtures("volumes")

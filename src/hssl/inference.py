@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,6 +26,7 @@ from hssl.runs import load_segmentation
 from hssl.sources import dicom, dicom_seg
 from hssl.sources.base import Geometry, is_ct
 from hssl.sources.files import NIFTI, PICTURES, channel_count, list_files, read_geometry, read_image, stem
+from hssl.sources.plain import masks_beside
 from hssl.store.plan import TaskPlan, check_geometry
 from hssl.store.store import TaskInfo
 
@@ -74,7 +76,7 @@ def predict(
     if channel is None and isinstance(predictor.task.channel, int):
         channel = predictor.task.channel
     plan = predictor.task.plan
-    images = [_checked(path, channel, plan) for given in inputs for path in _listed(Path(given))]
+    images = [_checked(path, channel, plan) for given in inputs for path in _listed(Path(given), predictor.task)]
     output = Path(output)
     _check_targets(images, output)
     _warn_of_modality(images, predictor.task)
@@ -224,18 +226,18 @@ class _Input:
         return output / (self.path.name if self.path.name.lower().endswith(NIFTI) else f"{stem(self.path)}.png")
 
 
-def _listed(path: Path) -> Sequence[Path | dicom.Series]:
+def _listed(path: Path, task: TaskInfo) -> Sequence[Path | dicom.Series]:
     """The images that an input stands for."""
     if not path.exists():
         raise SourceError("no such file or folder", path=path)
     found = list_files(path, (*NIFTI, *PICTURES))
-    series = dicom.matches(path)
+    series = dicom.holds_series(path)
     if found and series:
         raise SourceError(
             f"holds DICOM series and {found[0].name}", path=path, hint="keep one kind in a folder, or name the files"
         )
     if found:
-        return found
+        return _images(found, path, task)
     if series:
         return _scans(path)
     if path.is_dir():
@@ -243,6 +245,18 @@ def _listed(path: Path) -> Sequence[Path | dicom.Series]:
     if not path.name.lower().endswith((*NIFTI, *PICTURES)):
         raise SourceError("is no image that can be predicted", path=path, hint="give NIfTI, PNG, TIFF, JPEG or DICOM")
     return [path]
+
+
+def _images(files: list[Path], folder: Path, task: TaskInfo) -> list[Path]:
+    """Those of the files in a folder that are images, all of one channel."""
+    channels = {found[1] for file in files if (found := re.search(r"_(\d{4})$", stem(file)))}
+    if task.layout == "nnunet" and len(channels) > 1:
+        hint = f"name the files of the channel of '{task.name}'"
+        raise SourceError("holds files of several channels, as nnU-Net numbers them", path=folder, hint=hint)
+    masks = masks_beside(files)
+    if masks:
+        logger.warning("%s: %s and what else is called a mask is left out", folder, masks[0].name)
+    return [file for file in files if file not in masks]
 
 
 def _scans(path: Path) -> list[dicom.Series]:
@@ -316,6 +330,10 @@ def _nifti_mask(mask: NDArray[np.uint8], image: _Input) -> nib.Nifti1Image:
     header = original.header.copy()  # type: ignore[no-untyped-call]
     header.set_data_dtype(np.uint8)
     header["cal_min"] = header["cal_max"] = 0
+    # What else a header says is about the scan, and may name the patient.
+    header.extensions.clear()
+    for field in ("descrip", "aux_file", "db_name", "intent_name"):
+        header[field] = b""
     shape = original.shape if image.channel is None else original.shape[:3]
     return type(original)(mask.reshape(shape), original.affine, header)
 

@@ -286,6 +286,20 @@ def test_other_layouts_keep_their_folders(tmp_path: Path) -> None:
     assert [(source.task, source.layout) for source in find_sources(tmp_path)] == [("ct", "dicom"), ("mr", "nifti")]
 
 
+def test_series_are_not_passed_over_for_a_picture(tmp_path: Path) -> None:
+    for patient in "ab":
+        write_series(tmp_path / "t1" / patient, voxels(), PatientID=patient)
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "t1" / "overview.png")
+    for given in (tmp_path, tmp_path / "t1"):
+        with pytest.raises(SourceError, match=r"t1: may be read as images2d and dicom \(choose one with --layout\)"):
+            find_sources(given)
+    (tmp_path / "t1" / "a" / "thumbs").mkdir()
+    (tmp_path / "t1" / "overview.png").rename(tmp_path / "t1" / "a" / "thumbs" / "x.png")
+    with pytest.raises(SourceError, match="a: holds DICOM series and other images"):
+        find_sources(tmp_path / "t1")
+    assert [case.subject for case in only(tmp_path / "t1", layout="dicom").cases()] == ["a", "b"]
+
+
 def test_a_single_file_is_a_source_of_one_case(tmp_path: Path) -> None:
     paths = write_series(tmp_path / "ct", voxels())
     (case,) = only(paths[2]).cases()
@@ -340,6 +354,9 @@ def test_run_length_encoded_slices_are_decoded(tmp_path: Path) -> None:
         ({"ImagePositionPatient": None, "NumberOfFrames": 5}, "no ImagePositionPatient of its 5 frames"),
         ({"NumberOfFrames": 5}, "holds 5 frames and one place for all of them"),
         ({"SamplesPerPixel": 3}, "is in colours"),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, "is in colours"),
+        ({"PhotometricInterpretation": "MONOCHROME1"}, "stores bright as dark"),
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]}, "side by side in one"),
         ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, "not at right angles"),
         ({"PixelSpacing": [0, 0.5]}, "has pixels of 0 × 0.5 mm"),
         ({"ModalityLUTSequence": [Dataset()]}, "a table of values instead of slope"),

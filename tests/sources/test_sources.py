@@ -310,6 +310,9 @@ def test_bad_options_are_named(tmp_path: Path) -> None:
         ("p7_visit-2", "p7"),
         ("p7_ses2_t1", "p7"),
         ("p7_ED", "p7"),
+        ("p7_flair", "p7"),
+        ("p7_t1ce", "p7"),
+        ("p7_t1", "p7"),
         ("sub-01_ses-2_T1w", "sub-01"),
         ("hippocampus_001", "hippocampus_001"),
         ("TCGA_CS_4941", "TCGA_CS_4941"),
@@ -408,6 +411,27 @@ def test_masks_may_lie_beside_their_images(tmp_path: Path) -> None:
     assert [(case.id, case.label_path) for case in cases] == [("a", tmp_path / "a_seg.nii.gz"), ("b", None)]
 
 
+@pytest.mark.parametrize("mask", ["p_gt", "p_seg"])
+def test_what_is_called_a_mask_is_no_image(mask: str, tmp_path: Path) -> None:
+    write_nifti(tmp_path / "p_flair.nii.gz", VOLUME)
+    write_nifti(tmp_path / f"{mask}.nii.gz", MASK)
+    with pytest.raises(SourceError, match=f"{mask}.nii.gz: is called a mask, and no image is called 'p'"):
+        find_sources(tmp_path)
+    write_nifti(tmp_path / "p.nii.gz", VOLUME)
+    cases = {case.id: case.label_path for case in find_sources(tmp_path)[0].cases()}
+    assert cases == {"p": tmp_path / f"{mask}.nii.gz", "p_flair": None}
+
+
+def test_folders_of_patients_are_no_challenges(tmp_path: Path) -> None:
+    for number in range(3):
+        for frame in (1, 12):
+            write_nifti(tmp_path / f"patient{number}" / f"patient{number}_frame{frame:02d}.nii.gz", VOLUME)
+    with pytest.raises(SourceError, match="3 folders of one subject each, which seem to be patients"):
+        find_sources(tmp_path)
+    write_nifti(tmp_path / "patient0" / "other.nii.gz", VOLUME)
+    assert len(find_sources(tmp_path)) == 3
+
+
 def test_a_mask_without_an_image_is_named(tmp_path: Path) -> None:
     write_nifti(write_plain(tmp_path) / "labels/other.nii.gz", MASK)
     with pytest.raises(SourceError, match=r"other.nii.gz: this mask has no image"):
@@ -464,6 +488,11 @@ def test_tiff_keeps_its_depth_and_spacing(dtype: type, tmp_path: Path) -> None:
     case = next(find_sources(tmp_path)[0].cases())
     np.testing.assert_array_equal(case.read_image()[..., 0], pixels)
     np.testing.assert_allclose(case.read_geometry().affine, np.diag([0.25, 0.5, 1, 1]))
+
+
+def test_the_resolution_for_a_printer_is_no_spacing(tmp_path: Path) -> None:
+    write_picture(tmp_path / "a.tif", PICTURE, resolution_unit=2, x_resolution=72.0, y_resolution=72.0)
+    np.testing.assert_array_equal(next(find_sources(tmp_path)[0].cases()).read_geometry().affine, np.eye(4))
 
 
 def test_a_picture_without_resolution_has_pixels_of_a_millimetre(tmp_path: Path) -> None:

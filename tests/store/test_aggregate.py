@@ -393,6 +393,15 @@ def test_every_bad_case_is_logged(make_task: MakeTask, tmp_path: Path, caplog: p
     assert "imagesTr/d.nii.gz" in caplog.text
 
 
+def test_a_source_is_the_same_however_its_path_is_spelled(make_task: MakeTask, tmp_path: Path) -> None:
+    folder = make_task()
+    (tmp_path / "link").symlink_to(folder)
+    for number, spelled in enumerate((folder, folder.parent / "x" / ".." / folder.name, tmp_path / "link")):
+        (folder.parent / "x").mkdir(exist_ok=True)
+        store = aggregate([spelled], tmp_path / str(number))
+        assert {info.origin for info in store.tasks.values()} == {str(folder.resolve())}
+
+
 def test_a_case_listed_twice_is_refused(make_task: MakeTask, tmp_path: Path) -> None:
     folder = make_task()
     twice(folder)

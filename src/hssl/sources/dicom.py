@@ -34,7 +34,15 @@ _MARK = slice(128, 132)  # where a DICOM file says that it is one
 _NOT_SCANS = ("SEG", "RTDOSE")  # have rows and columns, but show no measurement
 _TAGS = (
     *("SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "PatientID", "Modality", "ImageType"),
-    *("Rows", "Columns", "SamplesPerPixel", "NumberOfFrames", "PixelSpacing", "SliceThickness"),
+    *(
+        "Rows",
+        "Columns",
+        "SamplesPerPixel",
+        "PhotometricInterpretation",
+        "NumberOfFrames",
+        "PixelSpacing",
+        "SliceThickness",
+    ),
     *("SpacingBetweenSlices", "ImagePositionPatient", "ImageOrientationPatient", "RescaleSlope", "RescaleIntercept"),
     *("ModalityLUTSequence", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
 )
@@ -291,6 +299,13 @@ def matches(path: Path) -> bool:
     return found
 
 
+def holds_series(path: Path) -> bool:
+    """Whether `path` is a DICOM file, or a tree of folders with some, whatever else lies there."""
+    if path.is_file():
+        return _is_dicom(path)
+    return any(_is_dicom(file) for files in _folders(path) for file in files)
+
+
 def read(path: Path, options: Options) -> list[Source]:
     """The task of the folder; if there are several modalities, one task each, ``Task_CT`` and ``Task_PT``.
 
@@ -438,8 +453,13 @@ def _problem(header: Any, fields: dict[str, Any]) -> tuple[str, str] | None:
     """Why a slice cannot be used, and what to do about it."""
     if "LOCALIZER" in (header.get("ImageType") or []):
         return _LOCALIZER
-    if int(header.get("SamplesPerPixel") or 1) != 1:
+    if "MOSAIC" in (header.get("ImageType") or []):
+        return "holds the slices of a volume side by side in one (MOSAIC)", "convert it with dcm2niix"
+    photometric = str(header.get("PhotometricInterpretation") or "")
+    if int(header.get("SamplesPerPixel") or 1) != 1 or photometric == "PALETTE COLOR":
         return "is in colours", _OF_PICTURES[0]
+    if photometric == "MONOCHROME1":
+        return "stores bright as dark (MONOCHROME1)", "convert it to MONOCHROME2 or NIfTI"
     frames = int(header.get("NumberOfFrames") or 1)
     for keyword, count in (("ImagePositionPatient", 3), ("ImageOrientationPatient", 6), ("PixelSpacing", 2)):
         if len(fields.get(keyword) or []) != count:
@@ -483,4 +503,4 @@ def _pair(planes: Sequence[Plane], number: int) -> str:
     return " and ".join(f"frame {plane.frame + 1}" if one_file else plane.path.name for plane in pair)
 
 
-LAYOUT = Layout("dicom", "DICOM series in the folder or below it", matches, read)
+LAYOUT = Layout("dicom", "DICOM series in the folder or below it", matches, read, holds_series)

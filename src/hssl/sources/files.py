@@ -26,7 +26,7 @@ PICTURES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 
 _DAMAGE = (OSError, EOFError, ValueError, SyntaxError, zlib.error, ImageFileError, HeaderDataError)
 _LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
-_MM_PER_UNIT = {2: 25.4, 3: 10.0}  # TIFF ResolutionUnit: inch, centimetre
+_MM_PER_UNIT = {3: 10.0}  # TIFF ResolutionUnit: centimetre; dots per inch are for printers
 _MM_PER_NIFTI_UNIT = {"meter": 1000.0, "micron": 0.001}
 _TIFF_X_RESOLUTION, _TIFF_Y_RESOLUTION, _TIFF_RESOLUTION_UNIT = 282, 283, 296
 

@@ -17,9 +17,12 @@ from hssl.errors import SourceError
 from hssl.sources.base import Case, Source
 from hssl.sources.files import read_geometry, read_image, read_label
 
-# sub-01_ses-2_T1w is sub-01, as BIDS has it; patient001_frame12 is patient001; p7_t3, p7_visit2, p7_ED: p7.
+# sub-01_ses-2_T1w is sub-01, as BIDS has it; patient001_frame12 is patient001; p7_t3, p7_visit2, p7_ED, p7_flair: p7.
 _BIDS = re.compile(r"^(sub-[A-Za-z0-9]+)_")
-_REPEAT = re.compile(r"([_-](?:(?:frame|t|time|visit|ses|session|slice)[_-]?\d+|ED|ES))+$", re.IGNORECASE)
+_REPEAT = re.compile(
+    r"([_-](?:(?:frame|t|time|visit|ses|session|slice)[_-]?\d+|ED|ES|T1(?:w|c|ce|gd)|T2w|FLAIR|PD|DWI|ADC))+$",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -46,12 +49,14 @@ class Layout:
         looks_for: What it looks for in a folder, in words for an error message.
         matches: Whether a path is laid out like this; looks at names and ``dataset.json`` only.
         read: The sources in a path that matches.
+        may_be: The same where the user has named the layout, and whatever else lies there does not matter.
     """
 
     name: str
     looks_for: str
     matches: Callable[[Path], bool]
     read: Callable[[Path, Options], list[Source]]
+    may_be: Callable[[Path], bool] | None = None
 
 
 @dataclass(frozen=True)
@@ -135,8 +140,9 @@ def task_name(path: Path, options: Options) -> str:
 def subject_of(case_id: str, rule: str | None, path: Path) -> str:
     """Whom a case shows.
 
-    Without a rule it is the case id; from ``sub-X_...`` it is ``sub-X``, and a trailing mark of a repeat
-    (``_frame12``, ``_t3``, ``_visit2``, ``_ses-2``, ``_slice040``, ``_ED``) is left out.
+    Without a rule it is the case id; from ``sub-X_...`` it is ``sub-X``, and trailing marks of a repeat
+    (``_frame12``, ``_t3``, ``_visit2``, ``_ses-2``, ``_slice040``, ``_ED``) or of a sequence (``_t1w``, ``_flair``) are
+    left out.
 
     Args:
         case_id: Id of the case.

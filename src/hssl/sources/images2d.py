@@ -1,7 +1,7 @@
 """Plain folders of 2D pictures (PNG, TIFF, JPEG), in the folder itself or in ``images``.
 
 A picture is a volume of one slice. Colour becomes luminance. Pixels are 1 mm unless the resolution tags of
-a TIFF say otherwise. Masks, if there are any, have the name of their image and lie in ``labels`` or
+a TIFF say otherwise, in centimetres. Masks, if there are any, have the name of their image and lie in ``labels`` or
 ``masks``; black and white ones (0 and 255) have one label, 1. Label names come from an optional
 ``labels.json`` (``{"lung": 1}``); without it, each value in the masks is a label.
 """

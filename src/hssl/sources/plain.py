@@ -13,7 +13,7 @@ from hssl.sources.files import list_files, stem
 from hssl.sources.folder import CaseFiles, Options, parse_labels, read_json, task_name
 
 _IMAGES, _MASKS = "images", ("labels", "masks")
-_MASK_MARKS = ("_mask", "_label", "_labels", "_seg", "_segmentation")
+_MASK_MARKS = ("_mask", "_label", "_labels", "_seg", "_segmentation", "_gt", "_groundtruth")
 _MAX_LABELS = 64
 
 Labels = dict[int, str]
@@ -35,8 +35,8 @@ def plain_task(path: Path, options: Options) -> str:
 def pair_masks(path: Path, endings: tuple[str, ...]) -> list[CaseFiles]:
     """Images of a plain folder, with the masks of the same name from ``labels`` or ``masks``.
 
-    A mask's name may end in ``_mask``, ``_label``, ``_labels``, ``_seg`` or ``_segmentation``; such a mask
-    may also lie beside its image.
+    A mask's name may end in ``_mask``, ``_label``, ``_labels``, ``_seg``, ``_segmentation``, ``_gt`` or
+    ``_groundtruth``; such a mask may also lie beside its image.
 
     Raises:
         SourceError: There are both mask folders, a mask has no image, or an image has two masks.
@@ -48,7 +48,7 @@ def pair_masks(path: Path, endings: tuple[str, ...]) -> list[CaseFiles]:
     if len(folders) > 1:
         raise SourceError("has both a 'labels' and a 'masks' folder", path=_root(path), hint="keep one")
     names = {stem(image) for image in images}
-    beside = [image for image in images if not folders and _image_name(image, names - {stem(image)})]
+    beside = [] if folders else masks_beside(images)
     masks: dict[str, Path] = {}
     for mask in list_files(folders[0], endings) if folders else beside:
         name = _image_name(mask, names if folders else names - {stem(mask)})
@@ -58,6 +58,22 @@ def pair_masks(path: Path, endings: tuple[str, ...]) -> list[CaseFiles]:
             raise SourceError(f"a second mask of '{name}', beside {masks[name].name}", path=mask)
         masks[name] = mask
     return [CaseFiles(stem(image), image, masks.get(stem(image))) for image in images if image not in beside]
+
+
+def masks_beside(files: list[Path]) -> list[Path]:
+    """Which files of a folder are masks of others there.
+
+    Raises:
+        SourceError: One is called a mask, and of no other file: it would be taken for an image.
+    """
+    names = {stem(file) for file in files}
+    beside = [file for file in files if _image_name(file, names - {stem(file)})]
+    for file in files:
+        if file not in beside and (mark := next((m for m in _MASK_MARKS if stem(file).endswith(m)), None)):
+            name = stem(file).removesuffix(mark)
+            hint = "masks have the name of their image; of several sequences each goes into a folder of its own"
+            raise SourceError(f"is called a mask, and no image is called '{name}'", path=file, hint=hint)
+    return beside
 
 
 def listed_labels(path: Path) -> Labels | None:

@@ -291,7 +291,7 @@ def _write_arrays(
             labels=dict(sorted(source.labels.items())),
             plan=plans[source.task],
             layout=source.layout,
-            origin=str(source.path.absolute()),
+            origin=str(source.path.resolve()),
             subject=config.subject,
             channel=config.channel if source.channel is None else source.channel,
             renamed=config.task,
