@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hssl.benchmark import write_report
+from hssl.benchmark import report, write_report
 from hssl.benchmark.tables import Cell, Table, score_table, variant_table
 from hssl.errors import RunError
 
@@ -95,9 +95,30 @@ def test_page_holds_everything_and_needs_nothing(tmp_path: Path) -> None:
     tables = (tmp_path / "bench" / "tables.md").read_text(encoding="utf-8")
     assert "higher on 3 of 3 tasks, +10.00 to +10.00 points" in tables
     assert "| task | scratch | single | joint | adapted |" in tables
-    assert "| A | adapted − joint | **+2.00** |" in tables
+    assert "| A | adapted − joint | +2.00 |" in tables  # of four subjects
     assert "| −8.00 | 0 of 3 | +2.00 | 3 of 3 |" in tables
     assert "| −2.00 | 0 of 3 | +8.00 | 3 of 3 |" in tables
+
+
+def test_a_label_that_one_arm_rightly_misses_counts_for_all(tmp_path: Path) -> None:
+    bench = make_bench(tmp_path / "bench")
+    rows = [json.loads(line) for line in (bench / "ledger.jsonl").read_text().splitlines()]
+    for row in rows:
+        score = row["scores"][0]
+        score |= {"dice": 0.0} if row["arm"] == "joint" else dict.fromkeys(("dice", "hd95", "nsd"))
+        row["dice"] = np.mean([each["dice"] for each in row["scores"] if each["dice"] is not None])
+    (bench / "ledger.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = write_report(bench).read_text(encoding="utf-8")
+    note = "A label that a case lacks counts as found where a mask shows none of it and that of another run some."
+    assert page.count(note) == (bench / "tables.md").read_text(encoding="utf-8").count(note) > 1
+    means = {row[0].text: [float(cell.text.split()[0]) for cell in row[1:]] for row in report_scores(bench).rows}
+    assert means["A"][0] - means["A"][2] == pytest.approx(25 - 7.5, abs=0.11)
+
+
+def report_scores(bench: Path) -> Table:
+    """The first table of scores of a report."""
+    read = report._read(bench)
+    return score_table(read.rows, read.roles.main, "5%")
 
 
 def change_plan(bench: Path, keep: Callable[[dict[str, Any]], bool], **plan: Any) -> Path:

@@ -5,7 +5,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hssl.benchmark.statistics import bootstrap, case_values, compare, holm, mean_ranks, signed_rank, summarise
+from hssl.benchmark import statistics
+from hssl.benchmark.statistics import (
+    FILLED,
+    bootstrap,
+    case_values,
+    compare,
+    holm,
+    mean_ranks,
+    same_cells,
+    signed_rank,
+    summarise,
+)
 
 
 def make_row(arm: str, task: str, seed: int, cases: dict[str, float | None], **more: Any) -> dict[str, Any]:
@@ -73,6 +84,22 @@ def test_differences_pair_by_seed_and_case() -> None:
     assert compare(ROWS, "joint", "scratch", "10%") == []
 
 
+def test_means_are_over_the_cells_of_the_differences() -> None:
+    rows = [
+        make_row("scratch", "A", 0, {"x": 0.2, "y": None, "z": None}),
+        make_row("joint", "A", 0, {"x": 0.9, "y": 0.0, "z": None}),
+    ]
+    scratch, joint = summarise(same_cells(rows))
+    assert (scratch.mean, joint.mean) == (pytest.approx(0.6), pytest.approx(0.45))
+    (found,) = compare(rows, "joint", "scratch", "5%")
+    assert (found.mean, found.cases) == (pytest.approx(-0.15), 2)
+    assert compare(same_cells(rows), "joint", "scratch", "5%") == [found]
+    filled, same = same_cells(rows)
+    assert [score["hd95"] for score in filled["scores"]] == [1.0, 0.0, 1.0]
+    assert filled[FILLED] == 1
+    assert same is rows[1]
+
+
 def test_the_subject_is_the_unit_and_the_case_is_the_mean() -> None:
     rows = [
         make_row("scratch", "A", 0, dict.fromkeys(("x", "x'", "y", "z"), 0.5)),
@@ -98,9 +125,27 @@ def test_bootstrap_interval() -> None:
     assert bootstrap(np.stack((values, values), axis=1).tolist()) == pytest.approx((low, high))
 
 
+def test_resamples_do_not_depend_on_how_many_are_drawn_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(1).normal(0.05, 0.1, (37, 1)).tolist()
+    whole = bootstrap(values)
+    monkeypatch.setattr(statistics, "AT_ONCE", 12_345)
+    assert bootstrap(values) == whole
+
+
+def test_an_interval_of_few_subjects_is_no_verdict() -> None:
+    for subjects, above in ((5, False), (6, True)):
+        cases = [f"s{number}" for number in range(subjects)]
+        rows = [make_row(arm, "A", 0, dict.fromkeys(cases, dice)) for arm, dice in (("a", 0.5), ("b", 0.4))]
+        (found,) = compare(rows, "a", "b", "5%")
+        assert found.low == pytest.approx(0.1)
+        assert found.above == above
+
+
 def test_signed_rank() -> None:
     # Ranks of 1, 2, 3, 4, -5: the smaller sum is 5; of 32 sign patterns 10 have a sum of at most 5.
     assert signed_rank([1.0, 2, 3, 4, -5]) == pytest.approx(2 * 10 / 32)
+    # Ties and zeros are counted out too: of the sign patterns of 1, 1, 2 two of eight are as extreme.
+    assert signed_rank([0.0, 1, 1, 2]) == pytest.approx(2 / 8)
     assert signed_rank([0.0] * 4) == 1.0
     assert signed_rank([1.0]) is None
 

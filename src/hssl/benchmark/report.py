@@ -16,11 +16,11 @@ from jinja2 import Environment, PackageLoader
 
 from hssl.benchmark import figures, tables
 from hssl.benchmark.claims import Roles, check_claims, find_roles, shown, signed
-from hssl.benchmark.ledger import Ledger, Row
+from hssl.benchmark.ledger import Ledger
 from hssl.benchmark.pictures import find_overlays, map_features
 from hssl.benchmark.plan import BenchmarkPlan
 from hssl.benchmark.runner import LEDGER, PLAN, PRETRAINING
-from hssl.benchmark.statistics import Difference, compare, ordered_shares, summarise
+from hssl.benchmark.statistics import Difference, Row, compare, ordered_shares, same_cells, summarise
 from hssl.errors import HsslError, RunError
 from hssl.files import write_text
 from hssl.store import Store
@@ -53,14 +53,14 @@ class Section:
 
 @dataclass(frozen=True)
 class _Bench:
-    """A benchmark, read back: only lines of the ledger that belong to the plan as last run."""
+    """A benchmark, read back: only lines of the ledger that belong to the plan as last run, over the same cells."""
 
     path: Path
     plan: BenchmarkPlan
     roles: Roles
     cells: list[dict[str, Any]]
-    rows: list[Row]
-    pretraining: list[Row]
+    rows: Sequence[Row]
+    pretraining: Sequence[Row]
     store: Store | None
 
     @property
@@ -162,14 +162,14 @@ def _read(bench: Path) -> _Bench:
     plan = BenchmarkPlan.checked(content["plan"], path=bench / PLAN)
     cells = content["cells"]
     wanted = {(c["arm"], c["task"], c["labels"], c["seed"], c["hash"]): number for number, c in enumerate(cells)}
-    found = {}
+    found: dict[int, Row] = {}
     for row in Ledger(bench / LEDGER).rows():
         key = (row["arm"], row["task"], row["labels"], row["seed"], row["config_hash"])
         if key in wanted:
             found[wanted[key]] = row
     if not found:
         raise RunError("none of its runs is finished", path=bench)
-    rows = [found[number] for number in sorted(found)]
+    rows = same_cells(found[number] for number in sorted(found))
     pretraining = Ledger(bench / PRETRAINING).rows()
     return _Bench(bench, plan, find_roles(plan), cells, rows, pretraining, _store(plan, rows))
 
@@ -238,7 +238,10 @@ def _provisional(bench: _Bench) -> str:
 def _gain_section(bench: _Bench) -> Section | None:
     labels = bench.shares[0]
     drawn = _gain_bars(bench, labels)
-    text = "Bars to the right of 0 are gains. Lines are 95 % bootstrap intervals over test subjects, paired by case."
+    text = (
+        "Bars to the right of 0 are gains. Lines are 95 % bootstrap intervals over test subjects, paired by case; "
+        "with few subjects they are too narrow."
+    )
     return Section(f"Gains with {shown(labels)}", text, [drawn]) if drawn else None
 
 

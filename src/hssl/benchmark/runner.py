@@ -28,6 +28,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from hssl.benchmark.executors import ClusterExecutor, Executor, Handle, LocalExecutor, threads_each
 from hssl.benchmark.ledger import Ledger, Row
 from hssl.benchmark.plan import BenchmarkPlan, Cell, Grid, Job, expand
+from hssl.benchmark.statistics import same_cells
 from hssl.benchmark.worker import OUTCOME, Order
 from hssl.config import PretrainConfig, read_mapping
 from hssl.errors import TrainingError
@@ -250,10 +251,9 @@ class _Board:
     def summary(self) -> list[Row]:
         """Mean over seeds of each arm, task and fraction of the plan."""
         keys = {cell.key for cell in self.grid.cells}
-        found: dict[tuple[str, str, str], list[Row]] = {}
-        for row in self.ledger.rows():
-            if _key(row) in keys:
-                found.setdefault((row["task"], row["labels"], row["arm"]), []).append(row)
+        found: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+        for row in same_cells(row for row in self.ledger.rows() if _key(row) in keys):
+            found.setdefault((row["task"], row["labels"], row["arm"]), []).append(row)
         return [
             {"task": task, "labels": labels, "arm": arm, "seeds": len(rows), "Dice": _mean(row["dice"] for row in rows)}
             for (task, labels, arm), rows in found.items()

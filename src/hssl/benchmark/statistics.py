@@ -7,7 +7,7 @@ are no two witnesses.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import Any
@@ -17,7 +17,13 @@ from scipy.stats import rankdata, wilcoxon
 
 Row = Mapping[str, Any]
 RESAMPLES = 10_000
+AT_ONCE = 1_000_000
+"""Subjects drawn at a time, all resamples together, to keep memory small."""
+ENOUGH = 6
+"""Subjects below which an interval is too narrow for a verdict."""
 FLAWLESS = {"dice": 1.0, "nsd": 1.0, "hd95": 0.0}
+FILLED = "filled"
+"""Where a row of :func:`same_cells` has the number of its scores that count as flawless."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,11 @@ class Difference:
     p: float | None
     p_holm: float | None = None
 
+    @property
+    def above(self) -> bool:
+        """Whether the interval lies above 0, over subjects enough to say so."""
+        return self.low is not None and self.low > 0 and self.subjects >= ENOUGH
+
 
 def ordered_shares(rows: Iterable[Row]) -> list[str]:
     """Labels as the plan has them, the smallest share first: by its mean over tasks, which differs for numbers."""
@@ -80,6 +91,33 @@ def ordered_shares(rows: Iterable[Row]) -> list[str]:
     for row in rows:
         found.setdefault(row["labels"], {})[row["task"]] = float(row["fraction"])
     return sorted(found, key=lambda labels: fmean(found[labels].values()))
+
+
+def same_cells(rows: Iterable[Row]) -> list[Row]:
+    """The rows with means over the same labels of the same cases, so that they are those of the differences.
+
+    A label that is nowhere in a case has no score where the mask shows none either. Beside a mask that shows some, that
+    is a flawless score; where no mask of `rows` does, the label does not count.
+    """
+    rows = list(rows)
+    scored = {
+        (row["task"], score["case"], score["label"])
+        for row in rows
+        for score in row["scores"]
+        if score["dice"] is not None
+    }
+    return [_filled(row, scored) for row in rows]
+
+
+def _filled(row: Row, scored: Container[tuple[str, str, int]]) -> Row:
+    lacks = [
+        score["dice"] is None and (row["task"], score["case"], score["label"]) in scored for score in row["scores"]
+    ]
+    if not any(lacks):
+        return row
+    scores = [{**score, **FLAWLESS} if lack else score for score, lack in zip(row["scores"], lacks, strict=True)]
+    means = {metric: fmean(case_values({"scores": scores}, metric).values()) for metric in FLAWLESS}
+    return {**row, **means, "scores": scores, FILLED: sum(lacks)}
 
 
 def summarise(rows: Iterable[Row], metric: str = "dice") -> list[Summary]:
@@ -117,20 +155,18 @@ def case_values(row: Row, metric: str = "dice") -> dict[str, float]:
 def compare(rows: Sequence[Row], arm: str, reference: str, labels: str, metric: str = "dice") -> list[Difference]:
     """`arm` less `reference` on each task that both have, with Holm's correction over these tasks.
 
-    A label that is nowhere in a case has no score where the mask shows none either. Beside a mask that shows some, that
-    is a flawless score.
-
     Args:
-        rows: Lines of a ledger, one for each arm, task, share and seed.
+        rows: Lines of a ledger, one for each arm, task, share and seed; of the two arms the cells are made the same.
         arm: The arm.
         reference: The other one.
         labels: The share of the labels.
         metric: ``dice``, ``hd95`` or ``nsd``.
     """
     differences = []
+    rows = same_cells(row for row in rows if row["labels"] == labels and row["arm"] in (arm, reference))
     for task in dict.fromkeys(row["task"] for row in rows):
         first, second = (
-            {row["seed"]: row for row in rows if _at(row, task, labels, name)} for name in (arm, reference)
+            {row["seed"]: row for row in rows if (row["task"], row["arm"]) == (task, name)} for name in (arm, reference)
         )
         seeds = sorted(first.keys() & second.keys())
         paired: dict[tuple[str, str], list[float]] = {}
@@ -172,8 +208,12 @@ def bootstrap(groups: Sequence[Sequence[float]], *, seed: int = 0) -> tuple[floa
     if len(groups) < 2:
         return None, None
     sums, counts = np.array([sum(group) for group in groups]), np.array([len(group) for group in groups])
-    drawn = np.random.default_rng(seed).integers(len(groups), size=(RESAMPLES, len(groups)))
-    low, high = np.percentile(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), (2.5, 97.5))
+    generator = np.random.default_rng(seed)
+    means = np.empty(RESAMPLES)
+    for part in np.array_split(means, -(-RESAMPLES * len(groups) // AT_ONCE)):
+        drawn = generator.integers(len(groups), size=(len(part), len(groups)))
+        part[:] = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    low, high = np.percentile(means, (2.5, 97.5))
     return float(low), float(high)
 
 
@@ -215,18 +255,13 @@ def mean_ranks(rows: Iterable[Row], arms: Sequence[str], labels: str, metric: st
 
 
 def _case_differences(row: Row, reference: Row, metric: str) -> dict[tuple[str, str], float]:
-    """By subject and case: the mean over labels that have a score in one of the two rows at least."""
+    """By subject and case: the mean over labels that have a score."""
     own, other = (
         {(score["subject"], score["case"], score["label"]): score[metric] for score in each["scores"]}
         for each in (row, reference)
     )
     found: dict[tuple[str, str], list[float]] = {}
     for key in own.keys() & other.keys():
-        if own[key] is not None or other[key] is not None:
-            mine, its = (FLAWLESS[metric] if value is None else value for value in (own[key], other[key]))
-            found.setdefault(key[:2], []).append(mine - its)
+        if own[key] is not None and other[key] is not None:
+            found.setdefault(key[:2], []).append(own[key] - other[key])
     return {case: fmean(values) for case, values in found.items()}
-
-
-def _at(row: Row, task: str, labels: str, arm: str) -> bool:
-    return bool((row["task"], row["labels"], row["arm"]) == (task, labels, arm))
