@@ -144,6 +144,36 @@ def test_another_store_has_a_result_of_its_own(run: Run, store: Store, tmp_path:
     assert (run.path / "evaluation" / "test-second.csv").exists()
 
 
+def test_no_result_of_other_data_is_replaced(run: Run, store: Store, tmp_path: Path) -> None:
+    folder = run.path / "evaluation"
+    test = store.cases("Balls", store.split("Balls").test)
+    for ready in (tmp_path / "a", tmp_path / "b"):
+        ready.mkdir()
+        for case in test:
+            shutil.copy(str(case.label_path), ready / f"{case.id}.nii.gz")
+    for _ in range(2):
+        evaluate(run.path, predictions=tmp_path / "a")
+    with pytest.raises(RunError, match=r"test-predictions.json: is the result of other data.*move it away"):
+        evaluate(run.path, predictions=tmp_path / "b")
+    (folder / "test-predictions.json").unlink()
+    assert evaluate(run.path, predictions=tmp_path / "b").predictions == str(tmp_path / "b")
+
+    evaluate(run.path, space="store")
+    # Another store of that name, and two of one name.
+    for name, split in (("x/store", 1), ("x/other", 1), ("y/other", 2)):
+        shutil.copytree(store.path, tmp_path / name)
+        splits = json.loads((store.path / "splits.json").read_text())
+        splits["tasks"]["Balls"]["test"] = store.split("Balls").test[split:]
+        (tmp_path / name / "splits.json").write_text(json.dumps(splits))
+    before = (folder / "test-store.json").read_bytes()
+    with pytest.raises(RunError, match=r"test-store.json: is the result of other data"):
+        evaluate(run.path, tmp_path / "x/store")
+    assert (folder / "test-store.json").read_bytes() == before
+    evaluate(run.path, tmp_path / "x/other")
+    with pytest.raises(RunError, match=r"test-other.json: is the result of other data"):
+        evaluate(run.path, tmp_path / "y/other")
+
+
 def test_rows_to_print_end_with_the_mean_and_name_the_tolerance(run: Run) -> None:
     rows = evaluate(run.path, tolerance=1.5).rows()
     assert [row["label"] for row in rows] == ["label_1", "label_2", "mean"]

@@ -154,6 +154,7 @@ def evaluate(
     A label that is in neither mask does not count, and one that is in one of them counts as missed (see
     :mod:`hssl.metrics`). The result is written to ``RUN/evaluation/PART.json`` and ``.csv``; in the store's
     space to ``PART-store``, for ready masks to ``PART-predictions``. Where another store is given, its name comes last.
+    No file of other data is replaced: of a second folder of masks, or of another store whose folder is called alike.
 
     Args:
         run: Folder of a fine-tuning run.
@@ -171,7 +172,8 @@ def evaluate(
 
     Raises:
         LeakError: Training has seen the image or mask of a subject.
-        RunError: `run` is not a complete fine-tuning run, or does not know its store.
+        RunError: `run` is not a complete fine-tuning run, does not know its store, or holds the result of other data
+            under the name of this one.
         StoreError: The store lacks the task, has no masks in this part or was made with another plan than the
             run's, or a mask file is missing or has changed.
         SourceError: The source is not where it was, or a ready mask is missing, lies elsewhere, is of another shape or
@@ -203,6 +205,8 @@ def evaluate(
             hint="--allow-leak evaluates them all the same and marks the result",
         )
 
+    folder = None if predictions is None else str(Path(predictions).absolute())
+    path = _place(opened, store, part, space, folder)
     truths = _truths(store, cases) if space == "source" else {}
     task = store.tasks[name]
     masks: Iterable[Callable[[], Mask]]
@@ -238,7 +242,7 @@ def evaluate(
         space=space,
         leaked=leaked,
         tolerance=tolerance,
-        predictions=None if predictions is None else str(predictions),
+        predictions=folder,
         store_hash=store.hash,
         split_hash=store.split_hash,
         versions=versions("torch", "numpy", "scipy"),
@@ -246,7 +250,7 @@ def evaluate(
         labels=[_mean(text, [[row] for row in rows if row.label == label]) for label, text in task.labels.items()],
         mean=_mean("mean", [list(case) for _, case in groupby(rows, key=lambda row: row.case)]),
     )
-    _write(result, opened.path / "evaluation", _other_store(opened, store))
+    _write(result, path)
     return result
 
 
@@ -263,6 +267,22 @@ def _other_store(run: Run, store: Store) -> str | None:
     known, path = run.info.provenance, store.path.absolute()
     same = known.get("data") == {"store": store.hash, "split": store.split_hash}
     return None if same or known.get("store_path") in (None, str(path)) else path.name
+
+
+def _place(run: Run, store: Store, part: str, space: str, predictions: str | None) -> Path:
+    """Where the JSON of a result goes; what is there may only be an earlier result on the same data."""
+    other = _other_store(run, store)
+    kind = "-predictions" if predictions is not None else "-store" if space == "store" else ""
+    path = run.path / "evaluation" / f"{part}{kind}{'' if other is None else f'-{other}'}.json"
+    try:
+        there = EvaluationResult.load(path)
+    except RunError:  # nothing, or nothing that can be told apart
+        return path
+    # The run's own store may have been added to since.
+    same = other is None or (there.store_hash, there.split_hash) == (store.hash, store.split_hash)
+    if not same or (there.space, there.predictions) != (space, predictions):
+        raise RunError("is the result of other data, which has the same name", path=path, hint="move it away first")
+    return path
 
 
 def _predicted(
@@ -341,15 +361,12 @@ def _mean(name: str, cases: Sequence[Sequence[CaseScore]]) -> Mean:
     return Mean(name=name, cases=len(counted), **means)
 
 
-def _write(result: EvaluationResult, folder: Path, other_store: str | None) -> None:
+def _write(result: EvaluationResult, path: Path) -> None:
     """Writes JSON and CSV, each in one step."""
-    kind = "-predictions" if result.predictions else "-store" if result.space == "store" else ""
-    if other_store is not None:
-        kind += f"-{other_store}"
-    folder.mkdir(exist_ok=True)
+    path.parent.mkdir(exist_ok=True)
     table = io.StringIO()
     writer = csv.DictWriter(table, CaseScore.model_fields, lineterminator="\n")
     writer.writeheader()
     writer.writerows(row.model_dump() for row in result.scores)
-    write_text(folder / f"{result.part}{kind}.csv", table.getvalue())
-    write_text(folder / f"{result.part}{kind}.json", result.model_dump_json(indent=1))
+    write_text(path.with_name(f"{path.name.removesuffix('.json')}.csv"), table.getvalue())
+    write_text(path, result.model_dump_json(indent=1))
