@@ -66,6 +66,28 @@ def test_a_packed_store_travels_in_parts(
     assert not (tmp_path / "again" / "index.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("shape", "mib", "message"),
+    [
+        ((40, 28, 32), "0.02", r"case .* alone takes a file of 0.0 MiB \(--mib 1\)"),
+        ((1, 6, 16_384), "54", r"have 6 x 16384 pixels: WebP has 16383"),
+        ((1, 16_384, 6), "54", r"have 16384 x 6 pixels: WebP has 16383"),
+    ],
+)
+def test_what_does_not_fit_a_part_is_one_line(
+    shape: tuple[int, int, int],
+    mib: str,
+    message: str,
+    make_store: Callable[..., Store],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = make_store({"Blobs": 3}, shape=shape)
+    monkeypatch.setattr(sys, "argv", ["pack.py", "pack", str(store.path), str(tmp_path / "parts"), "--mib", mib])
+    with pytest.raises(SystemExit, match=message):
+        runpy.run_path(str(TOOLS / "pack.py"), run_name="__main__")
+
+
 def test_scales_weighs_every_objective(
     make_store: Callable[..., Store],
     pretrain_config: Callable[..., PretrainConfig],

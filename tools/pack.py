@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import io
 import lzma
+import math
 import sys
 import tarfile
 from collections.abc import Iterator
@@ -28,8 +29,8 @@ from hssl.files import new_folder, write_text
 from hssl.store import CaseRecord, Store
 from hssl.store.store import INDEX, SPLITS, Index, array_path, file_hash
 
-TALLEST = 16_383
-"""Rows that a WebP image can have."""
+LARGEST = 16_383
+"""Rows and columns that a WebP image can have."""
 
 
 def main() -> None:
@@ -70,7 +71,8 @@ def pack(store: Store, parts: Path, mib: float = 54, levels: int = 256) -> list[
 
     Raises:
         ConfigError: There is something at `parts`.
-        StoreError: An array cannot be read, or there are fewer than 2 or more than 256 levels.
+        StoreError: An array cannot be read, a case alone takes more than a file holds, slices are too large for WebP,
+            or there are fewer than 2 or more than 256 levels.
     """
     if not 2 <= levels <= 256:
         raise StoreError(f"{levels} grey levels do not fit a byte", hint="2 to 256")
@@ -81,10 +83,15 @@ def pack(store: Store, parts: Path, mib: float = 54, levels: int = 256) -> list[
         for case in (None, *store.cases()):
             members += [] if case is None else _packed(store, case, levels)
             size = sum(len(content) + 1024 for _, content in members)  # header and padding of the tar format
+            most = mib * 2**20 - 10_240
+            if size > most:
+                what = "the index" if case is None else f"case '{case.id}' of '{case.task}'"
+                need = (size + 10_240) / 2**20
+                raise StoreError(f"{what} alone takes a file of {need:.1f} MiB", hint=f"--mib {math.ceil(need)}")
             if size > room:
                 names.append(f"part-{len(names)}.tar")
                 tar = opened.enter_context(tarfile.open(folder / names[-1], "w"))
-                room = mib * 2**20 - 10_240
+                room = most
             room -= size
             for name, content in members:
                 entry = tarfile.TarInfo(name)
@@ -121,6 +128,11 @@ def unpack(parts: Path, path: Path) -> Store:
 
 
 def _packed(store: Store, case: CaseRecord, levels: int) -> Iterator[tuple[str, bytes]]:
+    if max(case.shape[1:]) > LARGEST:
+        rows, columns = case.shape[1:]
+        raise StoreError(
+            f"slices of case '{case.id}' of '{case.task}' have {rows} x {columns} pixels: WebP has {LARGEST}"
+        )
     grey = np.rint(store.image(case).astype(np.float32) * (levels - 1)).astype(np.uint8)
     header = np.array([levels - 1], np.uint8).tobytes()
     for number, chunk in enumerate(_chunks(case)):
@@ -153,7 +165,7 @@ def _unpacked(contents: dict[str, bytes], case: CaseRecord, parts: Path, path: P
 
 def _chunks(case: CaseRecord) -> Iterator[slice]:
     slices, rows, _ = case.shape
-    each = max(1, TALLEST // rows)
+    each = max(1, LARGEST // rows)
     return (slice(start, start + each) for start in range(0, slices, each))
 
 
