@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hssl.benchmark import executors
+from hssl.benchmark import executors, worker
 from hssl.benchmark.executors import ClusterExecutor, LocalExecutor
 from hssl.benchmark.worker import work_at
 from hssl.errors import ConfigError
@@ -106,6 +106,16 @@ def test_cluster_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert handle.poll() == status
         last.append((tmp_path / "run.log").read_text().strip().splitlines()[-1])
     assert last == ["RuntimeError: no", "has not produced any output (state: TIMEOUT)", "job.err"]
+
+
+def test_a_job_in_this_process_leaves_its_folder_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worked: list[Path] = []
+    (tmp_path / "order.json").write_text("{}")
+    monkeypatch.setattr(worker, "work", lambda order: worked.append(Path.cwd()))
+    monkeypatch.setattr(worker.Order, "model_validate_json", lambda text: None)
+    before = Path.cwd()
+    work_at(tmp_path, tmp_path / "order.json")
+    assert (worked, Path.cwd()) == ([tmp_path], before)
 
 
 def test_cluster_without_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

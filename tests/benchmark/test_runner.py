@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,8 +18,8 @@ import yaml
 import hssl.benchmark.plan
 from hssl.benchmark import BenchmarkPlan, run_benchmark, write_report
 from hssl.benchmark.ledger import Ledger
-from hssl.benchmark.plan import _hash, expand
-from hssl.benchmark.runner import _ends_cleanly, _reason, _sharing
+from hssl.benchmark.plan import _hash, check_sources, expand
+from hssl.benchmark.runner import _Board, _Clock, _ends_cleanly, _pixels, _reason, _sharing
 from hssl.config import AggregateConfig, FinetuneConfig, PretrainConfig
 from hssl.errors import ConfigError, RunError, StoreError, TrainingError
 from hssl.files import locked
@@ -240,6 +241,8 @@ def test_mistakes_that_show_in_the_store(
         ("finetune", {"rehearsal_batch_size": 1}, "'rehearsal_batch_size': 1"),
         ("finetune", {"network": "base"}, "not that of pre-training"),
         ("finetune", {"loggers": ["wandb"]}, "logger 'wandb' needs a package"),
+        ("pretrain", {"devices": 2}, "a run of a benchmark has one device"),
+        ("finetune", {"nodes": 2}, "a run of a benchmark has one device"),
     ):
         with pytest.raises(ConfigError, match=f"arm 'joint': .*{message}"):
             run_benchmark(make_plan(arms={"joint": {stage: options}}), tmp_path / "bench")
@@ -249,6 +252,86 @@ def test_mistakes_that_show_in_the_store(
     with pytest.raises(StoreError, match="no task"):
         run_benchmark(make_plan(arms={"joint": {"domains": ["nowhere"]}}), tmp_path / "bench")
     assert not (tmp_path / "bench").exists()
+
+
+def changed(store: Store, **update: Any) -> Store:
+    """The store with other records of its test cases."""
+    test = {(task, subject) for task in store.tasks for subject in store.split(task).test}
+    cases = [c.model_copy(update=update) if (c.task, c.subject) in test else c for c in store.cases()]
+    return Store(store.path, store.index.model_copy(update={"cases": cases}), store.splits)
+
+
+def test_a_task_without_masks_to_score_is_told_first(make_plan: MakePlan, store: Store) -> None:
+    with pytest.raises(StoreError, match=r"has no masks of test subjects \(name the plan's 'tasks' without it"):
+        expand(make_plan(), changed(store, stored_label_sha256=None))
+
+
+def test_sources_that_are_gone_are_told_first(
+    make_plan: MakePlan, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = changed(store, label_path=str(tmp_path / "gone.nii.gz"))
+    monkeypatch.setattr(Store, "open", lambda path: moved)
+    plan = make_plan(evaluation={"space": "source"}, arms={"scratch": {"domains": "none"}})
+    with pytest.raises(StoreError, match=r"gone.nii.gz: is gone, which scoring case .*put the source back"):
+        run_benchmark(plan, tmp_path / "bench")
+    assert not (tmp_path / "bench").exists()
+    check_sources(make_plan(), moved, moved.tasks)
+    # What is in the ledger needs them no more.
+    (cell,) = expand(plan, moved).cells
+    (tmp_path / "bench").mkdir()
+    row = {"arm": cell.arm, "task": cell.task, "labels": cell.labels, "seed": cell.seed, "config_hash": cell.hash}
+    Ledger(tmp_path / "bench" / "ledger.jsonl").append({**row, "dice": 0.5, "seconds": 1.0, "scores": []})
+    (found,) = run_benchmark(plan, tmp_path / "bench")
+    assert found["Dice"] == 0.5
+
+
+def test_a_run_that_cannot_be_started_has_failed(
+    make_plan: MakePlan, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan(arms={name: {"domains": "none", "finetune": {"steps": n}} for n, name in enumerate("abc", 1)})
+    grid = expand(plan, store)
+    for folder in ("orders", "logs"):
+        (tmp_path / folder).mkdir()
+    started: list[str] = []
+
+    class Queue:
+        queues = True
+
+        def start(self, order: Path, log: Path, slot: int) -> Any:
+            started.append(order.stem)
+            job = grid.jobs[order.stem]
+            if job.config.steps == 2 or len(started) == 1:
+                raise RuntimeError("sbatch: error: queue is full\nmore")
+            outcome = tmp_path / job.folder / "outcome.json"
+            outcome.parent.mkdir(parents=True)
+            outcome.write_text(json.dumps({"dice": 0.5, "seconds": 0.01, "scores": []}))
+            polls = iter((None, 0))  # done at the second look, 0.2 s later
+            return SimpleNamespace(poll=lambda: next(polls), kill=lambda: None)
+
+    monkeypatch.setattr("hssl.benchmark.runner.PAUSES", (0.0, 0.0))
+    board = _Board(plan, grid, tmp_path)
+    board.run(Queue(), 1)
+    assert [row["arm"] for row in Ledger(tmp_path / "ledger.jsonl").rows()] == ["a", "c"]
+    assert list(board.failed.values()) == [
+        f"b {next(iter(store.tasks))} 50% seed 0: could not be started: sbatch: error: queue is full"
+    ]
+    assert [started.count(cell.hash) for cell in grid.cells] == [2, 3, 1]
+    # What a job says itself, not the time in the queue.
+    assert board.clock.seconds([grid.jobs[grid.cells[0].hash]]) < 0.02
+
+
+def test_what_is_left_is_no_shorter_than_what_needs_one_another(make_plan: MakePlan, store: Store) -> None:
+    grid = expand(make_plan(arms={"scratch": {"domains": "none"}, "adapted": {"adapt": {"steps": 1}}}), store)
+    clock = _Clock(grid)
+    for job in grid.jobs.values():
+        clock.add(job, 60.0 * _pixels(job))
+    scratch, *chain = sorted(grid.jobs.values(), key=lambda job: job.needs is not None or job.stage == "pretrain")
+    assert len(chain) == 3
+    jobs = list(grid.jobs.values())
+    assert clock.together(jobs, 1) == pytest.approx(clock.seconds(jobs))
+    assert clock.together(jobs, 8) == pytest.approx(clock.seconds(chain))
+    assert clock.together([scratch], 8) == pytest.approx(clock.seconds([scratch]))
+    assert clock.together([], 8) == 0
 
 
 def test_ledger_drops_a_torn_line(tmp_path: Path) -> None:

@@ -29,7 +29,13 @@ class Handle(Protocol):
 
 
 class Executor(Protocol):
-    """Starts runs in slots that are numbered from 0."""
+    """Starts runs in slots that are numbered from 0.
+
+    Attributes:
+        queues: Whether a run may wait before it begins.
+    """
+
+    queues: bool
 
     def start(self, order: Path, log: Path, slot: int) -> Handle:
         """Starts the run of an order file."""
@@ -42,6 +48,8 @@ class LocalExecutor:
         bench: Working directory of the processes.
         workers: Processes at the same time.
     """
+
+    queues = False
 
     def __init__(self, bench: Path, workers: int) -> None:
         self._bench = bench
@@ -87,6 +95,8 @@ class ClusterExecutor:
     Raises:
         ConfigError: submitit is not installed, or does not take the parameters.
     """
+
+    queues = True
 
     def __init__(self, bench: Path, parameters: Mapping[str, Any]) -> None:
         try:

@@ -24,19 +24,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal, Self, cast
 
 import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from hssl.config import SCRATCH, FinetuneConfig, NetworkConfig, PretrainConfig, StageConfig
-from hssl.errors import ConfigError
+from hssl.errors import ConfigError, StoreError
 from hssl.grouping import check_groups
 from hssl.networks import UNet, build_network
 from hssl.objectives import Domains, Objective, build_objective, build_rehearsed, objective_options
-from hssl.store import Store
+from hssl.store import CaseRecord, Store
 from hssl.training.finetune import rehearsed_pretraining, validation_subjects
 from hssl.training.loggers import check_loggers
 from hssl.training.pretrain import check_batch_size, check_mixture, check_patch, groups_at_start
@@ -226,11 +228,18 @@ def expand(plan: BenchmarkPlan, store: Store) -> Grid:
 
     Raises:
         ConfigError: An option is not valid.
-        StoreError: The store lacks a task, or has not so many labelled subjects.
+        StoreError: The store lacks a task, has not so many labelled subjects, or no masks to score it with.
     """
     tasks = plan.tasks or tuple(store.tasks)
     if stray := sorted({*plan.finetune_by_task} - {*tasks}):
         raise ConfigError(f"option 'finetune_by_task': '{stray[0]}' is not a task of the plan")
+    for task in tasks:
+        if not _scored(plan, store, task):
+            raise StoreError(
+                f"task '{task}' has no masks of {plan.evaluation.part} subjects",
+                path=store.path,
+                hint="name the plan's 'tasks' without it, or score another 'part'",
+            )
     data = {"store": store.hash, "split": store.split_hash}
     cells: list[Cell] = []
     jobs: dict[str, Job] = {}
@@ -260,6 +269,29 @@ def expand(plan: BenchmarkPlan, store: Store) -> Grid:
     return Grid(cells, jobs)
 
 
+def check_sources(plan: BenchmarkPlan, store: Store, tasks: Iterable[str]) -> None:
+    """Looks for the files that scoring on their own grid will read, of `tasks`; what they hold is not read.
+
+    Raises:
+        StoreError: One is not where it was.
+    """
+    if plan.evaluation.space == "store":
+        return
+    for case in (case for task in tasks for case in _scored(plan, store, task)):
+        for path in (case.image_path, case.label_path):
+            if path is None or not Path(path).exists():
+                raise StoreError(
+                    f"is gone, which scoring case '{case.id}' of '{case.task}' needs",
+                    path=path or case.image_path,
+                    hint="put the source back, or set 'space: store' under 'evaluation'",
+                )
+
+
+def _scored(plan: BenchmarkPlan, store: Store, task: str) -> list[CaseRecord]:
+    subjects = getattr(store.split(task), plan.evaluation.part)
+    return [case for case in store.cases(task, subjects) if case.has_label]
+
+
 def _pretrainings(plan: BenchmarkPlan, arm: Arm, task: str, store: Store, data: dict[str, str]) -> list[Job]:
     """What an arm does before fine-tuning, each going on from the one before."""
     if arm.domains == "none":
@@ -279,14 +311,19 @@ def _pretraining(options: dict[str, Any], data: dict[str, str], needs: str | Non
     config = PretrainConfig.checked(options)
     check_batch_size(config.batch_size, config, "batch size")
     check_groups(config.tasks or (), config.groups)
-    _check_shape(config, config.network)
+    _check_stage(config, config.network)
     content = [config.decisive(), objective_options(config.objective, config.options), data]
     domains = Domains(config.tasks or (), groups_at_start(config, config.tasks or ()))
     check_mixture(_objective(config.objective, json.dumps(config.options), config.network, domains), config)
     return Job("pretrain", _hash(content), config, needs)
 
 
-def _check_shape(config: PretrainConfig | FinetuneConfig, shape: NetworkConfig) -> None:
+def _check_stage(config: PretrainConfig | FinetuneConfig, shape: NetworkConfig) -> None:
+    if config.devices * config.nodes > 1:
+        raise ConfigError(
+            "options 'devices' and 'nodes': a run of a benchmark has one device",
+            hint="leave them out; --workers makes several runs at a time",
+        )
     check_loggers(config)
     check_patch(config.patch_size, _on_paper(shape))
 
@@ -345,7 +382,7 @@ def _finetuning(
     shape = config.network if before is None else before.network
     if "network" in config.model_fields_set and config.network != shape:
         raise ConfigError("option 'network' of fine-tuning is not that of pre-training", hint="set it in 'pretrain'")
-    _check_shape(config, shape)
+    _check_stage(config, shape)
     if asked := rehearsed_pretraining(config, before):
         _objective(asked.objective, json.dumps(asked.options), shape, Domains((task,), (0,)), rehearsed=True)
     return Job("finetune", _hash(content), config, needs=None if pretraining is None else pretraining.hash)

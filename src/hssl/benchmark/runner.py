@@ -27,15 +27,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from hssl.benchmark.executors import ClusterExecutor, Executor, Handle, LocalExecutor, threads_each
 from hssl.benchmark.ledger import Ledger, Row
-from hssl.benchmark.plan import BenchmarkPlan, Cell, Grid, Job, expand
+from hssl.benchmark.plan import BenchmarkPlan, Cell, Grid, Job, check_sources, expand
 from hssl.benchmark.statistics import same_cells
 from hssl.benchmark.worker import OUTCOME, Order
-from hssl.config import PretrainConfig, read_mapping
+from hssl.config import FinetuneConfig, PretrainConfig, read_mapping
 from hssl.errors import TrainingError
 from hssl.files import locked, write_text
 from hssl.store import Store
 from hssl.training.pretrain import duration
 
+PAUSES = (5.0, 30.0)
+"""Seconds after which a run that could not be started is tried again."""
 PLAN, LEDGER, PRETRAINING = "plan.json", "ledger.jsonl", "pretraining.jsonl"
 
 
@@ -65,7 +67,7 @@ def run_benchmark(
 
     Raises:
         ConfigError: The plan is not valid.
-        StoreError: The store is not there, or lacks what the plan asks for.
+        StoreError: The store is not there, lacks what the plan asks for, or its sources are not where they were.
         RunError: Another benchmark is running in `output`, or its ledger is damaged.
         TrainingError: Some runs have failed; all others are in the ledger.
     """
@@ -74,8 +76,10 @@ def run_benchmark(
     store = Store.open(plan.store)
     grid = expand(plan, store)
     bench = Path(output).absolute()
+    board = _Board(plan, grid, bench)
+    check_sources(plan, store, board.tasks())
     if dry_run:
-        return _Board(plan, grid, bench).forecast(workers)
+        return board.forecast(workers)
     bench.mkdir(parents=True, exist_ok=True)
     for name in ("orders", "logs", "pretrain", "runs"):
         (bench / name).mkdir(exist_ok=True)
@@ -103,6 +107,7 @@ class _Board:
 
     def __init__(self, plan: BenchmarkPlan, grid: Grid, bench: Path) -> None:
         self.plan, self.grid, self.bench = plan, grid, bench
+        self.store = str(Path(plan.store).absolute())
         self.ledger, self.pretraining = Ledger(bench / LEDGER), Ledger(bench / PRETRAINING)
         done = self.ledger.rows()
         self.rows = {row["config_hash"]: row for row in done}
@@ -129,6 +134,11 @@ class _Board:
     def _outcome(self, job: Job) -> Path:
         return self.bench / job.folder / OUTCOME
 
+    def tasks(self) -> list[str]:
+        """Tasks of the fine-tunings that are still to be made."""
+        unmade = [job.config for job in self.left.values() if not self._outcome(job).exists()]
+        return list(dict.fromkeys(config.task for config in unmade if isinstance(config, FinetuneConfig)))
+
     # Running ------------------------------------------------------------------------------------------------------
 
     def run(self, executor: Executor, workers: int) -> None:
@@ -143,13 +153,16 @@ class _Board:
                 while self.left or running:
                     for slot in set(range(workers)) - running.keys():
                         busy = {job.hash for job, _, _ in running.values()}
-                        if (job := self._next(busy)) is not None:
-                            running[slot] = (job, self._start(executor, job, slot), time.monotonic())
+                        job = self._next(busy)
+                        if job is not None and (handle := self._start(executor, job, slot)) is not None:
+                            running[slot] = (job, handle, time.monotonic())
                     for slot, (job, handle, began) in list(running.items()):
                         if (status := handle.poll()) is not None:
                             del running[slot]
                             self.left.pop(job.hash)
-                            self._finish(job, status, time.monotonic() - began, workers)
+                            # What a job waited in a queue is not its own.
+                            seconds = 0.0 if executor.queues else time.monotonic() - began
+                            self._finish(job, status, seconds, workers)
                     progress.update(bar, completed=self.total - len(self.left))
                     if running:
                         time.sleep(0.2)
@@ -175,9 +188,10 @@ class _Board:
                 return job
         return None
 
-    def _start(self, executor: Executor, job: Job, slot: int) -> Handle:
+    def _start(self, executor: Executor, job: Job, slot: int) -> Handle | None:
+        """Starts a run, trying again for a while; one that cannot be started has failed."""
         order = Order(
-            store=str(Path(self.plan.store).absolute()),
+            store=self.store,
             folder=job.folder,
             config=job.config,
             evaluation=self.plan.evaluation,
@@ -185,10 +199,19 @@ class _Board:
         )
         path = self.bench / "orders" / f"{job.hash}.json"
         write_text(path, order.model_dump_json(indent=1))
-        return executor.start(path, self._log(job), slot)
+        for pause in (*PAUSES, None):
+            try:
+                return executor.start(path, self._log(job), slot)
+            except (OSError, RuntimeError) as error:  # submitit's are the latter
+                reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+            if pause is not None:
+                time.sleep(pause)
+        self.left.pop(job.hash)
+        self.failed[job.hash] = f"{self._named(job)}: could not be started: {reason}"
+        self._tell(f"failed: {self.failed[job.hash]}")
+        return None
 
     def _finish(self, job: Job, status: int, seconds: float, workers: int) -> None:
-        count = f"[{self.total - len(self.left)}/{self.total}]"
         if status == 0 and self._outcome(job).exists():
             outcome = self._enter(job)
             # Its own count: this process may have come when most was done already.
@@ -199,7 +222,7 @@ class _Board:
         else:
             self.failed[job.hash] = f"{self._named(job)}: {_reason(status, _last_line(self._log(job)))}"
             text = f"failed: {self.failed[job.hash]}"
-        rich.get_console().print(f"{count} {text}", highlight=False, markup=False, soft_wrap=True)
+        self._tell(text)
 
     def _enter(self, job: Job) -> Row:
         """Adds a finished run to the ledger, for each cell that it fills."""
@@ -232,8 +255,12 @@ class _Board:
 
     # Telling ------------------------------------------------------------------------------------------------------
 
+    def _tell(self, text: str) -> None:
+        count = f"[{self.total - len(self.left)}/{self.total}]"
+        rich.get_console().print(f"{count} {text}", highlight=False, markup=False, soft_wrap=True)
+
     def _left_text(self, workers: int) -> str:
-        seconds = self.clock.seconds(self.left.values()) / workers
+        seconds = self.clock.together(self.left.values(), workers)
         return f"about {duration(seconds)} left" if self.left else "nothing left"
 
     def forecast(self, workers: int) -> list[Row]:
@@ -243,7 +270,7 @@ class _Board:
             {"run": self._named(job), "steps": job.config.steps, "hours": self.clock.seconds([job]) / 3600}
             for job in self.left.values()
         ]
-        steps, hours = sum(row["steps"] for row in rows), self.clock.seconds(self.left.values()) / 3600 / workers
+        steps, hours = sum(row["steps"] for row in rows), self.clock.together(self.left.values(), workers) / 3600
         finished = sum(cell.hash in self.rows for cell in self.grid.cells)
         name = f"all {len(rows)} runs, {workers} at a time; {finished} of {len(self.grid.cells)} cells are done"
         return [*rows, {"run": name, "steps": steps, "hours": hours}]
@@ -284,6 +311,18 @@ class _Clock:
             rate = spent / pixels if pixels else self._measured.get(job.stage) or self._other(job.stage)
             total += rate * _pixels(job)
         return total
+
+    def together(self, jobs: Collection[Job], workers: int) -> float:
+        """What these runs will take, so many at a time: at least as long as those that need one another.
+
+        Args:
+            jobs: Each after the one that it needs.
+            workers: Runs at the same time.
+        """
+        ends: dict[str | None, float] = {}
+        for job in jobs:
+            ends[job.hash] = ends.get(job.needs, 0.0) + self.seconds([job])
+        return max(self.seconds(jobs) / workers, *ends.values(), 0.0)
 
     def _other(self, stage: str) -> float:
         spent, pixels = self._spent["finetune" if stage == "pretrain" else "pretrain"]

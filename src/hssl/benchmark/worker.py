@@ -6,6 +6,7 @@ in one step (``RUN/outcome.json``).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -166,8 +167,8 @@ def _end_with_parent() -> None:
 
 def work_at(bench: Path, order: Path) -> None:
     """Carries out an order file from the folder of the benchmark."""
-    os.chdir(bench)
-    work(Order.model_validate_json(order.read_bytes()))
+    with contextlib.chdir(bench):  # submitit's `debug` does so in the process of the benchmark
+        work(Order.model_validate_json(order.read_bytes()))
 
 
 def main() -> int:
