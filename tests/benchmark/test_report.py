@@ -1,17 +1,23 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
-from hssl.benchmark import report, write_report
+from hssl.benchmark import figures, pictures, report, write_report
+from hssl.benchmark.statistics import Difference, Summary
 from hssl.benchmark.tables import Cell, Table, score_table, variant_table
-from hssl.errors import RunError
+from hssl.errors import RunError, StoreError
+from hssl.store import Store
 
 TASKS = ("A", "B", "C")
 ARMS = {
@@ -91,7 +97,7 @@ def test_page_holds_everything_and_needs_nothing(tmp_path: Path) -> None:
     assert page.count('class="badge does-not-hold"') == 1  # no gain above 18.60
     assert page.count('class="badge not-tested"') == 1  # 10 % was not run
     assert "72 of 72 runs" in page
-    assert "Left out: the store or the masks of the runs are not here." in page
+    assert page.count("Left out: the data that the benchmark was run on are not here.") == 2
     tables = (tmp_path / "bench" / "tables.md").read_text(encoding="utf-8")
     assert "higher on 3 of 3 tasks, +10.00 to +10.00 points" in tables
     assert "| task | scratch | single | joint | adapted |" in tables
@@ -140,6 +146,108 @@ def test_arms_with_one_share_each_have_no_curve_and_a_claim(tmp_path: Path) -> N
     assert "not every one of scratch, joint was run with 10 % of the labels" in page
     assert "at least 95 % on 3 of 3 tasks" in page
     assert "on at least six tasks of nine (of 3 here: 2)" in page
+
+
+def test_a_page_has_the_sections_of_its_arms(tmp_path: Path) -> None:
+    arms = {"scratch": {"domains": "none"}, "single": {"domains": "single"}}
+    bench = change_plan(
+        make_bench(tmp_path / "bench"),
+        lambda cell: cell["arm"] in arms and cell["labels"] == "5%",
+        arms=arms,
+        fractions=["5%"],
+    )
+    page = write_report(bench).read_text(encoding="utf-8")
+    for title in ("Rivals", "Ablation and controls", "Groups of tasks", "What the network sees", "Label efficiency"):
+        assert f"<h2>{title}</h2>" not in page
+    assert "Not run yet" not in page
+    joint = {"scratch": ARMS["scratch"], "joint": {}, "rival": ARMS["rival"]}
+    bench = change_plan(make_bench(tmp_path / "other"), lambda cell: cell["arm"] == "scratch", arms=joint)
+    (bench / "pretraining.jsonl").unlink()
+    page = write_report(bench).read_text(encoding="utf-8")
+    assert page.count("Not run yet.") == 3  # rivals, groups, features
+
+
+def test_a_section_shows_the_smallest_share_of_its_own_arms(tmp_path: Path) -> None:
+    bench = change_plan(
+        make_bench(tmp_path / "bench"), lambda cell: cell["labels"] == ("5%" if cell["arm"] == "rival" else "100%")
+    )
+    page = write_report(bench).read_text(encoding="utf-8")
+    assert "Dice points, joint over scratch, mean of 3 tasks, 100 % of the labels" in page
+    assert "<h2>Gains with 100 % of the labels</h2>" in page
+    assert "<h2>Worst, median and best case, 100 % of the labels</h2>" in page
+    assert "100 % of the labels: higher on 3 of 3 tasks" in page
+    text = (bench / "tables.md").read_text(encoding="utf-8")
+    assert text.index("## Dice (%) with 100 % of the labels") < text.index("## Dice (%) with 5 % of the labels")
+    assert "| task | rival |" in text
+
+
+def test_pictures_that_cannot_be_made_leave_the_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: Any) -> None:
+        raise BadZipFile("File is not a zip file")
+
+    monkeypatch.setattr(logging.getLogger("hssl"), "propagate", True)
+    bench = make_bench(tmp_path / "bench")
+    (bench / "pretrain" / "joint").mkdir(parents=True)
+    monkeypatch.setattr(report, "_store", lambda plan, rows: object())
+    monkeypatch.setattr(report, "find_overlays", fails)
+    monkeypatch.setattr(report, "map_features", fails)
+    page = write_report(bench).read_text(encoding="utf-8")
+    assert page.count("Left out: BadZipFile: File is not a zip file.") == 2
+    assert "is left out: BadZipFile" in caplog.text
+    monkeypatch.setattr(report, "map_features", lambda *_: [][0])
+    with pytest.raises(IndexError):  # a mistake of ours is no damaged file
+        write_report(bench)
+
+
+def test_a_map_needs_some_slices(make_store: Callable[..., Store]) -> None:
+    store = make_store({"Blobs": 1}, shape=(3, 28, 32))
+    with pytest.raises(StoreError, match="a map needs 4 validation slices, here are 3"):
+        pictures._pictures(store, [("Blobs", case) for case in store.cases()])
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that are drawn, in place of their files."""
+    found: list[Figure] = []
+
+    def draw(figure: Figure) -> str:
+        figure.draw_without_rendering()
+        found.append(figure)
+        return ""
+
+    monkeypatch.setattr(figures, "_svg", draw)
+    monkeypatch.setattr(figures, "_png", draw)
+    return found
+
+
+def test_legends_hold_every_name_and_end_on_the_page(drawn: list[Figure]) -> None:
+    arms = ["_hidden", r"$\no$", *(f"an arm with a rather long name, number {number}" for number in range(18))]
+    colour = figures.colours((None, None, None, None), arms)
+    assert len(set(colour.values())) == len(arms)
+    summaries = [Summary(r"$\T$", labels, arm, frozenset((0,)), 0.5, None) for arm in arms for labels in ("5%", "9%")]
+    figures.efficiency_curves(summaries, {(r"$\T$", "5%"): 0.05, (r"$\T$", "9%"): 0.09}, arms, colour)
+    difference = Difference(r"$\T$", "5%", "a", "b", 1, 6, 6, 0.1, 0.0, 0.2, 0.5)
+    figures.gain_bars({arm: [difference] for arm in arms}, colour, "points")
+    for figure in drawn:
+        (legend,) = figure.legends
+        assert [text.get_text() for text in legend.get_texts()] == arms
+        assert legend.get_window_extent().x1 <= figure.bbox.x1
+
+
+def test_labels_of_a_mask_have_colours_of_their_own_and_a_legend(drawn: list[Figure]) -> None:
+    mask = np.repeat(np.arange(12, dtype=np.uint8), 12).reshape(12, 12)
+    labels = {value: f"organ {value}" for value in range(1, 14)}
+    overlay = pictures.Overlay("best", "c", np.zeros((12, 12), np.float32), mask, {"a$": mask}, {"a$": 1}, 1, labels)
+    assert len(set(figures._label_colours(overlay).values())) == 13
+    figures.overlay_picture([overlay])
+    (legend,) = drawn[0].legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        f"organ {value}" for value in range(1, 12)
+    ]  # those that it shows
+    figures.overlay_picture([overlay, replace(overlay, labels=labels | {1: "another task's"})])
+    assert len(drawn[1].legends) == 0
 
 
 def test_an_ablation_of_single_domain_pretraining_stands_beside_it(tmp_path: Path) -> None:

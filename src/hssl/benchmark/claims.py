@@ -85,10 +85,10 @@ def find_roles(plan: BenchmarkPlan) -> Roles:
 def check_claims(rows: Sequence[Row], roles: Roles) -> list[Claim]:
     """Holds the claims against finished runs; what has not been run is not tested."""
     shares = ordered_shares(rows)
-    few = next(iter(shares), "5%")
+    beside = (_compared(rows, roles.joint, roles.single, labels) for labels in shares)
     five, ten, all_ = (_named(shares, share) for share in (5, 10, 100))
     return [
-        _joint_beats_single(_compared(rows, roles.joint, roles.single, few), few),
+        _joint_beats_single(next(filter(None, beside), [])),  # with the smallest share that both have
         _both_beat_scratch(
             _compared(rows, roles.joint, roles.scratch, five), _compared(rows, roles.single, roles.scratch, five)
         ),
@@ -109,14 +109,14 @@ def signed(value: float, digits: int = 2) -> str:
     return f"{value:+.{digits}f}".replace("-", "−")
 
 
-def _joint_beats_single(differences: list[Difference], labels: str) -> Claim:
+def _joint_beats_single(differences: list[Difference]) -> Claim:
     text = "Joint multi-domain pre-training beats single-domain pre-training."
     rule = f"Higher mean Dice on at least eight tasks of nine{_scaled(MOST_TASKS, len(differences))}."
     if not differences:
         return Claim(text, rule, "not tested", "")
     gains = [100 * each.mean for each in differences]
     wins = sum(gain > 0 for gain in gains)
-    number = f"{shown(labels)}: higher on {wins} of {len(gains)} tasks, {_range(gains)}"
+    number = f"{shown(differences[0].labels)}: higher on {wins} of {len(gains)} tasks, {_range(gains)}"
     return Claim(text, rule, _verdict(wins >= _share(MOST_TASKS, len(gains))), number)
 
 

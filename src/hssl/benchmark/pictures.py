@@ -17,6 +17,7 @@ from sklearn.manifold import TSNE
 
 from hssl.benchmark.statistics import Row, case_values
 from hssl.benchmark.worker import OVERLAYS
+from hssl.errors import StoreError
 from hssl.networks import UNet, build_network, grid_pool
 from hssl.runs import load_unet
 from hssl.store import CaseRecord, Store, widest_slice
@@ -24,6 +25,8 @@ from hssl.store import CaseRecord, Store, widest_slice
 GRID = 3
 SLICES = 40
 SIDE = 128
+FEWEST = 4
+"""Pictures that a map needs."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Overlay:
         masks: The same from each arm.
         dice: Of each arm, over the whole case, in [0, 1].
         aspect: Height of a pixel over its width.
+        labels: Name of each label value of the task.
     """
 
     place: str
@@ -47,6 +51,7 @@ class Overlay:
     masks: dict[str, NDArray[np.uint8]]
     dice: dict[str, float]
     aspect: float
+    labels: dict[int, str]
 
 
 @dataclass(frozen=True)
@@ -109,7 +114,8 @@ def _overlay(
     number = widest_slice(store.label(case))
     truth = np.asarray(store.label(case)[number])
     window = _window(np.any([truth, *masks.values()], axis=0))
-    _, height, width = store.tasks[case.task].plan.stored_spacing(case.geometry)
+    task = store.tasks[case.task]
+    _, height, width = task.plan.stored_spacing(case.geometry)
     return Overlay(
         place,
         case.id,
@@ -118,6 +124,7 @@ def _overlay(
         {arm: mask[window] for arm, mask in masks.items()},
         dice,
         height / width,
+        task.labels,
     )
 
 
@@ -145,6 +152,7 @@ def map_features(run: Path, store: Store) -> tuple[Features, Features]:
 
     Raises:
         RunError: The run is not complete, or its weights are gone.
+        StoreError: There are too few slices to map.
     """
     after, opened = load_unet(run)
     torch.manual_seed(opened.config.seed)
@@ -171,6 +179,8 @@ def _pictures(store: Store, cases: Sequence[tuple[str, CaseRecord]]) -> tuple[to
             )
             tasks.append(task)
             subjects.append(f"{task}/{case.subject}")
+    if len(pictures) < FEWEST:
+        raise StoreError(f"a map needs {FEWEST} validation slices, here are {len(pictures)}", path=store.path)
     return torch.cat(pictures), tasks, subjects
 
 

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+from zipfile import BadZipFile
 
 import yaml
 from jinja2 import Environment, PackageLoader
@@ -27,6 +28,9 @@ from hssl.store import Store
 from hssl.training.pretrain import duration
 
 REPORT, TABLES = "report.html", "tables.md"
+NO_STORE = "Left out: the data that the benchmark was run on are not here."
+UNREADABLE = (HsslError, OSError, EOFError, ValueError, BadZipFile)
+"""What damaged arrays, masks and weights raise: they cost a page its pictures, not its tables."""
 logger = logging.getLogger(__name__)
 
 
@@ -67,6 +71,16 @@ class _Bench:
     def shares(self) -> list[str]:
         """Labels as the plan has them, the smallest share first."""
         return ordered_shares(self.rows)
+
+    def share(self, arms: Sequence[str]) -> str:
+        """The smallest share of the labels that most of `arms` have run."""
+        run = {(row["labels"], row["arm"]) for row in self.rows}
+        return max(self.shares, key=lambda labels: sum((labels, arm) in run for arm in arms))
+
+    @property
+    def main(self) -> Sequence[str]:
+        """The main arms; all where a plan has none of them."""
+        return self.roles.main or self.arms
 
     @property
     def arms(self) -> list[str]:
@@ -190,15 +204,17 @@ def _store(plan: BenchmarkPlan, rows: Sequence[Row]) -> Store | None:
 
 
 def _tiles(bench: _Bench) -> list[tuple[str, str]]:
-    labels = bench.shares[0]
     tiles = []
     for arm, other in ((bench.roles.joint, bench.roles.scratch), (bench.roles.joint, bench.roles.single)):
-        gains = [100 * each.mean for each in compare(bench.rows, arm, other, labels)] if arm and other else []
-        if gains:
-            tiles.append((signed(fmean(gains), 1), f"Dice points, {arm} over {other}, mean of {len(gains)} tasks"))
+        if arm is None or other is None:
+            continue
+        labels = bench.share((arm, other))
+        if gains := [100 * each.mean for each in compare(bench.rows, arm, other, labels)]:
+            over = f"Dice points, {arm} over {other}, mean of {len(gains)} tasks, {shown(labels)}"
+            tiles.append((signed(fmean(gains), 1), over))
             above = sum(gain > 0 for gain in gains)
-            tiles.append((f"{above} of {len(gains)}", f"tasks on which {arm} is above {other}"))
-    return [(number, f"{text}, {shown(labels)}") for number, text in tiles]
+            tiles.append((f"{above} of {len(gains)}", f"tasks on which {arm} is above {other}, {shown(labels)}"))
+    return tiles
 
 
 def _facts(bench: _Bench) -> list[str]:
@@ -236,7 +252,7 @@ def _provisional(bench: _Bench) -> str:
 
 
 def _gain_section(bench: _Bench) -> Section | None:
-    labels = bench.shares[0]
+    labels = bench.share(bench.main)
     drawn = _gain_bars(bench, labels)
     text = (
         "Bars to the right of 0 are gains. Lines are 95 % bootstrap intervals over test subjects, paired by case; "
@@ -278,16 +294,17 @@ def _pairs(bench: _Bench) -> list[tuple[str, str]]:
 
 
 def _score_section(bench: _Bench) -> Section:
-    arms = bench.roles.main or tuple(bench.arms)
-    return Section("Dice by task", tables=[tables.score_table(bench.rows, arms, bench.shares[0])])
+    return Section("Dice by task", tables=[tables.score_table(bench.rows, bench.main, bench.share(bench.main))])
 
 
 def _all_section(bench: _Bench) -> Section:
-    arms, more = bench.roles.main or tuple(bench.arms), bench.shares[1:]
-    found = [tables.score_table(bench.rows, arms, labels) for labels in more]
-    found += [tables.score_table(bench.rows, arms, labels, m) for labels in bench.shares for m in ("nsd", "hd95")]
+    run = {row["labels"] for row in bench.rows if row["arm"] in bench.main}
+    shares = [labels for labels in bench.shares if labels in run]
+    more = [labels for labels in shares if labels != bench.share(bench.main)]
+    found = [tables.score_table(bench.rows, bench.main, labels) for labels in more]
+    found += [tables.score_table(bench.rows, bench.main, labels, m) for labels in shares for m in ("nsd", "hd95")]
     if pairs := _pairs(bench):
-        found += [tables.difference_table(bench.rows, pairs, labels) for labels in bench.shares]
+        found += [tables.difference_table(bench.rows, pairs, labels) for labels in shares]
     text = (
         f"Surface Dice at a tolerance of {bench.plan.evaluation.tolerance:g} mm: higher is better. "
         "HD95, the 95th percentile of the distance between surfaces: lower is better."
@@ -296,8 +313,10 @@ def _all_section(bench: _Bench) -> Section:
     return Section("All other figures", text, drawn, found, folded=True)
 
 
-def _curve_section(bench: _Bench) -> Section:
+def _curve_section(bench: _Bench) -> Section | None:
     title = "Label efficiency"
+    if len(bench.plan.fractions) < 2:
+        return None
     if len(bench.shares) < 2:
         return Section(title, f"One share of the labels was run ({shown(bench.shares[0])}): there is no curve yet.")
     run = {arm: {row["labels"] for row in bench.rows if row["arm"] == arm} for arm in bench.arms}
@@ -319,6 +338,8 @@ def _variant_sections(bench: _Bench) -> list[Section]:
         return []
     found = []
     for title, arms in (("Rivals", roles.rivals), ("Ablation and controls", roles.variants)):
+        if not arms:
+            continue
         own = [
             tables.variant_table(bench.rows, arms, reference, roles.scratch, labels)
             for labels in bench.shares
@@ -327,14 +348,18 @@ def _variant_sections(bench: _Bench) -> list[Section]:
         text = "" if own else "Not run yet."
         if own and title == "Rivals":
             ranked = (*roles.main, *arms)
-            own.insert(0, tables.score_table(bench.rows, ranked, bench.shares[0]))
+            own.insert(0, tables.score_table(bench.rows, ranked, bench.share(arms)))
         found.append(Section(title, text, tables=own))
     return found
 
 
-def _group_section(bench: _Bench) -> Section:
+def _group_section(bench: _Bench) -> Section | None:
     title, joint = "Groups of tasks", bench.joint()
-    groups = joint["groups"] if joint is not None else None
+    if bench.roles.joint is None and bench.roles.adapted is None:
+        return None
+    if joint is None:
+        return Section(title, "Not run yet.")
+    groups = joint["groups"]
     if not groups:
         return Section(title, "The joint pre-training of this benchmark has no groups.")
     tree = figures.group_tree(groups)
@@ -350,15 +375,21 @@ def _group_section(bench: _Bench) -> Section:
     return Section(title, f"{how}{text}.", [("Average linkage on cosine distance", tree)] if tree else [])
 
 
-def _feature_section(bench: _Bench) -> Section:
+def _feature_section(bench: _Bench) -> Section | None:
     title, joint = "What the network sees", bench.joint()
-    path = bench.path / "pretrain" / joint["config_hash"] if joint is not None else None
-    if bench.store is None or path is None or not path.exists():
-        return Section(title, "The map of features is left out: the store or the pre-trained weights are not here.")
+    if bench.roles.joint is None and bench.roles.adapted is None:
+        return None
+    if joint is None:
+        return Section(title, "Not run yet.")
+    if bench.store is None:
+        return Section(title, NO_STORE)
+    path = bench.path / "pretrain" / joint["config_hash"]
+    if not path.exists():
+        return Section(title, "Left out: the joint pre-training is not here.")
     try:
         before, after = map_features(path, bench.store)
-    except HsslError as error:
-        return Section(title, f"The map of features is left out: {error.what}.")
+    except UNREADABLE as error:
+        return _left_out(title, error)
     caption = (
         "Validation slices by their deepest features (t-SNE), a colour for each task; beside their own task are those "
         "whose nearest neighbour among other subjects is of the same task"
@@ -366,23 +397,36 @@ def _feature_section(bench: _Bench) -> Section:
     return Section(title, figures=[(caption, figures.feature_map(before, after))])
 
 
-def _overlay_section(bench: _Bench) -> Section:
-    labels = bench.shares[0]
+def _overlay_section(bench: _Bench) -> Section | None:
     roles = bench.roles
     arms = [arm for arm in (roles.scratch, roles.joint, roles.adapted) if arm is not None]
+    if not arms:
+        return None
+    labels = bench.share(arms)
     title = f"Worst, median and best case, {shown(labels)}"
     rows = [row for row in bench.rows if row["labels"] == labels]
     if len({row["arm"] for row in rows if row["arm"] in arms}) < len(arms):
         return Section(title, f"Left out: not every one of {', '.join(arms)} was run with {shown(labels)}.")
-    found = find_overlays(bench.path, bench.store, rows, arms) if bench.store is not None and arms else {}
+    if bench.store is None:
+        return Section(title, NO_STORE)
+    try:
+        found = find_overlays(bench.path, bench.store, rows, arms)
+    except UNREADABLE as error:
+        return _left_out(title, error)
     if not found:
-        return Section(title, "Left out: the store or the masks of the runs are not here.")
+        return Section(title, "Left out: the masks of the runs are not here.")
     text = (
         f"By the Dice of {arms[-1]} with the first seed. The slice is the one with most of the truth; "
         "numbers are the Dice (%) of the whole case."
     )
     drawn = [(task, figures.overlay_rows(overlays)) for task, overlays in found.items()]
     return Section(title, text, drawn, narrow=True)
+
+
+def _left_out(title: str, error: Exception) -> Section:
+    reason = error.what if isinstance(error, HsslError) else f"{type(error).__name__}: {error}"
+    logger.warning("'%s' is left out: %s", title, reason)
+    return Section(title, f"Left out: {reason}.")
 
 
 def _method_section(bench: _Bench) -> Section:
