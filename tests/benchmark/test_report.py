@@ -164,7 +164,8 @@ def test_a_page_has_the_sections_of_its_arms(tmp_path: Path) -> None:
     bench = change_plan(make_bench(tmp_path / "other"), lambda cell: cell["arm"] == "scratch", arms=joint)
     (bench / "pretraining.jsonl").unlink()
     page = write_report(bench).read_text(encoding="utf-8")
-    assert page.count("Not run yet.") == 3  # rivals, groups, features
+    assert page.count("Not run yet.") == 1  # rivals
+    assert page.count("Left out: no joint pre-training is in the ledger yet.") == 2  # groups, features
 
 
 def test_a_section_shows_the_smallest_share_of_its_own_arms(tmp_path: Path) -> None:

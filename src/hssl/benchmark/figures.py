@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -230,7 +230,12 @@ def _palette(count: int) -> list[str]:
     return [to_hex(mpl.colormaps["turbo"](place)) for place in np.linspace(0.03, 0.97, count)]
 
 
-def _legend(figure: Figure, entries: Mapping[str, Artist], place: str = "outside upper left", size: float = 9) -> None:
+def _legend(
+    figure: Figure,
+    entries: Mapping[str, Artist],
+    place: Literal["outside upper left", "outside lower center"] = "outside upper left",
+    size: float = 9,
+) -> None:
     """A legend in as many columns as its longest name leaves room for, on a figure that grows by its other lines."""
     if not entries:
         return

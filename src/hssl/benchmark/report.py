@@ -29,6 +29,7 @@ from hssl.training.pretrain import duration
 
 REPORT, TABLES = "report.html", "tables.md"
 NO_STORE = "Left out: the data that the benchmark was run on are not here."
+NO_JOINT = "Left out: no joint pre-training is in the ledger yet."
 UNREADABLE = (HsslError, OSError, EOFError, ValueError, BadZipFile)
 """What damaged arrays, masks and weights raise: they cost a page its pictures, not its tables."""
 logger = logging.getLogger(__name__)
@@ -358,7 +359,7 @@ def _group_section(bench: _Bench) -> Section | None:
     if bench.roles.joint is None and bench.roles.adapted is None:
         return None
     if joint is None:
-        return Section(title, "Not run yet.")
+        return Section(title, NO_JOINT)
     groups = joint["groups"]
     if not groups:
         return Section(title, "The joint pre-training of this benchmark has no groups.")
@@ -380,7 +381,7 @@ def _feature_section(bench: _Bench) -> Section | None:
     if bench.roles.joint is None and bench.roles.adapted is None:
         return None
     if joint is None:
-        return Section(title, "Not run yet.")
+        return Section(title, NO_JOINT)
     if bench.store is None:
         return Section(title, NO_STORE)
     path = bench.path / "pretrain" / joint["config_hash"]
