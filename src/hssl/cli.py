@@ -438,13 +438,16 @@ def push(
     run: RunPath,
     repository: Annotated[str, typer.Argument(metavar="REPOSITORY", help="OWNER/NAME on the Hugging Face hub.")],
     public: Annotated[bool, typer.Option("--public", help="Let everybody see a repository made now.")] = False,
+    replace_card: Annotated[
+        bool, typer.Option("--replace-card", help="Put this run's model card in place of the one that is there.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Upload a trained network to the Hugging Face hub."""
     from hssl import console
     from hssl import export as room
 
-    console.print_paths(room.push(run, repository, public=public), as_json=as_json)
+    console.print_paths(room.push(run, repository, public=public, replace_card=replace_card), as_json=as_json)
 
 
 @app.command()

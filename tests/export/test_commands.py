@@ -53,12 +53,12 @@ def test_export_prints_what_it_wrote(make_run: MakeRun, tmp_path: Path, capsys: 
 def test_push_passes_on_who_may_see_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     given: list[Any] = []
 
-    def push(run: Path, repository: str, *, public: bool) -> str:
-        given.append((run, repository, public))
+    def push(run: Path, repository: str, *, public: bool, replace_card: bool) -> str:
+        given.append((run, repository, public, replace_card))
         return f"hf://{repository}"
 
     monkeypatch.setattr("hssl.export.push", push)
     assert main(["push", "run", "a/b"]) == 0
-    assert main(["push", "run", "a/b", "--public"]) == 0
-    assert given == [(Path("run"), "a/b", False), (Path("run"), "a/b", True)]
+    assert main(["push", "run", "a/b", "--public", "--replace-card"]) == 0
+    assert given == [(Path("run"), "a/b", False, False), (Path("run"), "a/b", True, True)]
     assert capsys.readouterr().out == "hf://a/b\n" * 2

@@ -68,7 +68,14 @@ def test_the_card_names_data_tasks_and_limits(make_run: MakeRun, tmp_path: Path)
         "split_sha256": "6" * 64,
     }
     text = card.read_text()
-    for part in ("| Blobs | 3 | 1 |", "1 liver, 2 spleen", "1.5 x 1.5 mm", "0 to 80", "Not a medical device"):
+    for part in (
+        "| Blobs | 3 | 1 |",
+        "1 liver, 2 spleen",
+        "1.5 x 1.5 mm",
+        "0 to 80",
+        "Not a medical device",
+        "pip install",
+    ):
         assert part in text
     plan = TaskPlan(orientation="PLS", spacing=(1.5, 1.5))
     other = make_run(task=TASK.model_copy(update={"plan": plan}), seed=1)
@@ -107,17 +114,23 @@ class Hub:
         assert exist_ok
         self.repositories[repo_id] = private
 
+    def file_exists(self, repo_id: str, filename: str) -> bool:
+        return (self.snapshot(repo_id) / filename).is_file()
+
     def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> None:
-        cache = self.root / f"models--{repo_id.replace('/', '--')}"
-        (cache / "refs").mkdir(parents=True)
-        (cache / "refs" / "main").write_text("0" * 40)
-        shutil.copytree(folder_path, cache / "snapshots" / ("0" * 40))
+        snapshot = self.snapshot(repo_id)
+        (snapshot.parents[1] / "refs").mkdir(parents=True, exist_ok=True)
+        (snapshot.parents[1] / "refs" / "main").write_text("0" * 40)
+        shutil.copytree(folder_path, snapshot, dirs_exist_ok=True)
+
+    def snapshot(self, repo_id: str) -> Path:
+        return self.root / f"models--{repo_id.replace('/', '--')}" / "snapshots" / ("0" * 40)
 
 
 @pytest.fixture
 def local_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     library = pytest.importorskip("huggingface_hub", reason="needs the extra 'hub'")
-    for name in ("create_repo", "upload_folder"):
+    for name in ("create_repo", "file_exists", "upload_folder"):
         takes = inspect.signature(getattr(library.HfApi, name)).parameters
         assert set(inspect.signature(getattr(Hub, name)).parameters) <= set(takes)
     local = Hub(tmp_path / "cache")
@@ -138,6 +151,32 @@ def test_what_is_pushed_is_a_run_at_its_address(make_run: MakeRun, local_hub: Hu
             assert torch.equal(network.state_dict()[name], value)
     push(make_run(seed=1), "hf://somebody/other", public=True)
     assert local_hub.repositories["somebody/other"] is False
+
+
+def test_a_card_that_is_on_the_hub_stays(make_run: MakeRun, local_hub: Hub) -> None:
+    push(make_run(), "a/b")
+    card, weights = (local_hub.snapshot("a/b") / name for name in ("README.md", "weights.safetensors"))
+    card.write_text("license: mit")
+    before, other = weights.read_bytes(), make_run(seed=1)
+    push(other, "a/b")
+    assert card.read_text() == "license: mit"
+    assert weights.read_bytes() != before
+    push("hf://a/b", "c/d")
+    assert (local_hub.snapshot("c/d") / "README.md").read_text() == "license: mit"
+    push(other, "a/b", replace_card=True)
+    assert front(card)["license"] == "unknown"
+
+
+def test_the_card_is_fetched_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted: list[str] = []
+
+    def download(_: str, *, revision: str | None, allow_patterns: list[str]) -> Path:
+        wanted.extend(allow_patterns)
+        return tmp_path
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert fetched("hf://a/b") == tmp_path
+    assert wanted == ["*.json", "*.safetensors", "README.md"]
 
 
 @pytest.mark.usefixtures("local_hub")

@@ -6,6 +6,7 @@ machine stay behind; the ids of the subjects seen go along, for without them no 
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,10 +16,12 @@ import yaml
 
 from hssl.errors import ConfigError, install
 from hssl.files import new_folder, write_text
+from hssl.runs.hub import CARD
 from hssl.runs.run import CONFIG, INFO, WEIGHTS, Run
 from hssl.store import TaskInfo
 
-CARD = "README.md"
+logger = logging.getLogger(__name__)
+
 _LOCAL = ("store_path", "machine")  # of the provenance: says something about the maker, nothing about the run
 
 
@@ -46,13 +49,16 @@ def write_hub(run: Path | str, output: Path) -> Path:
     return output
 
 
-def push(run: Path | str, repository: str, *, public: bool = False) -> str:
+def push(run: Path | str, repository: str, *, public: bool = False, replace_card: bool = False) -> str:
     """Uploads a run to the Hugging Face hub, as the user who is logged in there.
+
+    A model card that is there already stays: somebody may have written in it.
 
     Args:
         run: A complete run folder, or what :func:`write_hub` made of it.
         repository: ``OWNER/NAME``; made if it is missing.
         public: Whether everybody may see a repository made now.
+        replace_card: Put the card of this run in place of the one that is there.
 
     Returns:
         The address to use instead of a run folder, ``hf://OWNER/NAME``.
@@ -74,6 +80,9 @@ def push(run: Path | str, repository: str, *, public: bool = False) -> str:
         try:
             hub = HfApi(library_name="hssl")
             hub.create_repo(repository, private=not public, exist_ok=True)
+            if not replace_card and hub.file_exists(repository, CARD):
+                (folder / CARD).unlink()
+                logger.info("the model card that is there stays; --replace-card puts this run's in its place")
             hub.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload a run of hssl")
         except (OSError, ValueError, HTTPError) as error:  # the hub's own errors, and those of the way there
             first = next(iter(str(error).strip().splitlines()), type(error).__name__)
@@ -153,6 +162,8 @@ As a `torch.nn.Module` with its features per stage:
     import hssl
     network = hssl.load("hf://OWNER/NAME")
     features = network.encode(images)   # images [B, 1, H, W] in [0, 1]; a list, shallow to deep
+
+`hssl` is not on PyPI yet: whoever published this has its source, and `pip install '.[hub]'` in that folder installs it.
 
 ## What it has seen
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hssl.errors import RunError, install
 
+CARD = "README.md"
 _ADDRESS = re.compile(r"hf://(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 
 
@@ -28,8 +29,8 @@ def fetched(run: Path | str) -> Path:
     except ImportError as error:
         raise RunError(f"'{run}' cannot be loaded without huggingface_hub", hint=install("hub")) from error
     try:
-        # Nothing but what a run is read from: no code, no pickle.
-        wanted = ["*.json", "*.safetensors"]
+        # Nothing but what a run is read from, and its card to push it elsewhere: no code, no pickle.
+        wanted = ["*.json", "*.safetensors", CARD]
         return Path(snapshot_download(address["name"], revision=address["revision"], allow_patterns=wanted))
     except (OSError, ValueError, HTTPError) as error:  # the hub's own errors, and those of the way there
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
