@@ -171,6 +171,29 @@ def test_damaged_run_files(run, text):
     assert "\n" not in str(caught.value)
 
 
+def test_a_run_of_before_formats_is_of_format_1(run):
+    content = json.loads((run.path / "run.json").read_text())
+    assert content.pop("format") == 1
+    (run.path / "run.json").write_text(json.dumps(content))
+    assert Run.open(run.path).info == run.info
+
+
+@pytest.mark.parametrize(
+    ("file", "more", "message"),
+    [
+        ("run.json", {"format": 2, "stage": "bake"}, r"is of format 2, and this hssl reads format 1 \(.*update hssl"),
+        ("run.json", {"colour": 1}, r"has a field 'colour' that this hssl does not know \(.*update hssl"),
+        ("config.json", {"view": {"tilt": 1}}, r"has a field 'view\.tilt' that this hssl does not know"),
+        ("run.json", {"complete": "perhaps"}, r"cannot be read: complete: Input should be a valid boolean"),
+    ],
+)
+def test_a_run_of_a_newer_hssl_is_named(run, file, more, message):
+    content = json.loads((run.path / file).read_text())
+    (run.path / file).write_text(json.dumps(content | more))
+    with pytest.raises(RunError, match=message):
+        Run.open(run.path)
+
+
 def test_a_checkpoint_brings_everything_back(run):
     network, optimizer = trained(0)
     run.save_checkpoint(3, {"net": network}, optimizer, {"best": 0.25})

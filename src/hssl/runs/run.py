@@ -40,6 +40,7 @@ from hssl.store import Store, TaskInfo
 RESTART = "train again in another folder with a lower learning rate, or with precision 32"
 """What helps after a run has gone wrong; the same options would only go wrong again."""
 
+_NEWER = "a newer one has written it: update hssl"
 _METRICS_HEAD = "step,name,value"
 INIT_HASH = "init_weights_sha256"
 """In the provenance: of the weights that a run started from, where it was not from scratch."""
@@ -57,6 +58,7 @@ class RunInfo(BaseModel):
     """What ``run.json`` holds.
 
     Attributes:
+        format: Of the folder; runs from before it was told are of format 1.
         stage: Pre-training or fine-tuning.
         network: Shape of the network.
         task: The task of a fine-tuned network; None for a pre-trained one.
@@ -69,6 +71,7 @@ class RunInfo(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    format: Literal[1] = 1
     stage: Literal["pretrain", "finetune"]
     network: NetworkConfig
     task: TaskInfo | None = None
@@ -105,8 +108,10 @@ class Run:
             info = RunInfo.model_validate_json((path / INFO).read_bytes())
             kind = PretrainConfig if info.stage == "pretrain" else FinetuneConfig
             config = kind.model_validate_json((path / CONFIG).read_bytes())
-        except (OSError, ValidationError) as error:
-            raise RunError(f"its files cannot be read: {str(error).splitlines()[0]}", path=path) from error
+        except OSError as error:
+            raise RunError(f"its files cannot be read: {error}", path=path) from error
+        except ValidationError as error:
+            raise _unreadable(error, path) from error
         return cls(path, config, info)
 
     def seen(self, store: Store, task: str) -> set[str]:
@@ -259,6 +264,18 @@ class Run:
 
 
 _CHECKPOINT = re.compile(r"\.?step-(\d+)(?:\.tmp)?")
+
+
+def _unreadable(error: ValidationError, path: Path) -> RunError:
+    """What is wrong with a run's files, its first mistake named; of a newer format everything else may be as well."""
+    mistakes = error.errors()
+    first = next((each for each in mistakes if each["loc"] == ("format",)), mistakes[0])
+    place = ".".join(str(part) for part in first["loc"])
+    if place == "format":
+        return RunError(f"is of format {first['input']}, and this hssl reads format 1", path=path, hint=_NEWER)
+    if first["type"] == "extra_forbidden":
+        return RunError(f"has a field '{place}' that this hssl does not know", path=path, hint=_NEWER)
+    return RunError(f"its files cannot be read: {f'{place}: ' if place else ''}{first['msg']}", path=path)
 
 
 def _begun(name: str) -> bool:
