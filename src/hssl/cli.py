@@ -226,17 +226,19 @@ def pretrain(
     from hssl.config import PretrainConfig
 
     planned = None
+    below: dict[str, Any] = {}
     if plans is not None:
         from hssl.networks.plans import read_plans
 
         if network is not None:
             raise ConfigError("--network and --plans both name the network", hint="give one of them")
         planned, side = read_plans(plans)
-        patch_size = patch_size or side
+        below = {"patch_size": side}
     checked = _load(
         PretrainConfig,
         config,
         options,
+        below,
         tasks=_names(tasks) if tasks else None,
         init=init,
         objective=objective,
@@ -502,8 +504,15 @@ def _config_class(stage: str) -> type[StageConfig]:
     return cls
 
 
-def _load(cls: type[Config], path: Path | None, pairs: list[str] | None, **given: Any) -> Config:
-    """The file's options, under those given as ``--set NAME=VALUE`` (YAML) and those given by name."""
+def _load(
+    cls: type[Config],
+    path: Path | None,
+    pairs: list[str] | None,
+    below: dict[str, Any] | None = None,
+    /,
+    **given: Any,
+) -> Config:
+    """The file's options, over `below`, and under those given as ``--set NAME=VALUE`` (YAML) or by name."""
     import yaml
 
     given = {name: value for name, value in given.items() if value is not None}
@@ -517,7 +526,7 @@ def _load(cls: type[Config], path: Path | None, pairs: list[str] | None, **given
             given[name] = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {pair}: the value is not YAML") from error
-    return cls.load(path, **given)
+    return cls.load(path, below, **given)
 
 
 def _labels(text: str | None) -> str | int | list[str] | None:

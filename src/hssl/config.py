@@ -43,17 +43,18 @@ class StageConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @classmethod
-    def load(cls, path: Path | None = None, /, **overrides: Any) -> Self:
+    def load(cls, path: Path | None = None, below: dict[str, Any] | None = None, /, **overrides: Any) -> Self:
         """Reads a YAML file, puts `overrides` on top, and validates.
 
         Args:
             path: A YAML (or JSON) file with any subset of the fields; None for the defaults.
+            below: Fields that take the place of defaults.
             **overrides: Fields by name.
 
         Raises:
             ConfigError: The file cannot be read, or a value is not valid; the message names the field.
         """
-        values: dict[str, Any] = {}
+        values = dict(below or {})
         if path is not None:
             values.update(read_mapping(path, "options", may_be_empty=True))
         return cls.checked(values | overrides, path=path)

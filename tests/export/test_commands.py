@@ -34,6 +34,14 @@ def test_plans_give_network_and_patch_size(tmp_path: Path, asked: list[PretrainC
     assert [(config.network, config.patch_size) for config in asked] == [(RESIDUAL, 40), (RESIDUAL, 16)]
 
 
+def test_the_patch_size_of_plans_is_that_where_nobody_set_one(tmp_path: Path, asked: list[PretrainConfig]) -> None:
+    command = ["pretrain", "store", "-o", "run", "--plans", str(plans(tmp_path, RESIDUAL, [40, 30]))]
+    (tmp_path / "some.yaml").write_text("patch_size: 64")
+    assert main([*command, "--config", str(tmp_path / "some.yaml")]) == 0
+    assert main([*command, "--set", "patch_size=32"]) == 0
+    assert [config.patch_size for config in asked] == [64, 32]
+
+
 def test_plans_and_a_preset_exclude_each_other(
     tmp_path: Path, asked: list[PretrainConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
