@@ -23,7 +23,9 @@ def load_start(config: PretrainConfig | FinetuneConfig, store: Store) -> tuple[U
     network, source = load_unet(config.init)
     if "network" in config.model_fields_set and config.network != source.info.network:
         raise ConfigError(
-            "option 'network' is not that of this run to start from", path=source.path, hint="leave it out"
+            "option 'network' is not that of this run to start from",
+            path=source.path,
+            hint="leave it out: the run brings its own; 'hssl config show' writes it into files, remove it there",
         )
     # Another store may hold the same challenge with another split: its test subjects may have been seen.
     for task in store.tasks:
