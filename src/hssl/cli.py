@@ -223,7 +223,7 @@ def pretrain(
     Defaults, and all other options: hssl config show pretrain.
     """
     from hssl import training
-    from hssl.config import PretrainConfig
+    from hssl.config import PretrainConfig, names_in
 
     planned = None
     below: dict[str, Any] = {}
@@ -239,7 +239,7 @@ def pretrain(
         config,
         options,
         below,
-        tasks=_names(tasks) if tasks else None,
+        tasks=names_in(tasks) if tasks else None,
         init=init,
         objective=objective,
         network=planned or network,
@@ -530,14 +530,9 @@ def _load(
 
 
 def _labels(text: str | None) -> str | int | list[str] | None:
-    """``5%`` stays text, ``3`` is a number of subjects; ``a,b``, ``003`` and ``3,`` are lists of them."""
-    if text is None or text.endswith("%"):
-        return text
-    return int(text) if text.isdecimal() and not text.startswith("0") else _names(text)
+    from hssl.config import labels_in
 
-
-def _names(text: str) -> list[str]:
-    return [name for part in text.split(",") if (name := part.strip())]
+    return None if text is None else labels_in(text)
 
 
 def _groups(text: str | None) -> str | int | dict[str, str] | None:

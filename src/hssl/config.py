@@ -36,6 +36,19 @@ Precision = Annotated[Literal["auto", "bf16", "32"], _number_as_text]
 GroupName = Annotated[str, _number_as_text]
 
 
+def names_in(text: str) -> list[str]:
+    """The names in a text with commas."""
+    return [name for part in text.split(",") if (name := part.strip())]
+
+
+def labels_in(text: str) -> str | int | list[str]:
+    """``5%`` stays text, ``3`` is a number of subjects; ``a,b``, ``003`` and ``3,`` are lists of them."""
+    text = text.strip()
+    if text.endswith("%"):
+        return text
+    return int(text) if text.isdecimal() and not text.startswith("0") else names_in(text)
+
+
 class StageConfig(BaseModel):
     """Base of every configuration: unknown keys are errors, values are frozen once validated."""
 

@@ -14,6 +14,11 @@ def install(extra: str) -> str:
     return f"pip install '.[{extra}]' in hssl's folder"
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of another package says, without its trace; its kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+
+
 class HsslError(Exception):
     """Something the user can put right.
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.progress import track
 
-from hssl.errors import ConfigError, LeakError, RunError, SourceError, StoreError
+from hssl.errors import ConfigError, LeakError, RunError, SourceError, StoreError, first_line
 from hssl.files import write_text
 from hssl.inference import Predictor, ahead
 from hssl.metrics import SURFACE_TOLERANCE_MM, score_labels
@@ -120,7 +120,7 @@ class EvaluationResult(_Entry):
         try:
             return cls.model_validate_json(path.read_bytes())
         except (OSError, ValidationError) as error:
-            raise RunError(f"is not a readable evaluation: {str(error).splitlines()[0]}", path=path) from error
+            raise RunError(f"is not a readable evaluation: {first_line(error)}", path=path) from error
 
     def rows(self) -> list[dict[str, str | int | float | None]]:
         """The means of each label and of the task, ready to print; units in the names of the columns."""

@@ -255,7 +255,7 @@ def _images(files: list[Path], folder: Path, task: TaskInfo) -> list[Path]:
         raise SourceError("holds files of several channels, as nnU-Net numbers them", path=folder, hint=hint)
     masks = masks_beside(files)
     if masks:
-        logger.warning("%s: %s and what else is called a mask is left out", folder, masks[0].name)
+        logger.warning("%s: %s and what else is called a mask is left out", folder, next(iter(masks)).name)
     return [file for file in files if file not in masks]
 
 

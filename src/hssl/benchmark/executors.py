@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hssl.benchmark.worker import work_at
-from hssl.errors import ConfigError, install
+from hssl.errors import ConfigError, first_line, install
 from hssl.machine import cores
 
 COMMAND = [sys.executable, "-m", "hssl.benchmark.worker"]
@@ -108,8 +108,7 @@ class ClusterExecutor:
             self._executor = submitit.AutoExecutor(bench / "logs", cluster=parameters.get("cluster"))
             self._executor.update_parameters(**{k: v for k, v in parameters.items() if k != "cluster"})
         except (NameError, ValueError, AssertionError, RuntimeError, TypeError) as error:
-            what = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-            raise ConfigError(f"submitit refuses the parameters of the cluster: {what}") from error
+            raise ConfigError(f"submitit refuses the parameters of the cluster: {first_line(error)}") from error
 
     def start(self, order: Path, log: Path, slot: int) -> Handle:
         """Submits a job; its output is in submitit's own files, beside `log`."""

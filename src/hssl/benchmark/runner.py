@@ -31,7 +31,7 @@ from hssl.benchmark.plan import BenchmarkPlan, Cell, Grid, Job, check_sources, e
 from hssl.benchmark.statistics import same_cells
 from hssl.benchmark.worker import OUTCOME, Order
 from hssl.config import FinetuneConfig, PretrainConfig, read_mapping
-from hssl.errors import TrainingError
+from hssl.errors import TrainingError, first_line
 from hssl.files import locked, write_text
 from hssl.store import Store
 from hssl.training.pretrain import duration
@@ -203,7 +203,7 @@ class _Board:
             try:
                 return executor.start(path, self._log(job), slot)
             except (OSError, RuntimeError) as error:  # submitit's are the latter
-                reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+                reason = first_line(error)
             if pause is not None:
                 time.sleep(pause)
         self.left.pop(job.hash)

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from hssl.errors import ConfigError, install
+from hssl.errors import ConfigError, first_line, install
 from hssl.files import new_folder, write_text
 from hssl.runs.hub import CARD
 from hssl.runs.run import CONFIG, INFO, WEIGHTS, Run
@@ -85,9 +85,8 @@ def push(run: Path | str, repository: str, *, public: bool = False, replace_card
                 logger.info("the model card that is there stays; --replace-card puts this run's in its place")
             hub.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload a run of hssl")
         except (OSError, ValueError, HTTPError) as error:  # the hub's own errors, and those of the way there
-            first = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise ConfigError(
-                f"cannot upload to '{repository}': {first}", hint="log in with 'hf auth login'"
+                f"cannot upload to '{repository}': {first_line(error)}", hint="log in with 'hf auth login'"
             ) from error
     return f"hf://{repository}"
 

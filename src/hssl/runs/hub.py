@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from hssl.errors import RunError, install
+from hssl.errors import RunError, first_line, install
 
 CARD = "README.md"
 _ADDRESS = re.compile(r"hf://(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
@@ -33,5 +33,4 @@ def fetched(run: Path | str) -> Path:
         wanted = ["*.json", "*.safetensors", CARD]
         return Path(snapshot_download(address["name"], revision=address["revision"], allow_patterns=wanted))
     except (OSError, ValueError, HTTPError) as error:  # the hub's own errors, and those of the way there
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise RunError(f"'{run}' cannot be loaded from the hub: {first}") from error
+        raise RunError(f"'{run}' cannot be loaded from the hub: {first_line(error)}") from error

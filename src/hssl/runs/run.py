@@ -31,7 +31,7 @@ from torch.optim import Optimizer
 
 from hssl import __version__
 from hssl.config import HARMLESS, FinetuneConfig, NetworkConfig, PretrainConfig, TrainingConfig
-from hssl.errors import RunError, TrainingError
+from hssl.errors import RunError, TrainingError, first_line
 from hssl.files import flush, replacing, write_text
 from hssl.networks import SegmentationNetwork, UNet, build_network
 from hssl.runs.hub import fetched
@@ -42,6 +42,8 @@ RESTART = "train again in another folder with a lower learning rate, or with pre
 
 _NEWER = "a newer one has written it: update hssl"
 _METRICS_HEAD = "step,name,value"
+_CHECKPOINT = re.compile(r"step-(\d+)|\.step-\d+\.tmp")
+"""A checkpoint, whose step is the group, or one that is being written."""
 INIT_HASH = "init_weights_sha256"
 """In the provenance: of the weights that a run started from, where it was not from scratch."""
 
@@ -231,7 +233,7 @@ class Run:
             content: dict[str, Any] = json.loads((source / "state.json").read_text(encoding="utf-8"))
         except (RunError, OSError, ValueError, RuntimeError) as error:
             raise RunError(
-                f"is damaged: {str(error).splitlines()[0]}",
+                f"is damaged: {first_line(error)}",
                 path=source,
                 hint="remove this folder, and the run begins again",
             ) from error
@@ -261,9 +263,6 @@ class Run:
             head, *rows = path.read_text(encoding="utf-8").splitlines() or [_METRICS_HEAD]
             kept = [row for row in rows if int(row.partition(",")[0]) <= step]
             write_text(path, "\n".join([head, *kept]) + "\n")
-
-
-_CHECKPOINT = re.compile(r"\.?step-(\d+)(?:\.tmp)?")
 
 
 def _unreadable(error: ValidationError, path: Path) -> RunError:

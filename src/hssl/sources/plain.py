@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -47,32 +47,36 @@ def pair_masks(path: Path, endings: tuple[str, ...]) -> list[CaseFiles]:
     folders = [folder for name in _MASKS if (folder := _root(path) / name).is_dir()]
     if len(folders) > 1:
         raise SourceError("has both a 'labels' and a 'masks' folder", path=_root(path), hint="keep one")
-    names = {stem(image) for image in images}
-    beside = [] if folders else masks_beside(images)
+    found: Mapping[Path, str | None]
+    if folders:
+        names = {stem(image) for image in images}
+        found = {mask: _image_name(mask, names) for mask in list_files(folders[0], endings)}
+    else:
+        found = masks_beside(images)
     masks: dict[str, Path] = {}
-    for mask in list_files(folders[0], endings) if folders else beside:
-        name = _image_name(mask, names if folders else names - {stem(mask)})
+    for mask, name in found.items():
         if name is None:
             raise SourceError("this mask has no image of the same name", path=mask)
         if name in masks:
             raise SourceError(f"a second mask of '{name}', beside {masks[name].name}", path=mask)
         masks[name] = mask
-    return [CaseFiles(stem(image), image, masks.get(stem(image))) for image in images if image not in beside]
+    return [CaseFiles(stem(image), image, masks.get(stem(image))) for image in images if image not in found]
 
 
-def masks_beside(files: list[Path]) -> list[Path]:
-    """Which files of a folder are masks of others there.
+def masks_beside(files: list[Path]) -> dict[Path, str]:
+    """Which files of a folder are masks of others there, and of which.
 
     Raises:
         SourceError: One is called a mask, and of no other file: it would be taken for an image.
     """
     names = {stem(file) for file in files}
-    beside = [file for file in files if _image_name(file, names - {stem(file)})]
+    beside = {}
     for file in files:
-        if file not in beside and (mark := next((m for m in _MASK_MARKS if stem(file).endswith(m)), None)):
-            name = stem(file).removesuffix(mark)
-            hint = "masks have the name of their image; of several sequences each goes into a folder of its own"
-            raise SourceError(f"is called a mask, and no image is called '{name}'", path=file, hint=hint)
+        if (unmarked := _unmarked(stem(file))) is not None:
+            if unmarked not in names:
+                hint = "masks have the name of their image; of several sequences each goes into a folder of its own"
+                raise SourceError(f"is called a mask, and no image is called '{unmarked}'", path=file, hint=hint)
+            beside[file] = unmarked
     return beside
 
 
@@ -121,5 +125,9 @@ def _root(path: Path) -> Path:
 
 def _image_name(mask: Path, names: set[str]) -> str | None:
     """Which of the images called `names` a mask belongs to."""
-    candidates = [stem(mask), *(stem(mask).removesuffix(mark) for mark in _MASK_MARKS)]
-    return next((name for name in candidates if name in names), None)
+    return next((name for name in (stem(mask), _unmarked(stem(mask))) if name in names), None)
+
+
+def _unmarked(name: str) -> str | None:
+    """The name of the image that a name ending in a mark of masks says it is of; None where it has no mark."""
+    return next((name.removesuffix(mark) for mark in _MASK_MARKS if name.endswith(mark)), None)

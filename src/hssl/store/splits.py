@@ -10,7 +10,7 @@ from zlib import crc32
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from hssl.config import GivenSplit
+from hssl.config import GivenSplit, labels_in
 from hssl.errors import StoreError
 
 
@@ -150,11 +150,9 @@ def labelled_subjects(
         raise StoreError(f"task '{task}' has no training subject with a mask", path=path)
     order = _shuffled(sorted(candidates), f"{task}/labels", seed)
     if isinstance(labels, str):
-        text = labels.strip()
-        if text.endswith("%"):
-            return order[: _count_of_percentage(text, len(order), path)]
-        number = text.isdecimal() and not text.startswith("0")
-        labels = int(text) if number else [name for part in text.split(",") if (name := part.strip())]
+        labels = labels_in(labels)
+    if isinstance(labels, str):
+        return order[: _count_of_percentage(labels, len(order), path)]
     if isinstance(labels, int):
         if not 1 <= labels <= len(order):
             raise StoreError(
