@@ -342,9 +342,9 @@ def test_score_table_marks_the_best_and_sums_up() -> None:
     assert table.rows[0] == [Cell("A"), Cell("25.0 ± 7.1"), Cell("35.0 ± 7.1", best=True)]
     assert table.rows[2] == [Cell("mean of 2 tasks"), Cell("40.0", best=True), Cell("25.0")]
     assert table.rows[3] == [Cell("mean rank"), Cell("1.50", best=True), Cell("1.50", best=True)]
-    # While a seed is missing the task's figures stand unmarked, and its means are left out of those over tasks.
+    # While a seed is missing the task's figures stand unmarked but say so, and its means are left out of those over tasks.
     table = score_table([*rows[:-1], *({**row, "task": "C"} for row in rows[:4])], ("x", "y"), "5%")
-    assert table.rows[1] == [Cell("B"), Cell("55.0 ± 7.1"), Cell("10.0")]
+    assert table.rows[1] == [Cell("B"), Cell("55.0 ± 7.1"), Cell("10.0 (1 of 2 seeds)")]
     assert table.rows[3] == [
         Cell("mean of 2 tasks that all have, seed for seed"),
         Cell("25.0"),

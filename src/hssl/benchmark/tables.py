@@ -68,7 +68,8 @@ def score_table(rows: Sequence[Row], arms: Sequence[str], labels: str, metric: s
         values = [means.get((task, arm)) for arm in present]
         paired = same_seeds(each for each in values if each is not None and _has(each))
         known = _values(values) if paired else [None] * len(values)
-        body.append([Cell(task), *_marked([_spread(each, factor) for each in values], known, best)])
+        seeds = len(frozenset().union(*(each.ran for each in values if each is not None)))
+        body.append([Cell(task), *_marked([_spread(each, factor, seeds) for each in values], known, best)])
         if paired and all(_has(each) for each in values):
             shared.append(task)
     averages = [[means[task, arm].mean or 0.0 for task in shared] for arm in present]
@@ -204,11 +205,12 @@ def _has(summary: Summary | None) -> bool:
     return summary is not None and summary.mean is not None
 
 
-def _spread(summary: Summary | None, factor: int) -> str:
+def _spread(summary: Summary | None, factor: int, seeds: int) -> str:
     if summary is None or summary.mean is None:
         return "–"
     spread = f" ± {factor * summary.spread:.1f}" if summary.spread is not None else ""
-    return f"{factor * summary.mean:.1f}{spread}"
+    fewer = f" ({len(summary.ran)} of {seeds} seeds)" if len(summary.ran) < seeds else ""
+    return f"{factor * summary.mean:.1f}{spread}{fewer}"
 
 
 def _marked(
