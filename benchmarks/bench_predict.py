@@ -40,9 +40,10 @@ from hssl.config import AggregateConfig, FinetuneConfig
 from hssl.export.nnunet import architecture_kwargs, nnunet_weights
 from hssl.inference import predict
 from hssl.networks import bf16_pays, predict_volume
+from hssl.runs import load_segmentation
 from hssl.sources.files import read_geometry, read_image
 from hssl.store import aggregate
-from hssl.training import finetune, load_segmentation
+from hssl.training import finetune
 from hssl.training.finetune import dice_by_label
 
 TASK, SPACING, PATCH = "Task03_Cardiac", 1.5, 128

@@ -60,7 +60,7 @@ def test_python_m_hssl_without_arguments_shows_every_command() -> None:
         (["aggregate", "x", "-o", "y", "--set", "path=3"], "no option 'path'"),
         (["aggregate", "x", "-o", "y", "--set", "cls=3"], "no option 'cls'"),
         (["aggregate", "x", "-o", "y", "--seed", "-1"], "option 'seed': should be greater than or equal to 0"),
-        (["aggregate", "x", "-o", "y", "--set", "seed=null"], "option 'seed': should be a valid integer"),
+        (["aggregate", "x", "-o", "y", "--set", "seed=null"], "option 'seed': should be a whole number"),
         (["phantoms", "-o", "y", "--seed", "-1"], "--seed"),
         (["inspect", "no-such-store"], "no-such-store"),
         (["config", "show", "dinner"], "no stage 'dinner' with options (one of aggregate"),
@@ -259,6 +259,12 @@ ROWS = [
     {"task": "Heart", "dice": 0.81234, "hd95": None},
     {"task": "Spleen", "dice": float("nan"), "hd95": 2.0},
 ]
+
+
+def test_brackets_in_names_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    console.print_rows([{"label [x]": "edema [/t2]"}], title="[bold]")
+    printed = capsys.readouterr().out
+    assert all(text in printed for text in ("label [x]", "edema [/t2]", "[bold]"))
 
 
 def test_a_table_rounds_and_json_does_not(capsys: pytest.CaptureFixture[str]) -> None:

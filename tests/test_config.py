@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from hssl.benchmark import BenchmarkPlan
 from hssl.config import (
     PRESETS,
     AggregateConfig,
     FinetuneConfig,
+    GivenSplit,
     NetworkConfig,
     PretrainConfig,
-    StageConfig,
     TrainingConfig,
     ViewConfig,
 )
@@ -131,11 +132,16 @@ def test_an_empty_file_is_the_defaults(tmp_path, text):
         (PretrainConfig, {"view": {"scale": [1.5, 0.5]}}, r"option 'view'.*\(smallest, largest\)"),
         (PretrainConfig, {"view": {"rotate": 200}}, "option 'view.rotate'"),
         (PretrainConfig, {"window_size": 64}, "window_size must not be smaller than patch_size"),
-        (FinetuneConfig, {}, "option 'task'"),
+        (FinetuneConfig, {}, "option 'task': has to be given"),
+        (PretrainConfig, {"view": {"flip": 0.5}}, "option 'view.flip': should be a list$"),
+        (PretrainConfig, {"steps": 0.5}, "option 'steps': should be a whole number"),
+        (AggregateConfig, {"splits": {"A": ["p00"]}}, r"option 'splits.A': should be \{val: \[...\], test: \[...\]\}"),
+        (AggregateConfig, {"splits": {"A": {"train": []}}}, "option 'splits.A': .*leave 'train' out"),
+        (BenchmarkPlan, {"store": "s", "arms": {"a": {}}, "fractions": [0.05]}, 'write a share as "5%", not 0.05'),
         (
             FinetuneConfig,
             {"task": "A", "labels": 0},
-            "option 'labels': should be a valid string or should be greater than 0",
+            "option 'labels': should be text or should be greater than 0",
         ),
         (FinetuneConfig, {"task": "A", "foreground": 2}, "option 'foreground'"),
         (AggregateConfig, {"fractions": [0.5, 0.1, 0.1]}, "fractions must add up to 1"),
@@ -199,7 +205,26 @@ def test_window_is_four_thirds_of_the_patch(patch, window):
 def test_values_are_frozen():
     with pytest.raises(ValueError, match="frozen"):
         PretrainConfig().steps = 3
-    assert all(kind.model_config["extra"] == "forbid" for kind in StageConfig.__subclasses__())
+
+
+@pytest.mark.parametrize("kind", [AggregateConfig, PretrainConfig, FinetuneConfig, BenchmarkPlan])
+def test_options_that_nobody_knows_are_refused(kind):
+    with pytest.raises(ConfigError, match="no option 'magic'"):
+        kind.checked({"magic": 1})
+
+
+def test_subjects_may_have_numbers_for_names(tmp_path):
+    path = tmp_path / "finetune.yaml"
+    for text, labels in (("003", "003"), ("3", 3), ("[1, 002]", ("1", "002")), ("5%", "5%")):
+        path.write_text(f"task: A\nlabels: {text}\n")
+        assert FinetuneConfig.load(str(path)).labels == labels
+    assert GivenSplit.checked({"val": [1, "b"]}).val == ("1", "b")
+
+
+def test_what_changes_nothing_is_not_decisive():
+    other = PretrainConfig(workers=3, log_every=1, checkpoint_every=7, loggers=())
+    assert other.decisive() == PretrainConfig().decisive()
+    assert PretrainConfig(seed=1).decisive() != PretrainConfig().decisive()
 
 
 def test_stages_have_their_own_views():

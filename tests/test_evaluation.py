@@ -294,8 +294,15 @@ def test_what_cannot_be_evaluated_says_so(tmp_path: Path, store: Store, run: Run
     pretrained = Run.prepare(tmp_path / "pretrained", PretrainConfig(), info).create()
     with pytest.raises(RunError, match="pre-training run"):
         evaluate(pretrained.path, store)
-    with pytest.raises(RunError, match="not a readable evaluation"):
+    with pytest.raises(RunError, match="cannot be read"):
         EvaluationResult.load(tmp_path / "nothing.json")
+
+
+def test_a_store_that_was_moved_can_be_given(run: Run, store: Store) -> None:
+    shutil.move(store.path, store.path.with_name("moved"))
+    with pytest.raises(StoreError, match=r"the store of this run is gone .if it was moved, give it with --store"):
+        evaluate(run.path, space="store")
+    assert evaluate(run.path, store.path.with_name("moved"), space="store").mean.cases > 0
 
 
 def test_black_and_white_pictures_are_scored_as_label_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

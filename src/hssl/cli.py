@@ -10,7 +10,7 @@ import re
 import sys
 from inspect import cleandoc
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
@@ -339,6 +339,10 @@ def evaluate(
     predictions: Annotated[
         Path | None, typer.Option(help="Score the masks in this folder instead of the network's.")
     ] = None,
+    space: Annotated[
+        Literal["source", "store"],
+        typer.Option(help="Where masks are compared: source, on the grid of the files, or store, without them."),
+    ] = "source",
     tolerance: Annotated[float, typer.Option(min=0, help="Of surface Dice, in mm.")] = 2.0,
     device: Device = None,
     as_json: Json = False,
@@ -352,6 +356,7 @@ def evaluate(
         part=part,
         allow_leak=allow_leak,
         predictions=predictions,
+        space=space,
         tolerance=tolerance,
         device=device,
     )
@@ -515,6 +520,8 @@ def _load(
     """The file's options, over `below`, and under those given as ``--set NAME=VALUE`` (YAML) or by name."""
     import yaml
 
+    from hssl.config import parse_yaml
+
     given = {name: value for name, value in given.items() if value is not None}
     for pair in pairs or ():
         name, equals, text = pair.partition("=")
@@ -523,7 +530,7 @@ def _load(
         if name in given:
             raise ConfigError(f"option '{name}' is given twice")
         try:
-            given[name] = yaml.safe_load(text)
+            given[name] = parse_yaml(text)
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {pair}: the value is not YAML") from error
     return cls.load(path, below, **given)

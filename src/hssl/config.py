@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -34,6 +35,28 @@ HeadKind = Literal["all", "last"]
 _number_as_text = BeforeValidator(lambda value: str(value) if type(value) is int else value)
 Precision = Annotated[Literal["auto", "bf16", "32"], _number_as_text]
 GroupName = Annotated[str, _number_as_text]
+SubjectName = Annotated[str, _number_as_text]
+
+
+class _Yaml(yaml.SafeLoader):
+    """YAML whose whole numbers are decimal: 003 is a name, as of a subject, and neither 3 nor octal."""
+
+
+_INT = "tag:yaml.org,2002:int"
+_Yaml.yaml_implicit_resolvers = {
+    first: [resolver for resolver in resolvers if resolver[0] != _INT]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Yaml.add_implicit_resolver(_INT, re.compile(r"[-+]?(0|[1-9][0-9]*)$"), list("-+0123456789"))
+
+
+def parse_yaml(text: str) -> Any:
+    """What a YAML text holds; whole numbers are decimal, and one with a leading zero is a name.
+
+    Raises:
+        yaml.YAMLError: It is not YAML.
+    """
+    return yaml.load(text, _Yaml)
 
 
 def names_in(text: str) -> list[str]:
@@ -46,7 +69,18 @@ def labels_in(text: str) -> str | int | list[str]:
     text = text.strip()
     if text.endswith("%"):
         return text
-    return int(text) if text.isdecimal() and not text.startswith("0") else names_in(text)
+    return int(text) if text.isdecimal() and (text == "0" or not text.startswith("0")) else names_in(text)
+
+
+_KINDS = {
+    r"a valid (tuple|list)": "a list",
+    r"a valid dictionary( or instance of \w+)?": "names with values",
+    r"a valid string": "text",
+    r"a valid integer": "a whole number",
+    r"a valid number": "a number",
+    r"a valid boolean": "true or false",
+}
+"""What pydantic calls the kinds of values, and what one would say."""
 
 
 class StageConfig(BaseModel):
@@ -56,7 +90,7 @@ class StageConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @classmethod
-    def load(cls, path: Path | None = None, below: dict[str, Any] | None = None, /, **overrides: Any) -> Self:
+    def load(cls, path: Path | str | None = None, below: dict[str, Any] | None = None, /, **overrides: Any) -> Self:
         """Reads a YAML file, puts `overrides` on top, and validates.
 
         Args:
@@ -73,7 +107,7 @@ class StageConfig(BaseModel):
         return cls.checked(values | overrides, path=path)
 
     @classmethod
-    def checked(cls, values: dict[str, Any], *, path: Path | None = None) -> Self:
+    def checked(cls, values: dict[str, Any], *, path: Path | str | None = None) -> Self:
         """Validates `values`; a mistake becomes a one-line :class:`ConfigError`."""
         try:
             return cls.model_validate(values)
@@ -81,7 +115,9 @@ class StageConfig(BaseModel):
             raise ConfigError(_told(error, cls), path=path) from error
 
 
-def read_mapping(path: Path, what: str, line: str = "name: value", *, may_be_empty: bool = False) -> dict[str, Any]:
+def read_mapping(
+    path: Path | str, what: str, line: str = "name: value", *, may_be_empty: bool = False
+) -> dict[str, Any]:
     """Reads a YAML (or JSON) file of names and values.
 
     Args:
@@ -94,7 +130,7 @@ def read_mapping(path: Path, what: str, line: str = "name: value", *, may_be_emp
         ConfigError: The file cannot be read, or holds something else.
     """
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        loaded = parse_yaml(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"not a readable YAML file: {error}", path=path) from error
     if loaded is None and may_be_empty:
@@ -106,11 +142,14 @@ def read_mapping(path: Path, what: str, line: str = "name: value", *, may_be_emp
 
 def _told(error: ValidationError, cls: type[StageConfig]) -> str:
     """The first mistake in one line, without pydantic's names of the kinds that a value may have."""
-    name = _option(first := error.errors()[0])
+    mistakes = error.errors()
+    # A name that nobody knows comes first: it may be a misspelled one that is missing.
+    first = next((each for each in mistakes if each["type"] == "extra_forbidden"), mistakes[0])
+    name = _option(first)
     if first["type"] == "extra_forbidden":
         close = get_close_matches(name, cls.model_fields, 1) if len(first["loc"]) == 1 else []
         return f"no option '{name}'" + (f"; did you mean '{close[0]}'?" if close else "")
-    says = " or ".join(dict.fromkeys(_says(each) for each in error.errors() if _option(each) == name))
+    says = " or ".join(dict.fromkeys(_says(each) for each in mistakes if _option(each) == name))
     return f"option '{name}': {says}" if name else says
 
 
@@ -123,7 +162,12 @@ def _option(mistake: ErrorDetails) -> str:
 
 
 def _says(mistake: ErrorDetails) -> str:
-    return mistake["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
+    if mistake["type"] == "missing":
+        return "has to be given"
+    said = mistake["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
+    for kind, plain in _KINDS.items():
+        said = re.sub(kind, plain, said)
+    return said
 
 
 class GivenSplit(StageConfig):
@@ -134,8 +178,17 @@ class GivenSplit(StageConfig):
         test: Subjects for test.
     """
 
-    val: tuple[str, ...] = ()
-    test: tuple[str, ...] = ()
+    val: tuple[SubjectName, ...] = ()
+    test: tuple[SubjectName, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_val_and_test(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple | str):
+            raise ValueError("should be {val: [...], test: [...]}")
+        if isinstance(value, dict) and "train" in value:
+            raise ValueError("all who are not named train: leave 'train' out")
+        return value
 
     @model_validator(mode="after")
     def _once(self) -> Self:
@@ -345,8 +398,9 @@ class TrainingConfig(StageConfig):
         return self.window_size or math.ceil(self.patch_size / 6) * 8
 
     def decisive(self) -> dict[str, Any]:
-        """The options that decide what a run computes, as JSON has them: all but `loggers`."""
-        return self.model_dump(mode="json", exclude={"loggers"})
+        """What decides what a run computes, as JSON has it: without `loggers`, and with the defaults of `HARMLESS`."""
+        defaults = {name: type(self).model_fields[name].default for name in HARMLESS}
+        return self.model_dump(mode="json", exclude={"loggers"}) | defaults
 
     @model_validator(mode="before")
     @classmethod
@@ -441,7 +495,7 @@ class FinetuneConfig(TrainingConfig):
     """
 
     task: str
-    labels: str | PositiveInt | tuple[str, ...] = "100%"
+    labels: str | PositiveInt | tuple[SubjectName, ...] = "100%"
     init: str = SCRATCH
     network: NetworkConfig = Field(default_factory=NetworkConfig)
     batch_size: PositiveInt = 16

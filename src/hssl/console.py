@@ -51,14 +51,15 @@ def print_rows(rows: Sequence[Mapping[str, Any]], *, title: str = "", as_json: b
     if as_json:
         print_json(list(rows))
         return
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=title or None, title_justify="left", header_style="bold")
+    table = Table(title=escape(title) or None, title_justify="left", header_style="bold")
     for name in rows[0] if rows else ():
         number = all(isinstance(row[name], int | float | None) for row in rows)
-        table.add_column(name, justify="right" if number else "left")
+        table.add_column(escape(name), justify="right" if number else "left")
     for row in rows:
-        table.add_row(*(_cell(value) for value in row.values()))
+        table.add_row(*(escape(_cell(value)) for value in row.values()))
     print_table(table)
 
 

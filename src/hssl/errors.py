@@ -7,6 +7,10 @@ exits with code 2; the Python API raises it. Anything else that escapes is a bug
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 def install(extra: str) -> str:
@@ -17,6 +21,13 @@ def install(extra: str) -> str:
 def first_line(error: BaseException) -> str:
     """What an error of another package says, without its trace; its kind where it says nothing."""
     return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+
+
+def first_mistake(error: ValidationError) -> str:
+    """The first thing that does not fit a model, with its place in the file."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    return f"{place}: {first['msg']}" if place else first["msg"]
 
 
 class HsslError(Exception):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.progress import track
 
-from hssl.errors import ConfigError, LeakError, RunError, SourceError, StoreError, first_line
+from hssl.errors import ConfigError, LeakError, RunError, SourceError, StoreError, first_mistake
 from hssl.files import write_text
 from hssl.inference import Predictor, ahead
 from hssl.metrics import SURFACE_TOLERANCE_MM, score_labels
@@ -119,8 +119,10 @@ class EvaluationResult(_Entry):
         path = Path(path)
         try:
             return cls.model_validate_json(path.read_bytes())
-        except (OSError, ValidationError) as error:
-            raise RunError(f"is not a readable evaluation: {first_line(error)}", path=path) from error
+        except OSError as error:
+            raise RunError(f"cannot be read: {error.strerror}", path=path) from error
+        except ValidationError as error:
+            raise RunError(f"is no evaluation of this hssl: {first_mistake(error)}", path=path) from error
 
     def rows(self) -> list[dict[str, str | int | float | None]]:
         """The means of each label and of the task, ready to print; units in the names of the columns."""
@@ -195,7 +197,9 @@ def evaluate(
     subjects = getattr(store.split(name), part)
     cases = [case for case in store.cases(name, subjects) if case.has_label]
     if not cases:
-        raise StoreError(f"task '{name}' has no masks of {part} subjects", path=store.path)
+        others = [other for other in PARTS if other != part and getattr(store.split(name), other)]
+        hint = f"--part {' or '.join(others)}, or aggregate with a split of your own (--splits)"
+        raise StoreError(f"task '{name}' has no masks of {part} subjects", path=store.path, hint=hint)
     leaked = sorted(opened.seen(store, name).intersection(case.subject for case in cases))
     if leaked and not allow_leak:
         raise LeakError(
@@ -259,6 +263,8 @@ def _store_of(run: Run) -> str:
     path = run.info.provenance.get("store_path")
     if path is None:
         raise RunError("does not say where its store is", path=run.path, hint="give it with --store")
+    if not Path(path).exists():
+        raise StoreError("the store of this run is gone", path=path, hint="if it was moved, give it with --store")
     return str(path)
 
 

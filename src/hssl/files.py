@@ -42,12 +42,12 @@ def new_folder(path: Path) -> Iterator[Path]:
     """Gives a temporary folder beside `path` to fill, and moves it there in one step at the end.
 
     Raises:
-        ConfigError: `path` is there already, and is not an empty folder.
+        ConfigError: `path` is there already, and is not an empty folder, or is the current one.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    # The folder that a shell stands in would be gone from under it.
+    if path.exists() and (not path.is_dir() or any(path.iterdir()) or path.samefile(Path.cwd())):
         raise ConfigError("is there already", path=path, hint="give a new folder")
-    temporary = path.with_name(f".partial-{path.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = path.with_name(f".partial-{uuid4().hex[:8]}-{path.name}")
     temporary.mkdir(parents=True)
     try:
         yield temporary

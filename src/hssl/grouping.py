@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from hssl.errors import ConfigError, StoreError
 from hssl.files import replacing, write_text
 from hssl.networks import UNet, grid_pool
 from hssl.store import Store
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 GRID = 3
 
@@ -68,6 +71,7 @@ def find_groups(
 
     Raises:
         ConfigError: So few tasks have no such number of groups.
+        StoreError: A task has no training subject.
     """
     check_groups(tasks, number)
     if len(tasks) < 3:
@@ -152,28 +156,34 @@ def _features(network: UNet, store: Store, task: str, slices: int) -> NDArray[np
     return rows
 
 
+def plot_tree(axes: Axes, groups: Mapping[str, int], tree: NDArray[np.float64], *, grey: str) -> None:
+    """Draws the tree by which groups were found, a line where it was cut, and each task's group behind its name.
+
+    Args:
+        axes: Where to.
+        groups: Group of each task, in the order of the tree's leaves.
+        tree: Linkage matrix of the tasks.
+        grey: Colour of the line and of what lies above it.
+    """
+    from scipy.cluster.hierarchy import dendrogram
+
+    count, heights = len(set(groups.values())), tree[:, 2]
+    cut = float((heights[-count] + heights[1 - count]) / 2)
+    labels = [f"{task}  ({group})" for task, group in groups.items()]
+    dendrogram(tree, labels=labels, orientation="left", color_threshold=cut, above_threshold_color=grey, ax=axes)
+    axes.axvline(cut, color=grey, linestyle=":", linewidth=1)
+    axes.set_xlabel("cosine distance of mean features")
+
+
 def _draw_tree(grouping: Grouping, path: Path) -> None:
     from matplotlib.figure import Figure
-    from scipy.cluster.hierarchy import dendrogram
 
     if grouping.tree is None or grouping.silhouettes is None:
         return
     figure = Figure(figsize=(7, 0.4 * len(grouping.groups) + 1.2), layout="constrained")
     axes = figure.subplots()
+    plot_tree(axes, grouping.groups, grouping.tree, grey="0.5")
     count = len(set(grouping.groups.values()))
-    heights = grouping.tree[:, 2]
-    cut = float((heights[-count] + heights[1 - count]) / 2) if count > 1 else float(heights[-1]) + 1
-    labels = [f"{task}  ({group})" for task, group in grouping.groups.items()]
-    dendrogram(
-        grouping.tree,
-        labels=labels,
-        orientation="left",
-        color_threshold=cut,
-        above_threshold_color="0.5",
-        ax=axes,
-    )
-    axes.axvline(cut, color="0.5", linestyle=":", linewidth=1)
-    axes.set_xlabel("cosine distance of mean features")
     axes.set_title(f"{count} groups (mean silhouette {grouping.silhouettes[count]:.2f})", fontsize=10)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)

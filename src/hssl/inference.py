@@ -76,7 +76,8 @@ def predict(
     if channel is None and isinstance(predictor.task.channel, int):
         channel = predictor.task.channel
     plan = predictor.task.plan
-    images = [_checked(path, channel, plan) for given in inputs for path in _listed(Path(given), predictor.task)]
+    given_paths = [inputs] if isinstance(inputs, Path | str) else inputs
+    images = [_checked(path, channel, plan) for given in given_paths for path in _listed(Path(given), predictor.task)]
     output = Path(output)
     _check_targets(images, output)
     _warn_of_modality(images, predictor.task)
@@ -277,7 +278,10 @@ def _checked(source: Path | dicom.Series, channel: int | None, plan: TaskPlan) -
         dicom_seg.check_source(source)
         image = _Input(source.folder, None, source.geometry(), source)
     else:
-        channel = None if channel_count(source) == 1 else channel
+        count = channel_count(source)
+        if count > 1 and channel is None:
+            raise SourceError(f"has {count} channels", path=source, hint="choose one with --channel")
+        channel = None if count == 1 else channel
         with _naming(source):
             image = _Input(source, channel, read_geometry(source, channel))
     with _naming(image.path):

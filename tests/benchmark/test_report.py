@@ -14,6 +14,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from hssl.benchmark import figures, pictures, report, write_report
+from hssl.benchmark.claims import Claim
 from hssl.benchmark.statistics import Difference, Summary
 from hssl.benchmark.tables import Cell, Table, score_table, variant_table
 from hssl.errors import RunError, StoreError
@@ -315,6 +316,17 @@ def test_report_of_nothing(tmp_path: Path) -> None:
         write_report(bench)
 
 
+def test_a_comparison_that_tests_no_claim_does_not_open_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = make_bench(tmp_path / "bench")
+    title = "The claims of the abstract"
+    assert title in write_report(bench).read_text(encoding="utf-8")
+    monkeypatch.setattr("hssl.benchmark.report.check_claims", lambda *_: [Claim("Text.", "Rule.", "not tested", "")])
+    assert title not in write_report(bench).read_text(encoding="utf-8")
+    assert title not in (bench / "tables.md").read_text(encoding="utf-8")
+
+
 def test_unfinished_and_tuning_are_said(tmp_path: Path) -> None:
     bench = make_bench(tmp_path / "bench")
     content = json.loads((bench / "plan.json").read_text())
@@ -342,7 +354,7 @@ def test_score_table_marks_the_best_and_sums_up() -> None:
     assert table.rows[0] == [Cell("A"), Cell("25.0 ± 7.1"), Cell("35.0 ± 7.1", best=True)]
     assert table.rows[2] == [Cell("mean of 2 tasks"), Cell("40.0", best=True), Cell("25.0")]
     assert table.rows[3] == [Cell("mean rank"), Cell("1.50", best=True), Cell("1.50", best=True)]
-    # While a seed is missing the task's figures stand unmarked but say so, and its means are left out of those over tasks.
+    # While a seed is missing the task's figures stand unmarked and say so, and its means do not count over tasks.
     table = score_table([*rows[:-1], *({**row, "task": "C"} for row in rows[:4])], ("x", "y"), "5%")
     assert table.rows[1] == [Cell("B"), Cell("55.0 ± 7.1"), Cell("10.0 (1 of 2 seeds)")]
     assert table.rows[3] == [

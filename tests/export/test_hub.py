@@ -91,6 +91,17 @@ def test_a_card_that_was_edited_is_kept(make_run: MakeRun, tmp_path: Path) -> No
     assert (export_run(first, "hub", tmp_path / "second") / "README.md").read_text() == "mine"
 
 
+def test_the_folder_one_is_in_is_not_replaced(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(ConfigError, match="is there already"):
+        export_run(run, "hub", ".")
+    assert not list(Path.cwd().iterdir())
+
+
 def test_nothing_is_written_over_or_from_half_a_run(make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run()
     (tmp_path / "taken").mkdir()

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from hssl.errors import ConfigError, SourceError
-from hssl.sources import LAYOUTS, find_sources
+from hssl.sources import LAYOUTS, check_no_patients, find_sources
 from hssl.sources.folder import parse_labels, safe_name, subject_of
 
 AFFINE = np.array([[-2.0, 0, 0, 5], [0, 0, 3.0, 6], [0, 1.5, 0, 7], [0, 0, 0, 1]])
@@ -271,8 +271,7 @@ def test_the_task_can_be_named(tmp_path: Path) -> None:
 
 
 def test_nothing_found_says_what_was_looked_for(tmp_path: Path) -> None:
-    (tmp_path / "imagesTr").mkdir()
-    write_nifti(tmp_path / "imagesTr/a.nii.gz", VOLUME)  # a challenge that has lost its dataset.json
+    write_nifti(tmp_path / "one/two/a.nii.gz", VOLUME)
     with pytest.raises(SourceError) as caught:
         find_sources(tmp_path)
     message = str(caught.value)
@@ -430,6 +429,69 @@ def test_folders_of_patients_are_no_challenges(tmp_path: Path) -> None:
         find_sources(tmp_path)
     write_nifti(tmp_path / "patient0" / "other.nii.gz", VOLUME)
     assert len(find_sources(tmp_path)) == 3
+
+
+@pytest.mark.parametrize("names", [("t1", "seg"), ("{p}-t1n", "{p}-seg"), ("{p}_4d", "{p}_frame01", "{p}_frame01_gt")])
+def test_patients_of_any_naming_are_no_challenges(names: tuple[str, ...], tmp_path: Path) -> None:
+    folders = [tmp_path / f"p{number}" for number in range(3)]
+    for folder in folders:
+        for name in names:
+            array = MASK if name.endswith(("seg", "gt")) else VOLUME
+            write_nifti(folder / f"{name.format(p=folder.name)}.nii.gz", array)
+    with pytest.raises(SourceError, match=r"seem to be patients|does not say of which image|is called a mask"):
+        find_sources(tmp_path)
+
+
+def test_patients_given_one_by_one_are_no_challenges(tmp_path: Path) -> None:
+    folders = [tmp_path / f"p{number}" for number in range(3)]
+    for folder in folders:
+        write_nifti(folder / "t1.nii.gz", VOLUME)
+        write_nifti(folder / "t2.nii.gz", VOLUME)
+    found = [source for folder in folders for source in find_sources(folder)]
+    with pytest.raises(SourceError, match="3 folders of one subject each"):
+        check_no_patients(found)
+    check_no_patients(found[:2])
+
+
+@pytest.mark.parametrize("mask", ["a-label", "a.seg", "a_Mask", "a_GT"])
+def test_marks_of_masks_in_other_spellings(mask: str, tmp_path: Path) -> None:
+    write_nifti(tmp_path / "a.nii.gz", VOLUME)
+    write_nifti(tmp_path / f"{mask}.nii.gz", MASK)
+    cases = [(case.id, case.label_path) for case in find_sources(tmp_path)[0].cases()]
+    assert cases == [("a", tmp_path / f"{mask}.nii.gz")]
+
+
+def test_a_mask_that_names_no_image_is_told(tmp_path: Path) -> None:
+    write_nifti(tmp_path / "t1.nii.gz", VOLUME)
+    write_nifti(tmp_path / "seg.nii.gz", MASK)
+    with pytest.raises(SourceError, match=r"seg.nii.gz: is called a mask, and does not say of which image"):
+        find_sources(tmp_path)
+
+
+def test_parts_of_a_challenge_are_told(tmp_path: Path) -> None:
+    for folder in ("imagesTr", "labelsTr"):
+        write_nifti(tmp_path / folder / "a.nii.gz", VOLUME)
+    with pytest.raises(SourceError, match=f"labelsTr: is a folder of masks .give {tmp_path}"):
+        find_sources(tmp_path / "labelsTr")
+    with pytest.raises(SourceError, match=f"imagesTr: is a part of a challenge.*give {tmp_path}"):
+        find_sources(tmp_path / "imagesTr")
+    with pytest.raises(SourceError, match=r"holds imagesTr and no dataset.json .*images and labels"):
+        find_sources(tmp_path)
+
+
+def test_masks_as_jpeg_are_refused(tmp_path: Path) -> None:
+    write_picture(tmp_path / "images/a.png", PICTURE)
+    write_picture(tmp_path / "labels/a.jpg", PICTURE)
+    (case,) = find_sources(tmp_path)[0].cases()
+    assert case.read_label is not None
+    with pytest.raises(SourceError, match="a mask as JPEG, which changes label numbers"):
+        case.read_label()
+
+
+def test_one_channel_needs_no_choice(tmp_path: Path) -> None:
+    write_nifti(tmp_path / "a.nii.gz", VOLUME)
+    with pytest.raises(SourceError, match=r"has one channel .leave --channel out"):
+        find_sources(tmp_path, channel="T1")
 
 
 def test_a_mask_without_an_image_is_named(tmp_path: Path) -> None:

@@ -402,6 +402,63 @@ def test_a_source_is_the_same_however_its_path_is_spelled(make_task: MakeTask, t
         assert {info.origin for info in store.tasks.values()} == {str(folder.resolve())}
 
 
+def test_a_split_is_the_same_however_a_path_is_spelled(make_task: MakeTask, tmp_path: Path) -> None:
+    folder = make_task(ids=tuple("abcdefghij"))
+    (tmp_path / "link").symlink_to(folder)
+    (folder / "x").mkdir()
+    stores = [aggregate(path, tmp_path / path.name / "s") for path in (folder, tmp_path / "link", folder / "x" / "..")]
+    assert len({store.split("Blobs").model_dump_json() for store in stores}) == 1
+
+
+def test_a_single_bad_case_is_told_once(make_task: MakeTask, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = make_task()
+    nan(folder)
+    with caplog.at_level(logging.ERROR), pytest.raises(StoreError, match=r"NaN.*1 bad case"):
+        aggregate([folder], tmp_path / "store")
+    assert not caplog.records
+
+
+def test_another_split_of_what_is_stored_is_refused(make_task: MakeTask, tmp_path: Path) -> None:
+    folder = make_task()
+    aggregate([folder], tmp_path / "store")
+    with pytest.raises(StoreError, match="is split with seed 0"):
+        aggregate([folder], tmp_path / "store", config=AggregateConfig(seed=3))
+
+
+@pytest.mark.parametrize(("ids", "lacking"), [("a", "val or test"), ("ab", "val")])
+def test_a_part_without_anyone_is_told(
+    ids: str, lacking: str, make_task: MakeTask, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        aggregate([make_task(ids=tuple(ids))], tmp_path / "store")
+    assert f"none of its {len(ids)} subjects with masks is in {lacking} (" in caplog.text
+
+
+def test_patients_given_one_by_one_make_no_tasks(make_task: MakeTask, tmp_path: Path) -> None:
+    image = next((make_task() / "imagesTr").iterdir())
+    folders = [tmp_path / patient for patient in "xyz"]
+    for folder in folders:
+        folder.mkdir()
+        shutil.copy(image, folder / "t1.nii.gz")
+    with pytest.raises(SourceError, match="3 folders of one subject each"):
+        aggregate(folders, tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_one_folder_may_be_given_as_text(make_task: MakeTask, tmp_path: Path) -> None:
+    assert len(aggregate(str(make_task()), tmp_path / "store").cases()) == 4
+
+
+def test_a_case_listed_twice_is_left_out_and_the_first_stays(make_task: MakeTask, tmp_path: Path) -> None:
+    source = CountingSource(make_task(), twice=True)
+    with pytest.raises(StoreError, match="a second case is called 'a'"):
+        aggregate_sources([source], tmp_path / "store", config=AggregateConfig())
+    store = aggregate_sources([source], tmp_path / "store", config=AggregateConfig(skip_bad=True))
+    assert [case.id for case in store.cases()] == list("abcd")
+    assert len(store.tasks["Blobs"].skipped) == 1
+    store.verify()
+
+
 def test_a_case_listed_twice_is_refused(make_task: MakeTask, tmp_path: Path) -> None:
     folder = make_task()
     twice(folder)
@@ -517,9 +574,10 @@ def test_channels_of_one_folder_are_split_alike(make_task: MakeTask, tmp_path: P
 
 @dataclass
 class CountingSource:
-    """A source that counts how many of its images are alive."""
+    """A source that counts how many of its images are alive, and may list its first case twice."""
 
     folder: Path
+    twice: bool = False
     alive: set[int] = field(default_factory=set)
     most: int = 0
     task = "Blobs"
@@ -536,7 +594,8 @@ class CountingSource:
         return {1: "rim", 2: "core"}
 
     def cases(self) -> Iterator[Case]:
-        for case in find_sources(self.folder)[0].cases():
+        cases = list(find_sources(self.folder)[0].cases())
+        for case in [*cases, *cases[: int(self.twice)]]:
             yield replace(case, read_image=lambda case=case: self._counted(case.read_image()))
 
     def _counted(self, image: np.ndarray) -> np.ndarray:

@@ -34,6 +34,10 @@ def one_hot(label: NDArray[np.uint8], classes: int) -> NDArray[np.float32]:
     return (label == np.arange(classes)[:, None, None, None]).astype(np.float32)
 
 
+def restored(plan: TaskPlan, scores: NDArray[np.float32], geometry: Geometry) -> NDArray[np.uint8]:
+    return plan.restore_axes(plan.restore_slices(scores, geometry), geometry)
+
+
 def dice(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
     return float(2 * (first & second).sum() / (first.sum() + second.sum()))
 
@@ -71,7 +75,7 @@ def test_every_orientation_shows_the_same_picture_and_comes_back_exactly(orienta
     assert stored.flags.c_contiguous
     assert image.flags.c_contiguous
 
-    np.testing.assert_array_equal(plan.restore(one_hot(stored, 3), geometry), array)
+    np.testing.assert_array_equal(restored(plan, one_hot(stored, 3), geometry), array)
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
@@ -83,10 +87,10 @@ def test_predicting_the_truth_gives_it_back_after_resampling(
     truth = balls(geometry)
     own = make_plan([geometry])
     assert own.stored_shape(geometry)[1:] == own.prepare_label(truth, geometry).shape[1:]
-    np.testing.assert_array_equal(own.restore(one_hot(own.prepare_label(truth, geometry), 3), geometry), truth)
+    np.testing.assert_array_equal(restored(own, one_hot(own.prepare_label(truth, geometry), 3), geometry), truth)
 
     finer = own.model_copy(update={"spacing": (own.spacing[0] * 0.7, own.spacing[1] * 0.85)})
-    back = finer.restore(one_hot(finer.prepare_label(truth, geometry), 3), geometry)
+    back = restored(finer, one_hot(finer.prepare_label(truth, geometry), 3), geometry)
     assert back.shape == truth.shape
     wrong = back != truth
     assert wrong.mean() < 0.01
@@ -96,7 +100,7 @@ def test_predicting_the_truth_gives_it_back_after_resampling(
     assert ((around != truth).any(axis=0) | ~wrong).all()
 
     coarser = own.model_copy(update={"spacing": (own.spacing[0] * 1.3, own.spacing[1] * 1.3)})
-    back = coarser.restore(one_hot(coarser.prepare_label(truth, geometry), 3), geometry)
+    back = restored(coarser, one_hot(coarser.prepare_label(truth, geometry), 3), geometry)
     for value in (1, 2):
         assert dice(back == value, truth == value) > 0.93
 
@@ -124,7 +128,7 @@ def test_a_case_scanned_in_other_slices_keeps_its_own() -> None:
     array = np.random.default_rng(0).integers(0, 2, SHAPE).astype(np.uint8)
     stored = plan.prepare_label(array, sagittal)
     np.testing.assert_array_equal(stored, array.transpose(2, 1, 0)[::-1, ::-1])  # to left, inferior, posterior
-    np.testing.assert_array_equal(plan.restore(one_hot(stored, 2), sagittal), array)
+    np.testing.assert_array_equal(restored(plan, one_hot(stored, 2), sagittal), array)
 
 
 def test_a_chosen_orientation_is_kept_for_every_case() -> None:
@@ -192,7 +196,7 @@ def test_arrays_of_another_shape_are_refused() -> None:
     with pytest.raises(StoreError, match="expected"):
         plan.prepare_image(np.zeros((2, 2, 2), np.float32), geometry)
     with pytest.raises(StoreError, match="do not fit"):
-        plan.restore(np.zeros((2, 3, 3, 3), np.float32), geometry)
+        restored(plan, np.zeros((2, 3, 3, 3), np.float32), geometry)
 
 
 @pytest.mark.parametrize(
@@ -218,7 +222,7 @@ def test_real_masks_come_back(real_data: Path) -> None:
         plan = make_plan(case.read_geometry() for case in cases)
         for case in cases[:: len(cases) // 2][:2]:
             geometry, truth = case.read_geometry(), case.read_label()
-            back = plan.restore(one_hot(plan.prepare_label(truth, geometry), 4), geometry)
+            back = restored(plan, one_hot(plan.prepare_label(truth, geometry), 4), geometry)
             assert back.shape == truth.shape
             for value in source.labels:
                 assert dice(back == value, truth == value) > 0.9, (case.id, value)

@@ -143,4 +143,5 @@ def test_contact_sheet(store: Store, tmp_path: Path) -> None:
     assert pixels.shape[1] > pixels.shape[0]
     colour = pixels.max(axis=-1) - pixels.min(axis=-1)
     assert (colour > 100).any()  # contours
+    assert (colour[:, -pixels.shape[1] // 8 :] > 100).any()  # and what they are, at the end of each row
     assert list(tmp_path.glob(".sheet*")) == []

@@ -356,7 +356,9 @@ def test_what_cannot_be_rehearsed(make_store, finetune_config, pretrained, tmp_p
     init = str(pretrained(store, options={"weights": {"task": 1.0}, **stages}))
     with pytest.raises(ConfigError, match=r"cannot rehearse 'hierarchical' on one task.*rehearsal=0"):
         finetune(store, tmp_path / "run", config=finetune_config(init=init))
-    with pytest.raises(ConfigError, match="option 'rehearsal_batch_size': 1 does not give"):
+    with pytest.raises(
+        ConfigError, match=r"1 is too small .at least 2 each, or rehearsal=0"
+    ):
         finetune(store, tmp_path / "run", config=finetune_config(init=init, rehearsal_batch_size=1))
     assert not (tmp_path / "run").exists()
     finetune(store, tmp_path / "run", config=finetune_config(init=init, rehearsal=0.0, steps=1))
@@ -413,7 +415,16 @@ def test_nobody_to_validate_on(make_store, finetune_config, tmp_path, case):
     assert finetune(store, tmp_path / "run", config=finetune_config(steps=1, validation=False)).info.complete
 
 
-def test_validation_masks_that_are_empty(make_store, finetune_config, tmp_path, monkeypatch):
+def test_masks_without_any_label_are_refused(make_store, finetune_config, tmp_path):
+    store = make_store()
+    for case in store.index.cases:
+        object.__setattr__(case, "label_voxels", {})
+    with pytest.raises(StoreError, match=r"no mask of .* of 'Blobs' holds a label"):
+        finetune(store, tmp_path / "run", config=finetune_config())
+    assert not (tmp_path / "run").exists()
+
+
+def test_validation_masks_that_are_empty(make_store, finetune_config, tmp_path, monkeypatch, said):
     store = make_store()
     np.save(store.path / "labels" / "Blobs" / "blobs4.npy", np.zeros((5, 28, 32), np.uint8))
     monkeypatch.setattr(
@@ -421,8 +432,11 @@ def test_validation_masks_that_are_empty(make_store, finetune_config, tmp_path, 
         "predict_slabs",
         lambda _, image, **__: [np.stack((np.ones(image.shape), np.zeros(image.shape)))],
     )
-    run = finetune(store, tmp_path / "run", config=finetune_config(steps=2))
-    assert run.info.result["best"] == 0  # nothing to find and nothing found says nothing
+    run = finetune(store, tmp_path / "run", config=finetune_config(steps=4, validate_every=2))
+    # Nothing to find and nothing found says nothing: the weights are not those of the first validation.
+    assert run.info.result["best"] == 0
+    assert run.info.result["best_step"] == 4
+    assert "no validation has found any label" in said()
     load_segmentation(run.path)
 
 

@@ -10,16 +10,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Literal
+from typing import Final, Literal
 
+from hssl.benchmark.ledger import Row
 from hssl.benchmark.plan import BenchmarkPlan
-from hssl.benchmark.statistics import Difference, Row, compare, ordered_shares
+from hssl.benchmark.statistics import Difference, compare, ordered_shares
 from hssl.config import PretrainConfig
 
 ABSTRACT_GAINS = (0.69, 18.60)
 """Smallest and largest gain over scratch with 5 % of the labels that the abstract reports, in Dice points."""
 MOST_TASKS = 8 / 9
 CLOSE, CLOSE_TASKS = 0.95, 6 / 9
+
+
+NOT_TESTED: Final = "not tested"
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,7 @@ def _joint_beats_single(differences: list[Difference]) -> Claim:
     text = "Joint multi-domain pre-training beats single-domain pre-training."
     rule = f"Higher mean Dice on at least eight tasks of nine{_scaled(MOST_TASKS, len(differences))}."
     if not differences:
-        return Claim(text, rule, "not tested", "")
+        return Claim(text, rule, NOT_TESTED, "")
     gains = [100 * each.mean for each in differences]
     wins = sum(gain > 0 for gain in gains)
     number = f"{shown(differences[0].labels)}: higher on {wins} of {len(gains)} tasks, {_range(gains)}"
@@ -126,7 +130,7 @@ def _both_beat_scratch(joint: list[Difference], single: list[Difference]) -> Cla
     shared = {each.task for each in joint} & {each.task for each in single}
     joint, single = ([each for each in of if each.task in shared] for of in (joint, single))
     if not shared:
-        return Claim(text, rule, "not tested", "")
+        return Claim(text, rule, NOT_TESTED, "")
     both = {"joint": [100 * each.mean for each in joint], "single-domain": [100 * each.mean for each in single]}
     number = "; ".join(
         f"{name}: higher on {sum(gain > 0 for gain in gains)} of {len(gains)} tasks, {_range(gains)}"
@@ -140,7 +144,7 @@ def _gains(joint: list[Difference]) -> Claim:
     text = f"The gain over scratch with 5 % of the labels is +{low:.2f} to +{high:.2f} Dice points."
     rule = f"Joint: every task above +{low:.2f}, the best above +{high:.2f}."
     if not joint:
-        return Claim(text, rule, "not tested", "")
+        return Claim(text, rule, NOT_TESTED, "")
     gains = [100 * each.mean for each in joint]
     return Claim(text, rule, _verdict(min(gains) > low and max(gains) > high), _range(gains))
 
@@ -161,7 +165,7 @@ def _ten_is_close(rows: Sequence[Row], roles: Roles, ten: str | None, all_: str 
     some = f"at least six tasks of nine{_scaled(CLOSE_TASKS, len(shares))}"
     rule = f"At least 95 % of the Dice of scratch with all labels, on {some}."
     if not shares:
-        return Claim(text, rule, "not tested", "")
+        return Claim(text, rule, NOT_TESTED, "")
     near = sum(share >= CLOSE for share in shares)
     number = (
         f"at least 95 % on {near} of {len(shares)} tasks; "

@@ -15,10 +15,10 @@ from matplotlib.colors import to_hex, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
-from scipy.cluster.hierarchy import dendrogram
 
 from hssl.benchmark.pictures import Features, Overlay
 from hssl.benchmark.statistics import Difference, Summary
+from hssl.grouping import plot_tree
 
 WIDTH = 9.2
 """Inches: the width of the page."""
@@ -139,18 +139,10 @@ def group_tree(groups: Mapping[str, Any]) -> str | None:
     if not groups.get("tree"):
         return None
     members, tree = groups["groups"], np.array(groups["tree"], np.float64)
-    count = len(set(members.values()))
-    heights = tree[:, 2]
-    cut = float((heights[-count] + heights[1 - count]) / 2) if count > 1 else float(heights[-1]) * 1.1
     with mpl.rc_context({**STYLE, "lines.linewidth": 1.6}):
         figure = Figure(figsize=(WIDTH, 0.34 * len(members) + 0.8), layout="constrained")
         axes = figure.subplots()
-        labels = [f"{task}  · group {group + 1}" for task, group in members.items()]
-        dendrogram(
-            tree, labels=labels, orientation="left", color_threshold=cut, above_threshold_color="#9ca3af", ax=axes
-        )
-        axes.axvline(cut, color="#9ca3af", linestyle=":", linewidth=1)
-        axes.set_xlabel("cosine distance of mean features")
+        plot_tree(axes, members, tree, grey="#9ca3af")
         axes.spines["left"].set_visible(False)
         axes.tick_params(axis="y", labelsize=9)
         return _svg(figure)

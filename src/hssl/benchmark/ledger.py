@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hssl.errors import RunError
 
-Row = dict[str, Any]
+Row = Mapping[str, Any]
+
+
+def row_key(row: Row) -> tuple[str, str, str, int, str]:
+    """Whose result a line is, as :attr:`hssl.benchmark.plan.Cell.key` has it."""
+    return (row["arm"], row["task"], row["labels"], row["seed"], row["config_hash"])
 
 
 class Ledger:

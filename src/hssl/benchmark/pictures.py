@@ -15,7 +15,8 @@ from scipy.spatial.distance import cdist
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
-from hssl.benchmark.statistics import Row, case_values
+from hssl.benchmark.ledger import Row
+from hssl.benchmark.statistics import case_values
 from hssl.benchmark.worker import OVERLAYS
 from hssl.errors import StoreError
 from hssl.networks import UNet, build_network, grid_pool

@@ -125,6 +125,14 @@ class BenchmarkPlan(StageConfig):
     evaluation: EvaluationPlan = Field(default_factory=EvaluationPlan)
     keep_weights: bool = False
 
+    @field_validator("fractions", mode="before")
+    @classmethod
+    def _shares_are_percentages(cls, values: Any) -> Any:
+        for value in values if isinstance(values, list | tuple) else ():
+            if isinstance(value, float):
+                raise ValueError(f'write a share as "{100 * value:g}%", not {value:g}')
+        return values
+
     @field_validator("tasks", "fractions", "seeds")
     @classmethod
     def _no_doubles(cls, values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
@@ -183,7 +191,8 @@ class Cell:
         arm: Its arm.
         task: Its task.
         labels: Labelled subjects as the plan has them, for example ``5%``.
-        fraction: The same as a share of the training subjects with masks, in (0, 1].
+        fraction: The same as a share, in (0, 1]: a percentage as the plan has it, whatever it comes to in whole
+            subjects; a number of subjects as their part of the training subjects with masks.
         seed: Its seed.
         hash: Of the fine-tuning.
     """
@@ -374,7 +383,7 @@ def _finetuning(
     fixed = {"task": task, "labels": tuple(sorted(labelled)), "seed": seed}
     init = pretraining.folder if pretraining is not None else SCRATCH
     config = FinetuneConfig.checked({**options, **fixed, "init": init})
-    check_batch_size(config.batch_size, config, "batch size", "a multiple of their number", least=1)
+    check_batch_size(config.batch_size, config, "batch size", least=1)
     content: list[Any] = [config.decisive(), plan.evaluation.model_dump(mode="json"), data]
     if config.rehearses and config.rehearsal_objective is not None:
         content.append(objective_options(config.rehearsal_objective, {}))

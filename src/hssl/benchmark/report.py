@@ -16,12 +16,12 @@ import yaml
 from jinja2 import Environment, PackageLoader
 
 from hssl.benchmark import figures, tables
-from hssl.benchmark.claims import Roles, check_claims, find_roles, shown, signed
-from hssl.benchmark.ledger import Ledger
+from hssl.benchmark.claims import NOT_TESTED, Roles, check_claims, find_roles, shown, signed
+from hssl.benchmark.ledger import Ledger, Row, row_key
 from hssl.benchmark.pictures import find_overlays, map_features
-from hssl.benchmark.plan import BenchmarkPlan
+from hssl.benchmark.plan import BenchmarkPlan, Cell
 from hssl.benchmark.runner import LEDGER, PLAN, PRETRAINING
-from hssl.benchmark.statistics import Difference, Row, compare, ordered_shares, same_cells, summarise
+from hssl.benchmark.statistics import Difference, compare, ordered_shares, same_cells, summarise
 from hssl.errors import HsslError, RunError
 from hssl.files import write_text
 from hssl.store import Store
@@ -139,6 +139,8 @@ def write_report(bench: Path | str) -> Path:
     """
     read = _read(Path(bench))
     claims = check_claims(read.rows, read.roles)
+    if all(claim.verdict == NOT_TESTED for claim in claims):  # a comparison of one's own, and no test of the paper
+        claims = []
     sections = [
         section
         for section in (
@@ -164,7 +166,10 @@ def write_report(bench: Path | str) -> Path:
         facts=_facts(read),
         provisional=_provisional(read),
     )
-    parts = [tables.claim_table(claims), *(table for section in sections for table in section.tables)]
+    parts = [
+        *([tables.claim_table(claims)] if claims else []),
+        *(table for section in sections for table in section.tables),
+    ]
     write_text(read.path / TABLES, "\n".join(part.markdown() for part in parts))
     write_text(read.path / REPORT, page)
     return read.path / REPORT
@@ -176,12 +181,8 @@ def _read(bench: Path) -> _Bench:
     content = json.loads((bench / PLAN).read_text(encoding="utf-8"))
     plan = BenchmarkPlan.checked(content["plan"], path=bench / PLAN)
     cells = content["cells"]
-    wanted = {(c["arm"], c["task"], c["labels"], c["seed"], c["hash"]): number for number, c in enumerate(cells)}
-    found: dict[int, Row] = {}
-    for row in Ledger(bench / LEDGER).rows():
-        key = (row["arm"], row["task"], row["labels"], row["seed"], row["config_hash"])
-        if key in wanted:
-            found[wanted[key]] = row
+    wanted = {Cell(**cell).key: number for number, cell in enumerate(cells)}
+    found = {wanted[key]: row for row in Ledger(bench / LEDGER).rows() if (key := row_key(row)) in wanted}
     if not found:
         raise RunError("none of its runs is finished", path=bench)
     rows = same_cells(found[number] for number in sorted(found))
@@ -367,7 +368,7 @@ def _group_section(bench: _Bench) -> Section | None:
     members: dict[int, list[str]] = {}
     for task, group in groups["groups"].items():
         members.setdefault(group, []).append(task)
-    text = "; ".join(f"group {group + 1}: {', '.join(tasks)}" for group, tasks in sorted(members.items()))
+    text = "; ".join(f"group {group}: {', '.join(tasks)}" for group, tasks in sorted(members.items()))
     how = (
         "Found during joint pre-training by clustering mean deep features, without any mask: "
         if tree

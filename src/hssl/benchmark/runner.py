@@ -26,7 +26,7 @@ import rich
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hssl.benchmark.executors import ClusterExecutor, Executor, Handle, LocalExecutor, threads_each
-from hssl.benchmark.ledger import Ledger, Row
+from hssl.benchmark.ledger import Ledger, Row, row_key
 from hssl.benchmark.plan import BenchmarkPlan, Cell, Grid, Job, check_sources, expand
 from hssl.benchmark.statistics import same_cells
 from hssl.benchmark.worker import OUTCOME, Order
@@ -47,7 +47,7 @@ def run_benchmark(
     *,
     workers: int = 1,
     dry_run: bool = False,
-    cluster: Path | None = None,
+    cluster: Path | str | None = None,
 ) -> list[Row]:
     """Makes the runs of a plan that are not in the ledger yet.
 
@@ -111,7 +111,7 @@ class _Board:
         self.ledger, self.pretraining = Ledger(bench / LEDGER), Ledger(bench / PRETRAINING)
         done = self.ledger.rows()
         self.rows = {row["config_hash"]: row for row in done}
-        self.known = {_key(row) for row in done}
+        self.known = {row_key(row) for row in done}
         self.cells: dict[str, list[Cell]] = {}
         for cell in grid.cells:
             self.cells.setdefault(cell.hash, []).append(cell)
@@ -279,7 +279,7 @@ class _Board:
         """Mean over seeds of each arm, task and fraction of the plan."""
         keys = {cell.key for cell in self.grid.cells}
         found: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
-        for row in same_cells(row for row in self.ledger.rows() if _key(row) in keys):
+        for row in same_cells(row for row in self.ledger.rows() if row_key(row) in keys):
             found.setdefault((row["task"], row["labels"], row["arm"]), []).append(row)
         return [
             {"task": task, "labels": labels, "arm": arm, "seeds": len(rows), "Dice": _mean(row["dice"] for row in rows)}
@@ -379,10 +379,6 @@ def _step_seconds(job: Job, threads: int) -> float:
         seconds.append(time.monotonic() - began)
     torch.set_num_threads(before)
     return min(seconds)
-
-
-def _key(row: Mapping[str, Any]) -> tuple[str, str, str, int, str]:
-    return (row["arm"], row["task"], row["labels"], row["seed"], row["config_hash"])
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

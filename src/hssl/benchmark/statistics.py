@@ -7,15 +7,15 @@ are no two witnesses.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
-from typing import Any
 
 import numpy as np
 from scipy.stats import rankdata, wilcoxon
 
-Row = Mapping[str, Any]
+from hssl.benchmark.ledger import Row
+
 RESAMPLES = 10_000
 AT_ONCE = 1_000_000
 """Subjects drawn at a time, all resamples together, to keep memory small."""

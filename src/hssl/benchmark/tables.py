@@ -8,11 +8,11 @@ from statistics import fmean
 from typing import NamedTuple
 
 from hssl.benchmark.claims import Claim, shown, signed
+from hssl.benchmark.ledger import Row
 from hssl.benchmark.statistics import (
     ENOUGH,
     FILLED,
     Difference,
-    Row,
     Summary,
     compare,
     mean_ranks,
@@ -190,11 +190,11 @@ def pretraining_table(rows: Sequence[Row], arms: dict[str, str]) -> Table:
     return Table("Pre-training", ["arm", "tasks", "steps", "minutes", "weighted losses at the end"], body)
 
 
-def interval(difference: Difference) -> str:
+def interval(difference: Difference, digits: int = 2) -> str:
     """The bootstrap interval in Dice points."""
     if difference.low is None or difference.high is None:
         return "–"
-    return f"{signed(100 * difference.low)} to {signed(100 * difference.high)}"
+    return f"{signed(100 * difference.low, digits)} to {signed(100 * difference.high, digits)}"
 
 
 def _values(summaries: Sequence[Summary | None]) -> list[float | None]:

@@ -29,7 +29,6 @@ def predict_volume(
     patch_size: int | tuple[int, int],
     overlap: float = OVERLAP,
     batch_size: int = BATCH_SIZE,
-    device: torch.device | str | None = None,
     amp: bool | None = None,
 ) -> NDArray[np.float32]:
     """Scores every voxel of a volume, slice by slice, in overlapping tiles.
@@ -43,8 +42,7 @@ def predict_volume(
         patch_size: Rows and columns of a tile, or one number for both.
         overlap: Share of a tile that neighbours share at least, in [0, 1).
         batch_size: Tiles in one call of the network.
-        device: Where the network is; None for where its first parameter is.
-        amp: Run the network in bfloat16; None where the device is faster so.
+        amp: Run the network in bfloat16; None where its device is faster so.
 
     Returns:
         float32 ``[classes, slices, rows, columns]``.
@@ -58,9 +56,7 @@ def predict_volume(
             f"cannot predict with patch size {height} x {width}, overlap {overlap}, batch size {batch_size}",
             hint="sizes are at least 1, the overlap is below 1",
         )
-    if device is None:
-        device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
-    device = torch.device(device)
+    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
     amp = bf16_pays(device) if amp is None else amp
     volume = torch.from_numpy(np.ascontiguousarray(image, np.float32)).to(device)
     rows, columns = volume.shape[1:]

@@ -98,13 +98,14 @@ def _residual_stage(inputs: int, outputs: int, kernel: Pair, stride: Pair, count
 class Encoder(nn.Module):
     """Stages of falling resolution; the residual kind starts with a stem of one convolution."""
 
-    def __init__(self, config: NetworkConfig, inputs: int = 1) -> None:
+    def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         if config.encoder == "residual":
-            self.stem: nn.Module = nn.Sequential(ConvNorm(inputs, config.features[0], config.kernels[0]))
+            self.stem: nn.Module = nn.Sequential(ConvNorm(1, config.features[0], config.kernels[0]))
             inputs, make_stage = config.features[0], _residual_stage
         else:
-            self.stem, make_stage = nn.Sequential(), _plain_stage
+            self.stem = nn.Sequential()
+            inputs, make_stage = 1, _plain_stage
         channels = [inputs, *config.features]
         self.stages = nn.ModuleList(
             make_stage(before, after, kernel, stride, count)

@@ -6,7 +6,7 @@ from typing import Any
 
 from hssl.errors import ConfigError
 from hssl.networks import UNet
-from hssl.objectives.base import WATCH, Domains, Objective, PretrainBatch, total
+from hssl.objectives.base import SPREAD, WATCH, Domains, Objective, PretrainBatch, total
 from hssl.objectives.byol import BYOL
 from hssl.objectives.genesis import Genesis
 from hssl.objectives.global_local import GlobalLocal
@@ -67,6 +67,7 @@ def build_rehearsed(name: str, network: UNet, task: str, options: dict[str, Any]
 
 __all__ = [
     "OBJECTIVES",
+    "SPREAD",
     "WATCH",
     "Domains",
     "Objective",

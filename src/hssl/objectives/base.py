@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hssl.config import StageConfig
@@ -14,6 +15,8 @@ from hssl.views import View
 
 WATCH = "watch/"
 """Before the names of values that an objective gives beside its losses: logged, and not added."""
+SPREAD = f"{WATCH}spread"
+"""Name of :func:`spread`; training stops where it has fallen to nearly 0."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,6 @@ class Objective(nn.Module):
 
     def __init__(self, network: UNet, domains: Domains, options: StageConfig) -> None:
         super().__init__()
-        self.domains = domains
 
     def forward(self, network: UNet, batch: PretrainBatch) -> dict[str, Tensor]:
         """Computes the weighted losses, whose sum is minimised.
@@ -103,3 +105,10 @@ class Objective(nn.Module):
 def total(losses: dict[str, Tensor]) -> Tensor:
     """The sum of what is minimised, without what is only watched."""
     return torch.stack([loss for name, loss in losses.items() if not name.startswith(WATCH)]).sum()
+
+
+@torch.no_grad()
+def spread(projections: Tensor) -> Tensor:
+    """How far projections ``[B, channels]`` lie apart: about 1 if even on the sphere, 0 if all are one point."""
+    value: Tensor = F.normalize(projections.float(), dim=1).std(0).mean() * projections.shape[1] ** 0.5
+    return value

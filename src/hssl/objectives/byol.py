@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from hssl.config import StageConfig
 from hssl.networks import UNet, grid_pool
-from hssl.objectives.base import Domains, Objective, PretrainBatch
+from hssl.objectives.base import SPREAD, Domains, Objective, PretrainBatch, spread
 
 GRID = 3
 
@@ -60,9 +60,8 @@ class BYOL(Objective):
         with torch.no_grad():
             target = self.target_projector(grid_pool(self.target_encoder(images)[-1], GRID))
             target = F.normalize(target.float(), dim=1)
-            spread = F.normalize(projected.float(), dim=1).std(0).mean() * projected.shape[1] ** 0.5
         other_view = target.roll(len(batch.task), 0)
-        return {"image": 2 - 2 * (predicted * other_view).sum(1).mean(), "watch/spread": spread}
+        return {"image": 2 - 2 * (predicted * other_view).sum(1).mean(), SPREAD: spread(projected)}
 
     @torch.no_grad()
     def after_step(self, network: UNet) -> None:

@@ -24,7 +24,7 @@ from hssl.config import StageConfig
 from hssl.errors import ConfigError
 from hssl.networks import GridPoolHead, PixelHead, UNet
 from hssl.networks.gather import gather, rank
-from hssl.objectives.base import Domains, Objective, PretrainBatch
+from hssl.objectives.base import SPREAD, Domains, Objective, PretrainBatch, spread
 from hssl.views import map_points
 
 REGION = 3
@@ -86,7 +86,7 @@ class GlobalLocal(Objective):
             return {
                 "global": global_contrast(projected, batch.task.repeat(2), partition.repeat(2), temperature),
                 "local": local_contrast(first, second, points, there, temperature),
-                "watch/spread": projected.detach().std(0).mean() * projected.shape[1] ** 0.5,
+                SPREAD: spread(projected),
             }
 
 

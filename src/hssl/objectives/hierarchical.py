@@ -30,7 +30,7 @@ from hssl.config import StageConfig
 from hssl.errors import ConfigError
 from hssl.networks import GridPoolHead, PixelHead, PointHead, UNet, at_points
 from hssl.networks.gather import gather
-from hssl.objectives.base import Domains, Objective, PretrainBatch
+from hssl.objectives.base import SPREAD, Domains, Objective, PretrainBatch, spread
 from hssl.objectives.codebook import Codebooks
 from hssl.objectives.ntxent import near_neighbours, nt_xent
 from hssl.views import View, map_points
@@ -154,7 +154,7 @@ class Hierarchical(Objective):
             self.described = None
 
     def forward(self, network: UNet, batch: PretrainBatch) -> dict[str, Tensor]:
-        """Weighted losses of the levels that are on, and ``watch/spread`` of the image projections."""
+        """Weighted losses of the levels that are on, ``watch/spread`` of the image projections and ``watch/tissue``."""
         count = len(batch.task)
         features = network.encode(torch.cat((batch.first.image, batch.second.image)))
         losses: dict[str, Tensor] = {}
@@ -169,7 +169,7 @@ class Hierarchical(Objective):
         if self.weights["image"]:
             first, second = self.image_head(features[-1]).float().split(count)
             losses["image"] = self._image_loss(first, second, batch)
-            losses["watch/spread"] = F.normalize(first.detach(), dim=1).std(0).mean() * first.shape[1] ** 0.5
+            losses[SPREAD] = spread(first)
         if any(self.weights[level] for level in ("place", "region", "tissue", "pixel")):
             decoded = network.decode(features)
             if self.weights["place"]:

@@ -11,13 +11,12 @@ those that all objectives share.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from hssl.config import StageConfig
 from hssl.networks import GridPoolHead, UNet
-from hssl.objectives.base import Domains, Objective, PretrainBatch
+from hssl.objectives.base import SPREAD, Domains, Objective, PretrainBatch, spread
 from hssl.objectives.ntxent import nt_xent
 
 
@@ -47,5 +46,4 @@ class SimCLR(Objective):
         """The loss ``image``, and ``watch/spread`` of the projections."""
         features = network.encode(torch.cat((batch.first.image, batch.second.image)))
         first, second = self.head(features[-1]).float().chunk(2)
-        spread = F.normalize(first.detach(), dim=1).std(0).mean() * first.shape[1] ** 0.5
-        return {"image": nt_xent(first, second, self.temperature), "watch/spread": spread}
+        return {"image": nt_xent(first, second, self.temperature), SPREAD: spread(first)}

@@ -30,8 +30,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hssl import __version__
-from hssl.config import HARMLESS, FinetuneConfig, NetworkConfig, PretrainConfig, TrainingConfig
-from hssl.errors import RunError, TrainingError, first_line
+from hssl.config import FinetuneConfig, NetworkConfig, PretrainConfig, TrainingConfig
+from hssl.errors import RunError, TrainingError, first_line, first_mistake
 from hssl.files import flush, replacing, write_text
 from hssl.networks import SegmentationNetwork, UNet, build_network
 from hssl.runs.hub import fetched
@@ -137,7 +137,7 @@ class Run:
             # As JSON, for that is what was read back: a list and a tuple are the same option.
             before, now = run.config.decisive(), config.decisive()
             # Where it started tells the hash of the weights below, which may be called another way by now.
-            told = {*HARMLESS, *({"init"} if INIT_HASH in run.info.provenance and INIT_HASH in info.provenance else ())}
+            told = {"init"} if INIT_HASH in run.info.provenance and INIT_HASH in info.provenance else set()
             if changed := [name for name in now | before if now.get(name) != before.get(name) and name not in told]:
                 raise RunError(
                     f"holds a run with other options ({', '.join(changed)})",
@@ -268,13 +268,12 @@ class Run:
 def _unreadable(error: ValidationError, path: Path) -> RunError:
     """What is wrong with a run's files, its first mistake named; of a newer format everything else may be as well."""
     mistakes = error.errors()
-    first = next((each for each in mistakes if each["loc"] == ("format",)), mistakes[0])
-    place = ".".join(str(part) for part in first["loc"])
-    if place == "format":
-        return RunError(f"is of format {first['input']}, and this hssl reads format 1", path=path, hint=_NEWER)
-    if first["type"] == "extra_forbidden":
-        return RunError(f"has a field '{place}' that this hssl does not know", path=path, hint=_NEWER)
-    return RunError(f"its files cannot be read: {f'{place}: ' if place else ''}{first['msg']}", path=path)
+    if newer := next((each for each in mistakes if each["loc"] == ("format",)), None):
+        return RunError(f"is of format {newer['input']}, and this hssl reads format 1", path=path, hint=_NEWER)
+    if mistakes[0]["type"] == "extra_forbidden":
+        field = ".".join(map(str, mistakes[0]["loc"]))
+        return RunError(f"has a field '{field}' that this hssl does not know", path=path, hint=_NEWER)
+    return RunError(f"its files cannot be read: {first_mistake(error)}", path=path)
 
 
 def _begun(name: str) -> bool:

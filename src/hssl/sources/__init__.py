@@ -6,6 +6,7 @@ A new layout is one file with a :class:`~hssl.sources.folder.Layout`, and one li
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from hssl.errors import ConfigError, SourceError
@@ -13,7 +14,7 @@ from hssl.sources import dicom, images2d, msd, nifti, nnunet
 from hssl.sources.base import Case, Geometry, Source
 from hssl.sources.folder import Layout, Options
 
-__all__ = ["LAYOUTS", "Case", "Geometry", "Source", "find_sources"]
+__all__ = ["LAYOUTS", "Case", "Geometry", "Source", "check_no_patients", "find_sources"]
 
 LAYOUTS: dict[str, Layout] = {
     layout.name: layout for layout in (msd.LAYOUT, nnunet.LAYOUT, nifti.LAYOUT, images2d.LAYOUT, dicom.LAYOUT)
@@ -21,6 +22,9 @@ LAYOUTS: dict[str, Layout] = {
 
 _PLAIN = (nifti.LAYOUT, images2d.LAYOUT)
 _PART = re.compile(r"(images?|labels?|masks?)(tr|ts)?", re.IGNORECASE)
+_MASK_PART = re.compile(r"(labels?|masks?)(tr|ts)?", re.IGNORECASE)
+_SEQUENCES = 6
+"""Files of one patient that are seldom more: a folder with more of them is a challenge."""
 
 
 def find_sources(
@@ -46,7 +50,7 @@ def find_sources(
 
     Raises:
         SourceError: Nothing matches, several layouts match one folder, DICOM series lie among other images, folders
-            are one patient each, or there is no such channel.
+            are one patient each, the folder is a part of a challenge, or there is no such channel.
         ConfigError: `layout` is unknown, `subject` is not a regular expression, or `task` is to name several.
     """
     path = Path(path)
@@ -59,11 +63,18 @@ def find_sources(
             raise ConfigError(f"subject rule '{subject}' is not a regular expression: {error}") from error
     if not path.exists():
         raise SourceError("no such file or folder", path=path)
+    _check_whole(path)
 
     options = Options(subject=subject, channel=channel, task=task)
     found = [(folder, match) for folder in [path] if (match := _layout_of(folder, layout))]
     if not found:
         found = [(folder, match) for folder in _folders(path) if (match := _layout_of(folder, layout, inner=True))]
+    if not found and layout is None and (path / "imagesTr").is_dir() and not (path / "dataset.json").exists():
+        raise SourceError(
+            "holds imagesTr and no dataset.json",
+            path=path,
+            hint="write one, or call the folders images and labels",
+        )
     if not found:
         candidates = [LAYOUTS[layout]] if layout else list(LAYOUTS.values())
         looked_for = "; ".join(f"{candidate.name}: {candidate.looks_for}" for candidate in candidates)
@@ -77,13 +88,43 @@ def find_sources(
     if task is not None and len(found) > 1:
         raise ConfigError(f"task '{task}' cannot name {len(found)} folders", path=path)
     sources = [source for folder, match in found for source in match.read(folder, options)]
-    if len(found) > 2 and all(match in _PLAIN for _, match in found) and all(_is_one_subject(each) for each in sources):
-        raise SourceError(
-            f"{len(found)} folders of one subject each, which seem to be patients and not challenges",
-            path=path,
-            hint="link their files into one folder, or give each folder by itself if it is a challenge",
-        )
+    check_no_patients(sources)
     return _unique(sources)
+
+
+def check_no_patients(sources: Sequence[Source]) -> None:
+    """Checks that folders are challenges: three or more that are one patient each would become as many tasks.
+
+    Raises:
+        SourceError: All plain folders hold one subject each, or few files each that are called the same in all.
+    """
+    plain = {layout.name for layout in _PLAIN}
+    folders: dict[Path, list[Case]] = {}
+    for source in sources:
+        if source.layout in plain:
+            folders.setdefault(source.path, []).extend(source.cases())
+    if len(folders) < 3:
+        return
+    names = [{case.id for case in cases} for cases in folders.values()]
+    alike = all(each == names[0] for each in names) and len(names[0]) <= _SEQUENCES
+    if alike or all(len({case.subject for case in cases}) == 1 for cases in folders.values()):
+        raise SourceError(
+            f"{len(folders)} folders of one subject each, which seem to be patients and not challenges",
+            path=next(iter(folders)),
+            hint="link their files into one folder, or add each by a command of its own if it is a challenge",
+        )
+
+
+def _check_whole(path: Path) -> None:
+    """Refuses a part of a challenge: masks by themselves, and images whose masks lie beside their folder."""
+    if not path.is_dir():
+        return
+    folder = path.resolve()
+    above = f"give {folder.parent}"
+    if _MASK_PART.fullmatch(folder.name):
+        raise SourceError("is a folder of masks", path=path, hint=above)
+    if folder.name.lower() == "imagestr" and (folder.parent / f"labels{folder.name[-2:]}").is_dir():
+        raise SourceError("is a part of a challenge, whose masks lie beside it", path=path, hint=above)
 
 
 def _folders(path: Path) -> list[Path]:
@@ -113,10 +154,6 @@ def _layout_of(path: Path, name: str | None, *, inner: bool = False) -> Layout |
         names = " and ".join(layout.name for layout in matching)
         raise SourceError(f"may be read as {names}", path=path, hint="choose one with --layout")
     return matching[0] if matching else None
-
-
-def _is_one_subject(source: Source) -> bool:
-    return len({case.subject for case in source.cases()}) == 1
 
 
 def _unique(sources: list[Source]) -> list[Source]:

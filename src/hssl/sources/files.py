@@ -231,6 +231,8 @@ def _read_picture(path: Path) -> NDArray[np.float32]:
 
 def _read_mask(path: Path) -> NDArray[np.generic]:
     """Pixels of a mask as ``[rows, columns, 1]``; of a palette picture the indices."""
+    if path.name.lower().endswith((".jpg", ".jpeg")):
+        raise SourceError("a mask as JPEG, which changes label numbers", path=path, hint="store it as PNG or TIFF")
     with _open_picture(path) as picture:
         pixels = np.asarray(picture)
     if pixels.ndim == 3:

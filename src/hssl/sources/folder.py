@@ -20,7 +20,7 @@ from hssl.sources.files import read_geometry, read_image, read_label
 # sub-01_ses-2_T1w is sub-01, as BIDS has it; patient001_frame12 is patient001; p7_t3, p7_visit2, p7_ED, p7_flair: p7.
 _BIDS = re.compile(r"^(sub-[A-Za-z0-9]+)_")
 _REPEAT = re.compile(
-    r"([_-](?:(?:frame|t|time|visit|ses|session|slice)[_-]?\d+|ED|ES|T1(?:w|c|ce|gd)|T2w|FLAIR|PD|DWI|ADC))+$",
+    r"([_-](?:(?:frame|t|time|visit|ses|session|slice)[_-]?\d+|4d|ED|ES|T1(?:w|c|ce|gd)|T2w|FLAIR|PD|DWI|ADC))+$",
     re.IGNORECASE,
 )
 
@@ -141,8 +141,8 @@ def subject_of(case_id: str, rule: str | None, path: Path) -> str:
     """Whom a case shows.
 
     Without a rule it is the case id; from ``sub-X_...`` it is ``sub-X``, and trailing marks of a repeat
-    (``_frame12``, ``_t3``, ``_visit2``, ``_ses-2``, ``_slice040``, ``_ED``) or of a sequence (``_t1w``, ``_flair``) are
-    left out.
+    (``_frame12``, ``_t3``, ``_visit2``, ``_ses-2``, ``_slice040``, ``_ED``, ``_4d``) or of a sequence (``_t1w``,
+    ``_flair``) are left out.
 
     Args:
         case_id: Id of the case.
@@ -241,5 +241,7 @@ def choose_channels(names: list[str], wanted: str | int | None, path: Path) -> l
         return [names.index(str(wanted))]
     if str(wanted).isdecimal() and int(wanted) < len(names):
         return [int(wanted)]
+    if len(names) == 1:
+        raise SourceError("has one channel", path=path, hint="leave --channel out")
     listed = ", ".join(f"{number} {name}" for number, name in enumerate(names))
     raise SourceError(f"no channel '{wanted}'", path=path, hint=f"there are: {listed}")

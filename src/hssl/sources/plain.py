@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from hssl.sources.files import list_files, stem
 from hssl.sources.folder import CaseFiles, Options, parse_labels, read_json, task_name
 
 _IMAGES, _MASKS = "images", ("labels", "masks")
-_MASK_MARKS = ("_mask", "_label", "_labels", "_seg", "_segmentation", "_gt", "_groundtruth")
+_MASK = re.compile(r"(?:(.+)[_.-])?(?:mask|labels?|seg|segmentation|gt|groundtruth)", re.IGNORECASE)
 _MAX_LABELS = 64
 
 Labels = dict[int, str]
@@ -36,7 +37,7 @@ def pair_masks(path: Path, endings: tuple[str, ...]) -> list[CaseFiles]:
     """Images of a plain folder, with the masks of the same name from ``labels`` or ``masks``.
 
     A mask's name may end in ``_mask``, ``_label``, ``_labels``, ``_seg``, ``_segmentation``, ``_gt`` or
-    ``_groundtruth``; such a mask may also lie beside its image.
+    ``_groundtruth``, also with ``-`` or ``.`` before it; such a mask may also lie beside its image.
 
     Raises:
         SourceError: There are both mask folders, a mask has no image, or an image has two masks.
@@ -75,7 +76,8 @@ def masks_beside(files: list[Path]) -> dict[Path, str]:
         if (unmarked := _unmarked(stem(file))) is not None:
             if unmarked not in names:
                 hint = "masks have the name of their image; of several sequences each goes into a folder of its own"
-                raise SourceError(f"is called a mask, and no image is called '{unmarked}'", path=file, hint=hint)
+                whose = f"no image is called '{unmarked}'" if unmarked else "does not say of which image"
+                raise SourceError(f"is called a mask, and {whose}", path=file, hint=hint)
             beside[file] = unmarked
     return beside
 
@@ -129,5 +131,6 @@ def _image_name(mask: Path, names: set[str]) -> str | None:
 
 
 def _unmarked(name: str) -> str | None:
-    """The name of the image that a name ending in a mark of masks says it is of; None where it has no mark."""
-    return next((name.removesuffix(mark) for mark in _MASK_MARKS if name.endswith(mark)), None)
+    """The name of the image that a mask's name says it is of, empty if it says none; None for what is no mask."""
+    found = _MASK.fullmatch(name)
+    return (found[1] or "") if found else None

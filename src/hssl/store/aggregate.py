@@ -27,7 +27,7 @@ from hssl.config import AggregateConfig, GivenSplit
 from hssl.errors import HsslError, StoreError
 from hssl.files import LOCK, locked, write_text
 from hssl.machine import cores
-from hssl.sources import find_sources
+from hssl.sources import check_no_patients, find_sources
 from hssl.sources.base import Case, Geometry, Source, is_ct
 from hssl.sources.files import check_same_place
 from hssl.store.plan import TaskPlan, check_geometry, make_plan
@@ -66,7 +66,9 @@ class _Task:
         self.cases.remove(case)
 
 
-def aggregate(sources: Sequence[Path | str], output: Path | str, *, config: AggregateConfig | None = None) -> Store:
+def aggregate(
+    sources: Path | str | Sequence[Path | str], output: Path | str, *, config: AggregateConfig | None = None
+) -> Store:
     """Aggregates folders of raw data into one store; a store that is there already is added to.
 
     Nothing is written unless all is well: a bad case stops the command, after all of them have been logged,
@@ -75,7 +77,7 @@ def aggregate(sources: Sequence[Path | str], output: Path | str, *, config: Aggr
     again on the same files with the same options changes nothing.
 
     Args:
-        sources: Folders of raw data, each in any layout that :func:`hssl.sources.find_sources` knows.
+        sources: Folders of raw data, or one, each in any layout that :func:`hssl.sources.find_sources` knows.
         output: The store, new or to be added to.
         config: Options; None for the defaults.
 
@@ -86,15 +88,19 @@ def aggregate(sources: Sequence[Path | str], output: Path | str, *, config: Aggr
         SourceError: A folder holds no data that can be read.
         StoreError: A case is bad, a task is in the store with other files or options, or `output` is
             something else.
+        ConfigError: An option does not suit the sources.
+        RunError: Another command is writing to the store.
     """
     config = config or AggregateConfig()
+    folders = [sources] if isinstance(sources, Path | str) else sources
     found = [
         source
-        for path in sources
+        for path in folders
         for source in find_sources(
             Path(path), layout=config.layout, subject=config.subject, channel=config.channel, task=config.task
         )
     ]
+    check_no_patients(found)
     return aggregate_sources(found, output, config=config)
 
 
@@ -119,9 +125,9 @@ def aggregate_sources(sources: Sequence[Source], output: Path | str, *, config: 
             masked = {case.subject for case in task.cases if case.label_path}
             check_given(task.source.task, given, masked, {case.subject for case in task.cases} - masked)
     tasks = [task for task in tasks if not _is_stored(task, existing)]
+    _check_split_options(existing, config)
     if existing is not None and not tasks:
         return existing
-    _check_split_options(existing, config)
     with _alone(output) as existing:  # another command may have added to it meanwhile
         _check_split_options(existing, config)
         if tasks := [task for task in tasks if not _is_stored(task, existing)]:
@@ -282,9 +288,6 @@ def _write_arrays(
     duplicates, splits = _split_by_folder(tasks, records, existing, config)
     for task in tasks:
         source = task.source
-        for bad in task.bad:
-            for kind in _KINDS:
-                array_path(staging, kind, source.task, bad.case.id).unlink(missing_ok=True)
         infos[source.task] = TaskInfo(
             name=source.task,
             modality=source.modality,
@@ -299,6 +302,15 @@ def _write_arrays(
             skipped=[str(bad) for bad in task.bad],
             duplicates=duplicates[source.task],
         )
+    for name, split in splits.items():
+        masked = {record.subject for record in records[name] if record.has_label}
+        if lacking := [part for part in ("train", "val", "test") if masked and masked.isdisjoint(getattr(split, part))]:
+            logger.warning(
+                "task '%s': none of its %d subjects with masks is in %s (--splits FILE chooses who is)",
+                name,
+                len(masked),
+                " or ".join(lacking),
+            )
     index = Index(tasks=infos, cases=[record for kept in records.values() for record in kept])
     return index, Splits(seed=config.seed, fractions=config.fractions, tasks=splits)
 
@@ -337,7 +349,7 @@ def _split_by_folder(
     splits: dict[str, Split] = {}
     folders: dict[Path, list[Source]] = {}
     for source in (task.source for task in tasks):
-        folders.setdefault(source.path.absolute(), []).append(source)
+        folders.setdefault(source.path.resolve(), []).append(source)
     for folder, channels in folders.items():
         names = [source.task for source in channels]
         listed = [record for name in names for record in records[name]]
@@ -351,7 +363,7 @@ def _split_by_folder(
         merged = {before.subject: after.subject for before, after in zip(listed, kept, strict=True)}
         stored = _stored_parts(folder, existing)
         if given := _given(channels[0], config):
-            skipped = {bad.case.subject for task in tasks if task.source.path.absolute() == folder for bad in task.bad}
+            skipped = {bad.case.subject for task in tasks if task.source.path.resolve() == folder for bad in task.bad}
             given = _without(given, skipped - set(merged), folder)
             whole = given_split(names[0], given, merged, with_masks, without_masks)
             for subject, part in stored.items():
@@ -400,7 +412,7 @@ def _without(given: GivenSplit, subjects: set[str], folder: Path) -> GivenSplit:
 
 
 def _folder(source: Source) -> str:
-    return source.path.absolute().name
+    return source.path.resolve().name
 
 
 def _planned(task: _Task, workers: int, config: AggregateConfig) -> TaskPlan | None:
@@ -532,8 +544,9 @@ def _reading(path: Path) -> Iterator[list[HsslError]]:
 
 def _report(bad: list[BadCase], config: AggregateConfig) -> None:
     """Logs every bad case, and stops at them unless they are to be skipped."""
-    for case in bad:
-        logger.log(logging.WARNING if config.skip_bad else logging.ERROR, "bad case %s", case)
+    if len(bad) > 1 or config.skip_bad:
+        for case in bad:
+            logger.log(logging.WARNING if config.skip_bad else logging.ERROR, "bad case %s", case)
     if bad and not config.skip_bad:
         count = "1 bad case" if len(bad) == 1 else f"the first of {len(bad)} bad cases"
         first = bad[0].reason

@@ -132,29 +132,13 @@ class TaskPlan(BaseModel):
 
         return _by_slices(vote, len(planes))
 
-    def restore(self, scores: NDArray[np.float32], geometry: Geometry) -> NDArray[np.uint8]:
-        """Turns scores on the store's grid into a mask on the grid of the file.
-
-        Scores are resampled linearly in plane, then the highest wins (the lowest class of equals); axes are
-        put back exactly.
-
-        Args:
-            scores: float32 ``[classes, slices, rows, columns]``; class 0 is background.
-            geometry: The grid of the file.
-
-        Returns:
-            uint8 ``geometry.shape``: the class of each voxel.
-
-        Raises:
-            StoreError: The scores are not of the shape that images of this geometry have in the store.
-        """
-        return self.restore_axes(self.restore_slices(scores, geometry), geometry)
-
     def restore_slices(self, scores: NDArray[np.float32], geometry: Geometry) -> NDArray[np.uint8]:
-        """The first half of :meth:`restore`, for all slices of an image or some of them.
+        """Turns scores on the store's grid into classes in the pixels of the file, for all slices of an image or some.
+
+        Scores are resampled linearly in plane, then the highest wins (the lowest class of equals).
 
         Args:
-            scores: float32 ``[classes, slices, rows, columns]`` on the store's grid.
+            scores: float32 ``[classes, slices, rows, columns]`` on the store's grid; class 0 is background.
             geometry: The grid of the file.
 
         Returns:
@@ -169,7 +153,14 @@ class TaskPlan(BaseModel):
         return _by_slices(lambda part: _resampled_argmax(scores[:, part], (rows, columns)), scores.shape[1])
 
     def restore_axes(self, planes: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.uint8]:
-        """The second half of :meth:`restore`: all slices, from the store's axes back to those of the file.
+        """Puts all slices of :meth:`restore_slices` back into the axes of the file, exactly.
+
+        Args:
+            planes: uint8 ``[slices, rows, columns]``.
+            geometry: The grid of the file.
+
+        Returns:
+            uint8 ``geometry.shape``: the class of each voxel.
 
         Raises:
             StoreError: There are not as many slices as images of this geometry have in the store.

@@ -163,12 +163,22 @@ def labelled_subjects(
         return order[:labels]
     unknown = [subject for subject in labels if subject not in order]
     if unknown or not labels:
+        hint = f"there are {', '.join(sorted(candidates)[:5])}{' ...' if len(order) > 5 else ''}"
+        if len(unknown) == 1 and (share := _share(unknown[0])):
+            hint = f"for a share write '{100 * share:g}%'"
         raise StoreError(
             f"{', '.join(unknown) or 'nobody'}: not a training subject of task '{task}' with a mask",
             path=path,
-            hint=f"there are {', '.join(sorted(candidates)[:5])}{' ...' if len(order) > 5 else ''}",
+            hint=hint,
         )
     return list(dict.fromkeys(labels))
+
+
+def _share(text: str) -> float | None:
+    try:
+        return share if 0 < (share := float(text)) < 1 else None
+    except ValueError:
+        return None
 
 
 def _count_of_percentage(text: str, available: int, path: Path | None) -> int:

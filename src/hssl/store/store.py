@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from hssl.errors import StoreError
+from hssl.errors import StoreError, first_mistake
 from hssl.sources import find_sources
 from hssl.sources.base import Case, Geometry
 from hssl.store.plan import TaskPlan
@@ -402,10 +402,8 @@ def _read(path: Path, model: type[Model]) -> Model:
     except OSError as error:
         raise StoreError(f"cannot be read: {error.strerror}", path=path, hint="aggregate again") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
         raise StoreError(
-            f"is damaged or of another version: {place} {first['msg']}", path=path, hint="aggregate again"
+            f"is damaged or of another version: {first_mistake(error)}", path=path, hint="aggregate again"
         ) from error
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
+from rich.markup import escape
 from rich.table import Table
 
 from hssl.files import replacing
@@ -71,7 +72,7 @@ def summarise(store: Store) -> list[TaskSummary]:
 
 def summary_table(store: Store) -> Table:
     """The summary as a table for the terminal; bad and double cases are listed in its caption."""
-    table = Table(title=f"{store.path}", caption_justify="left")
+    table = Table(title=escape(str(store.path)), caption_justify="left")
     for column in ("task", "modality"):
         table.add_column(column, overflow="fold")
     for column in ("cases", "subjects", "train/val/test", "slices", "shape", "spacing (mm)", "intensity"):
@@ -82,8 +83,8 @@ def summary_table(store: Store) -> Table:
         labels = [f"{label.name} {_number(label.volume_ml)} ({label.cases})" for label in row.labels.values()]
         masks = "" if row.masks == row.cases else f" ({row.masks} with masks)"
         table.add_row(
-            row.task,
-            row.modality,
+            escape(row.task),
+            escape(row.modality),
             f"{row.cases}{masks}",
             str(row.subjects),
             "/".join(map(str, row.split)),
@@ -91,19 +92,20 @@ def summary_table(store: Store) -> Table:
             "x".join(map(str, row.shape)),
             "x".join(map(_number, row.spacing)),
             f"{_number(row.intensity[0])} to {_number(row.intensity[1])}",
-            ", ".join(labels) or "none",
+            escape(", ".join(labels)) or "none",
         )
         notes += [f"{row.task}: left out {line}" for line in row.skipped]
         notes += [f"{row.task}: {line}" for line in row.duplicates]
-    table.caption = "\n".join(notes) or None
+    table.caption = escape("\n".join(notes)) or None
     return table
 
 
 def contact_sheet(store: Store, output: Path | str, *, columns: int = 6) -> Path:
-    """Draws one row of slices for each task, masks as contours, and writes a PNG.
+    """Draws one row of slices for each task, masks as contours, their labels at the end of the row, and writes a PNG.
 
     Cases are taken at even steps through the task; of each the slice with the largest mask is drawn, or the
-    middle one without a mask. Pixels are drawn at their true aspect.
+    middle one without a mask. Pixels are drawn at their true aspect. Letters on the first slice of a row say where its
+    right and lower edges lie in the body, such as L and P.
 
     Args:
         store: The store.
@@ -114,16 +116,17 @@ def contact_sheet(store: Store, output: Path | str, *, columns: int = 6) -> Path
         `output`.
     """
     from matplotlib.figure import Figure  # slow to import, and needed here only
+    from matplotlib.patches import Patch
 
     output = Path(output)
-    figure = Figure(figsize=(1.8 * columns, 2.0 * len(store.tasks)), dpi=110, layout="constrained")
-    axes = figure.subplots(len(store.tasks), columns, squeeze=False)
+    figure = Figure(figsize=(1.8 * (columns + 1), 2.0 * len(store.tasks)), dpi=110, layout="constrained")
+    axes = figure.subplots(len(store.tasks), columns + 1, squeeze=False)
     for row, (task, info) in zip(axes, store.tasks.items(), strict=True):
         cases = store.cases(task)
         chosen = np.unique(np.linspace(0, len(cases) - 1, columns).astype(int))
         for axis in row:
             axis.axis("off")
-        for axis, index in zip(row, chosen, strict=False):
+        for axis, index in zip(row[:columns], chosen, strict=False):
             case = cases[index]
             number = _telling_slice(store, case)
             _, height, width = info.plan.stored_spacing(case.geometry)
@@ -134,6 +137,12 @@ def contact_sheet(store: Store, output: Path | str, *, columns: int = 6) -> Path
                 for value in info.labels:
                     if (mask == value).any():
                         axis.contour(mask == value, [0.5], colors=[f"C{value % 10}"], linewidths=0.8)
+        if orientation := info.plan.orientation:
+            for x, y, letter in ((0.98, 0.5, orientation[1]), (0.5, 0.05, orientation[0])):
+                row[0].text(x, y, letter, transform=row[0].transAxes, color="w", fontsize=7, ha="right")
+        names = [Patch(color=f"C{value % 10}", label=name) for value, name in info.labels.items()]
+        if names:
+            row[-1].legend(handles=names, loc="center left", fontsize=6, frameon=False)
         row[0].set_title(f"{task}  {info.modality}\n", loc="left", fontsize=8, fontweight="bold")
     with replacing(output) as partial:
         figure.savefig(partial, format="png")

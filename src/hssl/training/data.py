@@ -27,7 +27,7 @@ FLAT = 0.02
 
 
 class WindowBatch(NamedTuple):
-    """Windows of a pre-training batch; numbers as in :class:`hssl.objectives.PretrainBatch`."""
+    """Windows ``[B, 1, S, S]`` float16 to pre-train on; numbers as in :class:`hssl.objectives.PretrainBatch`."""
 
     window: Tensor
     task: Tensor

@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 from torch.utils.data import Dataset
 
 from hssl.config import FinetuneConfig, PretrainConfig
-from hssl.errors import ConfigError
+from hssl.errors import ConfigError, StoreError
 from hssl.networks import SegmentationNetwork, build_network, predict_slabs
 from hssl.objectives import WATCH, Objective, build_rehearsed
 from hssl.runs.run import Run, RunInfo, provenance
@@ -113,13 +113,16 @@ class Finetuning(Stage):
         every, last = self.config.validate_every, step == self.config.steps
         if self.config.validation and (step % every == 0 or last):
             dice = self.validate()
-            best = dice > self.extra["best"]
+            # While nothing is found, the later weights are no worse.
+            best = dice > self.extra["best"] or dice == self.extra["best"] == 0
             if best:
                 self.extra = {"best": dice, "best_step": step}
             if self.global_rank == 0:
                 self.record(step, {"validation_dice": dice})
                 if best:
                     self.run.save_weights(self.network)
+                if last and not self.extra["best"]:
+                    logger.warning("no validation has found any label: the last weights are kept")
 
     def validate(self) -> float:
         """Mean Dice over validation cases and labels, in the store's grid; 0 where there is nothing to score."""
@@ -168,10 +171,12 @@ def finetune(store: Store | Path | str, output: Path | str, *, config: FinetuneC
         TrainingError: The loss is not finite.
     """
     store = store if isinstance(store, Store) else Store.open(store)
-    check_batch_size(config.batch_size, config, "batch size", "a multiple of their number", least=1)
+    check_batch_size(config.batch_size, config, "batch size", least=1)
     split = store.split(config.task)
     labels = config.labels if isinstance(config.labels, str | int) else list(config.labels)
     labelled = store.labelled(config.task, labels, config.seed)
+    if all(case.label_voxels == {} for case in store.cases(config.task, labelled) if case.has_label):
+        raise StoreError(f"no mask of {', '.join(labelled[:4])} of '{config.task}' holds a label", path=store.path)
     validation = validation_subjects(config, store)
     masks = {config.task: sorted({*labelled, *validation})}
     info = RunInfo(
@@ -204,13 +209,14 @@ def finetune(store: Store | Path | str, output: Path | str, *, config: FinetuneC
     stage = Finetuning(config, store, run, network, labelled, loaded=loaded, rehearsal=rehearsal)
     trainer = make_trainer(config, run.path, f"finetune {config.task}")
     run.create()  # only now, as in pre-training
-    count = len(labelled)
+    count, available = len(labelled), len(store.labelled(config.task, "100%"))
     if source is None:
         logger.info("from scratch: encoder, decoder and segmentation head are new")
     else:
         logger.info("loaded encoder and decoder of %s; new: segmentation head", config.init)
+    names = ", ".join(labelled[:4]) + " ..." * (count > 4)
     logger.info(
-        f"{config.task}: masks of {count} subject{'s' * (count > 1)} ({', '.join(labelled[:4])}{' ...' * (count > 4)})"
+        f"{config.task}: masks of {count} of {available} training subjects ({names})"
         + (f" and, to choose the checkpoint, of {len(validation)} for validation" if validation else "")
     )
     if source is not None and (known := source.info.masks_seen.get(config.task)):

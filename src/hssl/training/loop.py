@@ -35,7 +35,7 @@ from hssl.config import TrainingConfig
 from hssl.errors import ConfigError, HsslError, TrainingError
 from hssl.files import locked
 from hssl.networks import bf16_pays
-from hssl.objectives import WATCH, total
+from hssl.objectives import SPREAD, WATCH, total
 from hssl.runs.run import CHECKPOINT, RESTART, Run
 from hssl.training.loggers import close_loggers, open_loggers
 
@@ -220,9 +220,9 @@ def check(values: dict[str, float], step: int) -> None:
                 f"loss '{name}' is not finite at step {step}",
                 hint=RESTART,
             )
-    if values.get("watch/spread", 1.0) < 0.01:
+    if values.get(SPREAD, 1.0) < 0.01:
         raise TrainingError(
-            f"the projections of all images have become one (spread {values['watch/spread']:.4f}) at step {step}",
+            f"the projections of all images have become one (spread {values[SPREAD]:.4f}) at step {step}",
             hint=f"{RESTART}, or raise the batch size or the temperature",
         )
 

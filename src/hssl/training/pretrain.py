@@ -157,19 +157,19 @@ def pretrain(store: Store | Path | str, output: Path | str, *, config: PretrainC
     return run
 
 
-def check_batch_size(
-    size: int, config: TrainingConfig, name: str, hint: str = "at least 2 each", *, least: int = 2
-) -> None:
+def check_batch_size(size: int, config: TrainingConfig, name: str, hint: str | None = None, *, least: int = 2) -> None:
     """Checks that every device gets as many images as any other, and at least so many; `name` is for the message.
 
     Raises:
         ConfigError: It does not.
     """
     processes = config.devices * config.nodes
-    if size % processes or size < least * processes:
+    each = f" for each of {processes} devices" if processes > 1 else ""
+    if size < least * processes:
+        raise ConfigError(f"{name} {size} is too small{each}", hint=hint or f"take {least * processes} or more")
+    if size % processes:
         raise ConfigError(
-            f"{name} {size} does not give each of {processes} devices the same number of images",
-            hint=hint,
+            f"{name} {size} cannot be shared by {processes} devices", hint=f"take a multiple of {processes}"
         )
 
 
@@ -179,7 +179,7 @@ def check_mixture(objective: Objective, config: PretrainConfig) -> None:
     Raises:
         ConfigError: It sees one.
     """
-    if objective.wants_tasks and config.domains_per_batch * config.devices * config.nodes < 2:
+    if objective.wants_tasks and config.domains_per_batch < 2:
         raise ConfigError(
             "with domains_per_batch 1 the group and task levels cannot tell tasks apart",
             hint="take 2 or more, or switch these levels off (options.weights)",
@@ -194,7 +194,7 @@ def check_patch(patch: int, network: UNet) -> None:
     """
     divisor = math.lcm(*network.divisor)
     if patch % divisor:
-        nearest = max(round(patch / divisor), 1) * divisor
+        nearest = max(round(patch / divisor), 2) * divisor  # 1 would leave a pixel
         raise ConfigError(f"patch size {patch} is not a multiple of {divisor}", hint=f"take {nearest}")
     if all(patch == each for each in network.divisor):
         raise ConfigError(f"patch size {patch} leaves the deepest stage one pixel", hint=f"take {2 * divisor}")
