@@ -11,7 +11,7 @@ PARTS  ?= $(patsubst benchmarks/bench_%.py,%,$(wildcard benchmarks/bench_*.py))
 PEERS  := nnunetv2==2.8.1 albumentations==2.0.8 kornia==0.9.0 torchio==1.2.1 lightly blosc2==4.14.1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-transfer lint format bench docs build clean
+.PHONY: help demo test test-slow test-transfer lint format bench tables docs build clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ format: $(VENV)/.installed-dev ## put the style right
 
 bench: .venv-bench/.installed ## measure the speed of each part beside its peers, in an environment of its own; PARTS="views training" for some
 	@set -e; for part in $(PARTS); do echo "== $$part"; OMP_WAIT_POLICY=PASSIVE .venv-bench/bin/python benchmarks/bench_$$part.py; done
+
+tables: $(VENV)/.installed ## write the tables of README.md and docs/results.md anew from the ledgers
+	$(BIN)/python tools/tables.py
 
 docs: $(VENV)/.installed-docs ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

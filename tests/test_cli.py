@@ -182,6 +182,13 @@ def test_config_show_is_a_config_file(stage: str, capsys: pytest.CaptureFixture[
     assert json.loads(capsys.readouterr().out) == yaml.safe_load(text)
 
 
+def test_config_show_explains_the_parts_of_a_view(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "show", "pretrain"]) == 0
+    printed = capsys.readouterr().out
+    assert "\nview:\n  # Smallest and largest side" in printed
+    assert "\n  rotate: 20.0\n" in printed
+
+
 def test_config_show_tells_the_options_of_the_objective(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "show", "pretrain"]) == 0
     assert "Those of 'hierarchical': {'weights': {'group': 0.05," in capsys.readouterr().out

@@ -285,7 +285,7 @@ def finetune(
 ) -> None:
     """Learn one task from few masks. The same command continues an interrupted run.
 
-    Defaults, and all other options: hssl config show finetune --set task=NAME.
+    Defaults, and all other options: hssl config show finetune.
     """
     from hssl import training
     from hssl.config import FinetuneConfig
@@ -497,7 +497,7 @@ def config_show(
     if as_json:
         console.print_json(values)
     else:
-        console.print_line(_as_yaml(values, descriptions))
+        console.print_line(_as_yaml(cls, values, descriptions))
 
 
 def _config_class(stage: str) -> type[StageConfig]:
@@ -591,12 +591,20 @@ def _descriptions(cls: type[StageConfig]) -> dict[str, str]:
     return found
 
 
-def _as_yaml(values: dict[str, Any], descriptions: dict[str, str]) -> str:
+def _as_yaml(cls: type[StageConfig], values: dict[str, Any], descriptions: dict[str, str]) -> str:
+    """`values` of `cls`, a comment above each; those of a configuration in it stand below its name, likewise."""
     import yaml
+
+    from hssl.config import StageConfig
 
     lines = []
     for name, value in values.items():
         lines.append(f"# {descriptions[name]}")
-        text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1000)
-        lines.append(f"{name}: {text.removesuffix('...' + chr(10)).rstrip()}")
+        inner = cls.model_fields[name].annotation
+        if isinstance(value, dict) and isinstance(inner, type) and issubclass(inner, StageConfig):
+            below = _as_yaml(inner, value, _descriptions(inner))
+            lines += [f"{name}:", *(f"  {line}" for line in below.splitlines())]
+        else:
+            text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1000)
+            lines.append(f"{name}: {text.removesuffix('...' + chr(10)).rstrip()}")
     return "\n".join(lines)

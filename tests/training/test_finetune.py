@@ -356,9 +356,7 @@ def test_what_cannot_be_rehearsed(make_store, finetune_config, pretrained, tmp_p
     init = str(pretrained(store, options={"weights": {"task": 1.0}, **stages}))
     with pytest.raises(ConfigError, match=r"cannot rehearse 'hierarchical' on one task.*rehearsal=0"):
         finetune(store, tmp_path / "run", config=finetune_config(init=init))
-    with pytest.raises(
-        ConfigError, match=r"1 is too small .at least 2 each, or rehearsal=0"
-    ):
+    with pytest.raises(ConfigError, match=r"1 is too small .at least 2 each, or rehearsal=0"):
         finetune(store, tmp_path / "run", config=finetune_config(init=init, rehearsal_batch_size=1))
     assert not (tmp_path / "run").exists()
     finetune(store, tmp_path / "run", config=finetune_config(init=init, rehearsal=0.0, steps=1))

@@ -1,0 +1,320 @@
+"""Writes the tables of README.md and docs/results.md, and the picture of gains, from the ledgers in docs/results.
+
+    python tools/tables.py          # or: make tables, after a ledger has grown
+    python tools/tables.py --check  # only says what would change, and exits with 1 then
+
+A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``; figures in the text are held to the ledgers by
+tests/benchmark/test_published.py.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+
+from hssl.benchmark import BenchmarkPlan
+from hssl.benchmark.claims import check_claims, find_roles, signed
+from hssl.benchmark.figures import MAIN_COLOURS, OTHER_COLOURS, gain_bars
+from hssl.benchmark.ledger import Ledger, Row
+from hssl.benchmark.statistics import Difference, compare, summarise
+from hssl.benchmark.tables import (
+    METRICS,
+    Cell,
+    Table,
+    claim_table,
+    difference_table,
+    interval,
+    pretraining_table,
+    score_table,
+    variant_table,
+)
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs" / "results"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "experiments.md")
+PICTURE = ROOT / "docs" / "images" / "gains.svg"
+
+SHARE = "5%"
+ARMS = ("scratch", "single", "joint")
+PAIRS = (("joint", "scratch"), ("single", "scratch"), ("joint", "single"))
+PLAIN = {
+    "Task01_Hippocampus": "hippocampus",
+    "Task02_LeftAtrium": "left atrium",
+    "Task03_Cardiac": "heart (ACDC)",
+    "Task04_Abdomen": "abdomen",
+    "Task05_Lung": "lung and infection",
+    "Task06_BrainTumour": "brain tumour",
+    "Task07_Vertebrae": "vertebrae",
+    "Task08_BrainTissue": "brain tissue",
+    "Task09_CardiacSSFP": "heart (bSSFP)",
+}
+"""The tasks as README.md calls them."""
+EXPLAINED = {
+    "Task03_Cardiac": "heart, cine MR",
+    "Task04_Abdomen": "eight organs, CT",
+    "Task05_Lung": "lung, infection, CT",
+    "Task09_CardiacSSFP": "heart, bSSFP MR",
+}
+LESION = "Task06_BrainTumour"
+"""Of the four tasks of rivals and ablation the one without organs."""
+
+
+def ledger(name: str) -> list[Row]:
+    """The rows of docs/results/NAME/ledger.jsonl."""
+    return Ledger(RESULTS / name / "ledger.jsonl").rows()
+
+
+def body(table: Table) -> str:
+    """A table in Markdown without its heading."""
+    return table.markdown().partition("\n")[2].strip()
+
+
+def nine_rows() -> tuple[list[Row], dict[tuple[str, str], float], dict[tuple[str, str], Difference], list[str]]:
+    """The ledger of nine tasks, mean Dice (%) and difference from scratch of each task and arm, and the tasks, the
+    largest gain of joint first.
+    """
+    rows = ledger("nine-tasks")
+    dice = {(each.task, each.arm): 100 * (each.mean or 0.0) for each in summarise(rows)}
+    gain = {(each.task, arm): each for arm in ARMS[1:] for each in compare(rows, arm, "scratch", SHARE)}
+    return rows, dice, gain, sorted(PLAIN, key=lambda task: -gain[task, "joint"].mean)
+
+
+def labelled(rows: Sequence[Row], task: str) -> str:
+    """Labelled subjects of those that could be, such as ``1 of 29``."""
+    some = next(row for row in rows if row["task"] == task)
+    full = next(row for row in ledger("ten-percent") if (row["task"], row["arm"]) == (task, "scratch"))
+    return f"{len(some['labelled'])} of {len(full['labelled'])}"
+
+
+def readme() -> str:
+    """Scratch, joint and the gains of joint and of single-domain on nine tasks."""
+    rows, dice, gain, tasks = nine_rows()
+
+    def line(title: str, subjects: str, over: Sequence[str]) -> list[Cell]:
+        scratch, joint = (f"{fmean(dice[task, arm] for task in over):.1f}" for arm in ("scratch", "joint"))
+        best = max(scratch, joint, key=float)
+        more = [signed(fmean(100 * gain[task, arm].mean for task in over), 1) for arm in ("joint", "single")]
+        scores = (Cell(scratch, scratch == best), Cell(joint, joint == best))
+        return [Cell(title), Cell(subjects), *scores, *map(Cell, more)]
+
+    lines = [line(PLAIN[task], labelled(rows, task), [task]) for task in tasks]
+    header = [
+        "",
+        "labelled subjects",
+        "scratch",
+        "pre-trained on nine tasks",
+        "gain",
+        "gain, pre-trained on the task alone",
+    ]
+    return body(Table("", header, [*lines, line("mean", "", tasks)]))
+
+
+def gains() -> str:
+    """The same with intervals, single-domain's Dice, and what all labels give."""
+    rows, dice, gain, tasks = nine_rows()
+    full = {row["task"]: 100 * row["dice"] for row in ledger("ten-percent") if row["arm"] == "scratch"}
+
+    def line(title: str, subjects: Sequence[str], over: Sequence[str], known: str) -> list[Cell]:
+        scores = [f"{fmean(dice[task, arm] for task in over):.1f}" for arm in ARMS]
+        best = max(scores, key=float)
+        more = signed(fmean(100 * gain[task, "joint"].mean for task in over), 1) + known
+        alone = signed(fmean(100 * gain[task, "single"].mean for task in over), 1)
+        all_labels = f"{fmean(full[task] for task in over):.1f}"
+        cells = [title, *subjects, more, alone, *scores, all_labels]
+        return [Cell(text, number in (5, 6, 7) and text == best) for number, text in enumerate(cells)]
+
+    lines = [
+        line(
+            f"{task} ({EXPLAINED[task]})" if task in EXPLAINED else task,
+            [labelled(rows, task), str(gain[task, "joint"].subjects)],
+            [task],
+            f" ({interval(gain[task, 'joint'], 1)})",
+        )
+        for task in tasks
+    ]
+    header = [
+        "task",
+        "labelled subjects",
+        "test subjects",
+        "joint − scratch",
+        "single − scratch",
+        *ARMS,
+        "scratch, all labels",
+    ]
+    return body(Table("", header, [*lines, line("mean", ["", ""], tasks, "")]))
+
+
+def seeds() -> str:
+    """Mean gain over the nine tasks of each seed, and on how many it is above 0."""
+    dice = {(row["arm"], row["task"], row["seed"]): 100 * row["dice"] for row in ledger("nine-tasks")}
+    lines = []
+    for seed in sorted({seed for _, _, seed in dice}):
+        cells = [Cell(f"seed {seed}")]
+        for arm in ("joint", "single"):
+            found = [dice[arm, task, seed] - dice["scratch", task, seed] for task in PLAIN]
+            cells.append(Cell(f"{signed(fmean(found), 1)} ({sum(gain > 0 for gain in found)} of {len(found)})"))
+        lines.append(cells)
+    return body(Table("", ["mean of 9 tasks", "joint − scratch", "single − scratch"], lines))
+
+
+def nine_tasks(metric: str) -> str:
+    """Each arm on each of nine tasks."""
+    return body(score_table(ledger("nine-tasks"), ARMS, SHARE, metric))
+
+
+def claims() -> str:
+    """The claims of the abstract, of nine tasks with 5 % and with 10 % of the labels."""
+    roles = find_roles(BenchmarkPlan.load(RESULTS / "nine-tasks.yaml"))
+    return body(claim_table(check_claims([*ledger("nine-tasks"), *ledger("ten-percent")], roles)))
+
+
+def pretrainings(name: str) -> str:
+    """Pre-trainings of a plan of single-domain and joint arms."""
+    rows = Ledger(RESULTS / name / "pretraining.jsonl").rows()
+    arms = {row["config_hash"]: "single" if len(row["tasks"]) == 1 else "joint" for row in rows}
+    return body(pretraining_table(rows, arms))
+
+
+def ten_percent() -> str:
+    """Joint with 10 % of the labels beside scratch with all of them."""
+    rows = {(row["arm"], row["task"]): row for row in ledger("ten-percent")}
+    tasks = sorted(task for arm, task in rows if arm == "joint")
+    lines, shares = [], []
+    for task in tasks:
+        few, full = rows["joint", task], rows["scratch", task]
+        shares.append(100 * few["dice"] / full["dice"])
+        subjects = f"{len(few['labelled'])} of {len(full['labelled'])}"
+        scores = (f"{100 * each['dice']:.1f}" for each in (few, full))
+        lines.append([Cell(task), Cell(subjects), *map(Cell, scores), Cell(f"{shares[-1]:.1f}", shares[-1] >= 95)])
+    means = (f"{fmean(100 * rows[arm, task]['dice'] for task in tasks):.1f}" for arm in ("joint", "scratch"))
+    lines.append([Cell(f"mean of {len(tasks)}"), Cell(""), *map(Cell, means), Cell(f"{fmean(shares):.1f}")])
+    header = ["task", "labelled subjects, 10 % of", "joint, 10 %", "scratch, 100 %", "share (%)"]
+    return body(Table("", header, lines))
+
+
+def rivals() -> tuple[list[Row], list[str]]:
+    """The rows of arms that do not rehearse and have every task; joint, and then the others, the best first."""
+    plan, rows = BenchmarkPlan.load(RESULTS / "rivals.yaml"), ledger("rivals")
+    whole = [arm for arm in plan.arms if sum(row["arm"] == arm for row in rows) == len(plan.tasks or ())]
+    others = [arm for arm in whole if arm not in ("scratch", "joint") and not arm.endswith("-rehearsing")]
+    others.sort(key=lambda arm: -fmean(row["dice"] for row in rows if row["arm"] == arm))
+    return [row for row in rows if row["arm"] in ("scratch", "joint", *others)], ["joint", *others]
+
+
+def rehearsing() -> str:
+    """Rivals that were run with rehearsal too, side by side."""
+    names = ("joint", "global-local", "masked")
+    arms = [arm for name in names for arm in (name, f"{name}-rehearsing")]
+    return body(score_table([row for row in ledger("rivals") if row["arm"] in arms], arms, SHARE))
+
+
+def ablation(seed: int) -> str:
+    """The arms that have every task, with mean differences from scratch over organs and over all."""
+    plan = BenchmarkPlan.load(RESULTS / "ablation.yaml")
+    dice = {(row["arm"], row["task"]): 100 * row["dice"] for row in ledger("ablation") if row["seed"] == seed}
+    tasks = list(plan.tasks or ())
+    organs = [task for task in tasks if task != LESION]
+
+    def score(arm: str, task: str) -> Cell:
+        return Cell(f"{dice[arm, task]:.1f}")
+
+    def gain(arm: str, over: Sequence[str]) -> Cell:
+        differences = [dice[arm, task] - dice["scratch", task] for task in over]
+        return Cell("" if arm == "scratch" else signed(fmean(differences), 1))
+
+    lines = [
+        [Cell(arm), *(score(arm, task) for task in organs), gain(arm, organs), score(arm, LESION), gain(arm, tasks)]
+        for arm in plan.arms
+        if all((arm, task) in dice for task in tasks)
+    ]
+    return body(Table("", ["arm", *organs, "three organs − scratch", LESION, "all four − scratch"], lines))
+
+
+def controls() -> str:
+    """What rehearsal alone and twice the steps give, and what pre-training gives beside them."""
+    rows = ledger("five-tasks")
+    names = {"scratch-asked": "scratch, rehearsing", "scratch-long": "scratch, 2,000 steps"}
+    pairs = [
+        ("scratch-asked", "scratch"),
+        ("joint", "scratch-asked"),
+        ("single", "scratch-asked"),
+        ("scratch-long", "scratch"),
+        ("joint", "scratch-long"),
+    ]
+    found = {pair: {each.task: each for each in compare(rows, *pair, SHARE)} for pair in pairs}
+
+    def cell(pair: tuple[str, str], task: str) -> Cell:
+        each = found[pair].get(task)
+        if each is None:
+            return Cell("–")
+        return Cell(f"{signed(100 * each.mean, 1)} ({interval(each, 1)})" + ", one seed" * (each.seeds == 1))
+
+    lines = [[Cell(task), *(cell(pair, task) for pair in pairs)] for task in found[pairs[0]]]
+    header = [" − ".join(names.get(arm, arm) for arm in pair) for pair in pairs]
+    return body(Table("", ["task", *header], lines))
+
+
+def tables() -> dict[str, Callable[[], str]]:
+    """What fills each place."""
+    found, arms = rivals()
+    against = [("joint", other) for other in ("scratch", *arms[1:])]
+    return {
+        "readme": readme,
+        "gains": gains,
+        "seeds": seeds,
+        "claims": claims,
+        **{metric: partial(nine_tasks, metric) for metric in METRICS},
+        "differences": lambda: body(difference_table(ledger("nine-tasks"), PAIRS, SHARE)),
+        "pretraining": lambda: pretrainings("nine-tasks"),
+        "ten-percent": ten_percent,
+        "rivals": lambda: body(score_table(found, ("scratch", *arms), SHARE)),
+        "rivals-ranks": lambda: body(variant_table(found, arms, "joint", "scratch", SHARE)),
+        "rivals-differences": lambda: body(difference_table(found, against, SHARE)),
+        "rehearsing": rehearsing,
+        "ablation": lambda: ablation(0),
+        "ablation-second": lambda: ablation(1),
+        "controls": controls,
+        "adapted": lambda: body(difference_table(ledger("five-tasks"), [("adapted", "joint")], SHARE)),
+    }
+
+
+def fill(page: str) -> str:
+    """`page` with its tables made anew."""
+    made = tables()
+
+    def table(match: re.Match[str]) -> str:
+        return f"<!-- table: {match[1]} -->\n\n{made[match[1]]()}\n\n<!-- end -->"
+
+    return re.sub(r"<!-- table: ([\w-]+) -->\n.*?<!-- end -->", table, page, flags=re.DOTALL)
+
+
+def picture() -> bytes:
+    """The bars of differences on nine tasks, as SVG."""
+    rows = ledger("nine-tasks")
+    groups = {f"{arm} − {reference}": compare(rows, arm, reference, SHARE) for arm, reference in PAIRS}
+    colours = dict(zip(groups, (MAIN_COLOURS[2], MAIN_COLOURS[1], OTHER_COLOURS[0]), strict=True))
+    return base64.b64decode(
+        gain_bars(groups, colours, "difference in Dice points, 5 % of the labels").partition("base64,")[2]
+    )
+
+
+def main() -> int:
+    """Writes what has changed, or with ``--check`` only says so."""
+    check = "--check" in sys.argv[1:]
+    changed = [path for path in PAGES if fill(path.read_text(encoding="utf-8")) != path.read_text(encoding="utf-8")]
+    for path in changed:
+        print(f"{path.relative_to(ROOT)} {'is out of date' if check else 'written'}")
+        if not check:
+            path.write_text(fill(path.read_text(encoding="utf-8")), encoding="utf-8")
+    if not check:
+        PICTURE.write_bytes(picture())
+    return int(check and bool(changed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
