@@ -9,15 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from hssl.evaluation import evaluate
 from hssl.runs import Run
 
 SCRIPT = Path(__file__).with_name("two_devices.py")
 
 
-@pytest.mark.slow
 def test_two_processes_leave_one_run(make_store, tmp_path):
     store = make_store({"A": 6, "B": 6, "C": 6})
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -35,4 +32,4 @@ def test_two_processes_leave_one_run(make_store, tmp_path):
         assert steps == [1, 2, 3, 4]
         assert not list(run.path.glob(".partial-*"))
     assert fine.info.result["best_step"] in (2, 4)
-    assert 0 <= evaluate(fine.path, part="test").mean.dice <= 1
+    assert 0 <= evaluate(fine.path, space="store").mean.dice <= 1

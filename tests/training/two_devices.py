@@ -25,7 +25,9 @@ COMMON = {
 
 def main() -> None:
     store, folder = Path(sys.argv[1]), Path(sys.argv[2])
-    pretrain(store, folder / "joint", config=PretrainConfig(**COMMON, batch_size=8, group_start=0.5))
+    stages = {"group_stage": 1, "task_stage": 2, "place_stage": 1, "region_stage": 1}
+    joint = PretrainConfig(**COMMON, batch_size=8, group_start=0.5, options=stages)
+    pretrain(store, folder / "joint", config=joint)
     start = str(folder / "joint")
     few = FinetuneConfig(**COMMON, task="A", labels=1, batch_size=4, init=start, validate_every=2)
     finetune(store, folder / "fine", config=few)

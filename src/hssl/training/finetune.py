@@ -21,7 +21,7 @@ from hssl.runs.run import Run, RunInfo, provenance
 from hssl.store import Store
 from hssl.training.data import FinetuneBatch, FinetuneData, PretrainData
 from hssl.training.loggers import check_loggers
-from hssl.training.loop import Stage, fit, make_trainer, wants_bf16
+from hssl.training.loop import Stage, as_finished, fit, make_trainer, wants_bf16
 from hssl.training.pretrain import ask, check_batch_size, check_patch
 from hssl.training.start import load_start, with_source
 from hssl.views import follow, make_view
@@ -230,7 +230,7 @@ def finetune(store: Store | Path | str, output: Path | str, *, config: FinetuneC
         if not config.validation:
             run.save_weights(network)
         run.finish({"seconds": seconds, "labelled": labelled, **(stage.extra if config.validation else {})})
-    return run
+    return as_finished(run, trainer)
 
 
 def validation_subjects(config: FinetuneConfig, store: Store) -> list[str]:

@@ -324,6 +324,12 @@ def fit(stage: Stage, trainer: pl.Trainer) -> float:
     return stage.seconds()
 
 
+def as_finished(run: Run, trainer: pl.Trainer) -> Run:
+    """The run as the first rank leaves it, on every rank: a script may go on from it at once."""
+    trainer.strategy.barrier("finished")
+    return run if trainer.is_global_zero else Run.open(run.path)
+
+
 @contextmanager
 def enough_memory() -> Iterator[None]:
     """Says in one line that a step has not found the memory it needs.

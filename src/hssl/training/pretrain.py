@@ -24,7 +24,7 @@ from hssl.runs.run import Run, RunInfo, provenance
 from hssl.store import Store
 from hssl.training.data import PretrainData, WindowBatch
 from hssl.training.loggers import check_loggers
-from hssl.training.loop import Stage, enough_memory, expected_device, fit, make_trainer, wants_bf16
+from hssl.training.loop import Stage, as_finished, enough_memory, expected_device, fit, make_trainer, wants_bf16
 from hssl.training.start import load_start, with_source
 from hssl.views import make_view
 
@@ -154,7 +154,7 @@ def pretrain(store: Store | Path | str, output: Path | str, *, config: PretrainC
     if stage.global_rank == 0:
         run.save_weights(stage.network)
         run.finish({"losses": {name: float(value) for name, value in stage.latest.items()}, "seconds": seconds})
-    return run
+    return as_finished(run, trainer)
 
 
 def check_batch_size(size: int, config: TrainingConfig, name: str, hint: str | None = None, *, least: int = 2) -> None:
