@@ -267,8 +267,8 @@ def _scans(path: Path) -> list[dicom.Series]:
     if scans:
         for series in found:
             if series not in scans:
-                what, _ = next(plane.problem for plane in series.planes if plane.problem)
-                logger.warning("%s %s and is left out", series, what)
+                problem = next(plane.problem for plane in series.planes if plane.problem)
+                logger.warning("%s %s and is left out", series, problem.what)
     return scans or found
 
 

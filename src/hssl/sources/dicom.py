@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,9 +58,19 @@ _SAME_PLACE = 0.01  # mm
 _EVEN = 0.1  # of the distance between slices
 _UPRIGHT = 1.0  # degrees
 
-_LOCALIZER = ("is a localizer", "move its files away")
-_OF_PICTURES = ("leave it out: it is no scan", "only stacks of slices are read; convert others to NIfTI or PNG")
-"""Advice on screenshots, radiographs and other pictures."""
+
+class Problem(NamedTuple):
+    """Why a slice cannot be used.
+
+    Attributes:
+        what: What is wrong.
+        hint: What to do about it.
+        kind: Whether it says that the slice only served to plan the scan, or is a picture: a screenshot, a radiograph.
+    """
+
+    what: str
+    hint: str
+    kind: Literal["localizer", "picture", "other"] = "other"
 
 
 @dataclass(frozen=True)
@@ -77,7 +87,7 @@ class Plane:
         thickness: Distance in mm to the next slice as the header has it, for a slice that stands alone.
         slope: What stored values are multiplied by,
         intercept: and what is added to them then, to give HU or another unit.
-        problem: Why it cannot be used and what to do about it; None if it can.
+        problem: Why it cannot be used; None if it can.
     """
 
     path: Path
@@ -89,7 +99,7 @@ class Plane:
     thickness: float = 1
     slope: float = 1
     intercept: float = 0
-    problem: tuple[str, str] | None = None
+    problem: Problem | None = None
 
     @property
     def normal(self) -> NDArray[np.float64]:
@@ -136,12 +146,12 @@ class Series:
     @property
     def is_localizer(self) -> bool:
         """Whether it only served to plan the scan."""
-        return any(plane.problem == _LOCALIZER for plane in self.planes)
+        return any(plane.problem is not None and plane.problem.kind == "localizer" for plane in self.planes)
 
     @property
     def is_picture(self) -> bool:
         """Whether it shows no slices of a body: a screenshot, a radiograph, a report as an image."""
-        return all(plane.problem is not None and plane.problem[1] in _OF_PICTURES for plane in self.planes)
+        return all(plane.problem is not None and plane.problem.kind == "picture" for plane in self.planes)
 
     def stack(self) -> list[Plane]:
         """The slices in the order of where they lie along their normal.
@@ -152,7 +162,7 @@ class Series:
         first = self.planes[0]
         for plane in self.planes:
             if plane.problem:
-                self._refuse(*plane.problem)
+                self._refuse(plane.problem.what, plane.problem.hint)
             if plane.size != first.size:
                 self._refuse(f"has slices of {_by(first.size)} and of {_by(plane.size)} pixels", "keep one size")
             if not np.allclose(plane.directions, first.directions, rtol=0, atol=_SAME_DIRECTION):
@@ -449,36 +459,37 @@ def _plane(header: Any, fields: dict[str, Any], path: Path, frame: int) -> Plane
     )
 
 
-def _problem(header: Any, fields: dict[str, Any]) -> tuple[str, str] | None:
-    """Why a slice cannot be used, and what to do about it."""
+def _problem(header: Any, fields: dict[str, Any]) -> Problem | None:
+    """Why a slice cannot be used; None if it can."""
     if "LOCALIZER" in (header.get("ImageType") or []):
-        return _LOCALIZER
+        return Problem("is a localizer", "move its files away", "localizer")
     if "MOSAIC" in (header.get("ImageType") or []):
-        return "holds the slices of a volume side by side in one (MOSAIC)", "convert it with dcm2niix"
+        return Problem("holds the slices of a volume side by side in one (MOSAIC)", "convert it with dcm2niix")
     photometric = str(header.get("PhotometricInterpretation") or "")
     if int(header.get("SamplesPerPixel") or 1) != 1 or photometric == "PALETTE COLOR":
-        return "is in colours", _OF_PICTURES[0]
+        return Problem("is in colours", "leave it out: it is no scan", "picture")
     if photometric == "MONOCHROME1":
-        return "stores bright as dark (MONOCHROME1)", "convert it to MONOCHROME2 or NIfTI"
+        return Problem("stores bright as dark (MONOCHROME1)", "convert it to MONOCHROME2 or NIfTI")
     frames = int(header.get("NumberOfFrames") or 1)
     for keyword, count in (("ImagePositionPatient", 3), ("ImageOrientationPatient", 6), ("PixelSpacing", 2)):
         if len(fields.get(keyword) or []) != count:
             several = f" of its {frames} frames" if frames > 1 else ""
-            return f"has no {keyword}{several}", _OF_PICTURES[1]
+            hint = "only stacks of slices are read; convert others to NIfTI or PNG"
+            return Problem(f"has no {keyword}{several}", hint, "picture")
     if frames > 1 and not header.get("PerFrameFunctionalGroupsSequence"):
-        return f"holds {frames} frames and one place for all of them", "convert it to NIfTI"
+        return Problem(f"holds {frames} frames and one place for all of them", "convert it to NIfTI")
     columns, rows = np.reshape(np.array(fields["ImageOrientationPatient"], float), (2, 3))
     if not np.allclose([columns @ columns, rows @ rows, columns @ rows], [1, 1, 0], atol=_SAME_DIRECTION):
-        return "has rows and columns that are not at right angles", "correct its ImageOrientationPatient"
+        return Problem("has rows and columns that are not at right angles", "correct its ImageOrientationPatient")
     if min(map(float, fields["PixelSpacing"])) <= 0:
-        return f"has pixels of {_by(fields['PixelSpacing'])} mm", "correct its PixelSpacing"
+        return Problem(f"has pixels of {_by(fields['PixelSpacing'])} mm", "correct its PixelSpacing")
     if header.get("ModalityLUTSequence"):
-        return "has a table of values instead of slope and intercept", "convert it to NIfTI"
+        return Problem("has a table of values instead of slope and intercept", "convert it to NIfTI")
     return _undecodable(str(header.file_meta.get("TransferSyntaxUID") or ""))
 
 
 @cache
-def _undecodable(syntax: str) -> tuple[str, str] | None:
+def _undecodable(syntax: str) -> Problem | None:
     from pydicom.pixels.decoders.base import get_decoder
     from pydicom.uid import UID
 
@@ -489,7 +500,7 @@ def _undecodable(syntax: str) -> tuple[str, str] | None:
     if available:
         return None
     hint = "install a decoder (pylibjpeg-libjpeg, pylibjpeg-openjpeg or python-gdcm), or decompress with gdcmconv --raw"
-    return f"is compressed as '{UID(syntax).name}', which cannot be decoded here", hint
+    return Problem(f"is compressed as '{UID(syntax).name}', which cannot be decoded here", hint)
 
 
 def _by(lengths: Sequence[float]) -> str:
