@@ -190,10 +190,8 @@ def evaluate(
     if predictions is not None and space == "store":
         raise ConfigError("ready masks lie on the grid of their files, not on the store's", path=predictions)
     opened = Run.open(run)
-    if opened.info.task is None:
-        raise RunError("is a pre-training run, which predicts no masks", path=opened.path, hint="fine-tune it first")
+    name = opened.task.name
     store = store if isinstance(store, Store) else Store.open(store or _store_of(opened))
-    name = opened.info.task.name
     subjects = getattr(store.split(name), part)
     cases = [case for case in store.cases(name, subjects) if case.has_label]
     if not cases:

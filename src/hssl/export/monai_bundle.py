@@ -12,7 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from hssl.errors import RunError
 from hssl.export.hub import model_card, write_run
 from hssl.files import new_folder, write_text
 from hssl.runs import Run, versions
@@ -36,13 +35,12 @@ def write_bundle(run: Path | str, output: Path) -> Path:
         ConfigError: `output` is there already.
     """
     opened = Run.open(run)
-    if opened.info.task is None:
-        raise RunError("is a pre-training run, which predicts no masks", path=opened.path, hint="fine-tune it first")
+    metadata = _metadata(opened)
     with new_folder(output) as folder:
         for name in ("configs", "docs", "models/run"):
             (folder / name).mkdir(parents=True)
         write_run(opened, folder / "models" / "run")
-        write_text(folder / "configs" / "metadata.json", json.dumps(_metadata(opened), indent=1))
+        write_text(folder / "configs" / "metadata.json", json.dumps(metadata, indent=1))
         write_text(folder / "configs" / "inference.json", json.dumps(_INFERENCE, indent=1))
         write_text(folder / "docs" / "README.md", model_card(opened))
     return output
@@ -62,9 +60,7 @@ _INFERENCE: dict[str, Any] = {
 
 def _metadata(run: Run) -> dict[str, Any]:
     """What MONAI's schema of bundles asks for, and what only we know."""
-    task, side = run.info.task, run.config.patch_size
-    if task is None:
-        return {}
+    task, side = run.task, run.config.patch_size
     channels = ["background", *(name for _, name in sorted(task.labels.items()))]
     shared = {"type": "image", "modality": task.modality or "unknown", "dtype": "float32", "is_patch_data": True}
     return {

@@ -116,6 +116,17 @@ class Run:
             raise _unreadable(error, path) from error
         return cls(path, config, info)
 
+    @property
+    def task(self) -> TaskInfo:
+        """The task that its network segments.
+
+        Raises:
+            RunError: It is a pre-training run.
+        """
+        if self.info.task is None:
+            raise RunError("is a pre-training run, which predicts no masks", path=self.path, hint="fine-tune it first")
+        return self.info.task
+
     def seen(self, store: Store, task: str) -> set[str]:
         """The subjects of a store's task that this run has seen, in it or in another channel of the same source."""
         records = (self.info.subjects_seen, self.info.masks_seen)
@@ -319,11 +330,12 @@ def load_segmentation(path: Path | str) -> tuple[SegmentationNetwork, Run, TaskI
         RunError: The folder is not a complete fine-tuning run.
     """
     run = Run.open(path)
-    if run.info.task is None or not isinstance(run.config, FinetuneConfig):
-        raise RunError("is a pre-training run, which predicts no masks", path=run.path, hint="fine-tune it first")
-    network = SegmentationNetwork(build_network(run.info.network), run.info.task.classes, run.config.head)
+    task = run.task
+    if not isinstance(run.config, FinetuneConfig):
+        raise RunError("has a task, and the options of a pre-training", path=run.path)
+    network = SegmentationNetwork(build_network(run.info.network), task.classes, run.config.head)
     _put(run.load_weights(), network, run.path / WEIGHTS)
-    return network.eval(), run, run.info.task
+    return network.eval(), run, task
 
 
 def provenance(config: TrainingConfig, store: Store) -> dict[str, Any]:
