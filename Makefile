@@ -42,7 +42,7 @@ format: $(VENV)/.installed-dev ## put the style right
 bench: .venv-bench/.installed ## measure the speed of each part beside its peers, in an environment of its own; PARTS="views training" for some
 	@set -e; for part in $(PARTS); do echo "== $$part"; OMP_WAIT_POLICY=PASSIVE .venv-bench/bin/python benchmarks/bench_$$part.py; done
 
-tables: $(VENV)/.installed ## write the tables of README.md and docs/results.md anew from the ledgers
+tables: $(VENV)/.installed ## write the tables of README.md and docs anew from the ledgers
 	$(BIN)/python tools/tables.py
 
 docs: $(VENV)/.installed-docs ## build the documentation into site/

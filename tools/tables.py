@@ -1,4 +1,4 @@
-"""Writes the tables of README.md and docs/results.md, and the picture of gains, from the ledgers in docs/results.
+"""Writes the tables of README.md, docs/results.md and docs/experiments.md, and the picture of gains, from the ledgers.
 
     python tools/tables.py          # or: make tables, after a ledger has grown
     python tools/tables.py --check  # only says what would change, and exits with 1 then

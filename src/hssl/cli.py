@@ -570,9 +570,11 @@ def _print_store(store: Store, *, as_json: bool) -> None:
 
 def _print_run(run: Run, *, as_json: bool) -> None:
     """The folder of a run, or with ``--json`` what it is and came to."""
+    from lightning.pytorch.utilities import rank_zero_only
+
     from hssl import console
 
-    if not run.info.complete:  # of several processes the first one finishes the run, and prints
+    if getattr(rank_zero_only, "rank", 0):  # of several processes the first one prints
         return
     if as_json:
         info = run.info.model_dump(mode="json", include={"stage", "complete", "result"})

@@ -448,9 +448,17 @@ def test_patients_given_one_by_one_are_no_challenges(tmp_path: Path) -> None:
         write_nifti(folder / "t1.nii.gz", VOLUME)
         write_nifti(folder / "t2.nii.gz", VOLUME)
     found = [source for folder in folders for source in find_sources(folder)]
-    with pytest.raises(SourceError, match="3 folders of one subject each"):
+    with pytest.raises(SourceError, match="3 folders with files of the same names, which seem to be patients"):
         check_no_patients(found)
     check_no_patients(found[:2])
+
+
+def test_sequences_in_folders_of_their_own_are_challenges(tmp_path: Path) -> None:
+    for sequence in ("t1", "t2", "flair"):
+        for patient in ("p0", "p1"):
+            write_nifti(tmp_path / sequence / "images" / f"{patient}.nii.gz", VOLUME)
+            write_nifti(tmp_path / sequence / "labels" / f"{patient}.nii.gz", MASK)
+    assert len(find_sources(tmp_path)) == 3
 
 
 @pytest.mark.parametrize("mask", ["a-label", "a.seg", "a_Mask", "a_GT"])
@@ -466,6 +474,9 @@ def test_a_mask_that_names_no_image_is_told(tmp_path: Path) -> None:
     write_nifti(tmp_path / "seg.nii.gz", MASK)
     with pytest.raises(SourceError, match=r"seg.nii.gz: is called a mask, and does not say of which image"):
         find_sources(tmp_path)
+    (tmp_path / "seg.nii.gz").rename(tmp_path / "_mask.nii.gz")
+    with pytest.raises(SourceError, match=r"_mask.nii.gz: is called a mask, and does not say of which image"):
+        find_sources(tmp_path)
 
 
 def test_parts_of_a_challenge_are_told(tmp_path: Path) -> None:
@@ -475,6 +486,7 @@ def test_parts_of_a_challenge_are_told(tmp_path: Path) -> None:
         find_sources(tmp_path / "labelsTr")
     with pytest.raises(SourceError, match=f"imagesTr: is a part of a challenge.*give {tmp_path}"):
         find_sources(tmp_path / "imagesTr")
+    assert len(list(find_sources(tmp_path / "imagesTr", layout="nifti")[0].cases())) == 1
     with pytest.raises(SourceError, match=r"holds imagesTr and no dataset.json .*images and labels"):
         find_sources(tmp_path)
 

@@ -406,7 +406,8 @@ def test_a_split_is_the_same_however_a_path_is_spelled(make_task: MakeTask, tmp_
     folder = make_task(ids=tuple("abcdefghij"))
     (tmp_path / "link").symlink_to(folder)
     (folder / "x").mkdir()
-    stores = [aggregate(path, tmp_path / path.name / "s") for path in (folder, tmp_path / "link", folder / "x" / "..")]
+    paths = (folder, tmp_path / "link", folder / "x" / "..")
+    stores = [aggregate(path, tmp_path / str(number)) for number, path in enumerate(paths)]
     assert len({store.split("Blobs").model_dump_json() for store in stores}) == 1
 
 
@@ -440,7 +441,7 @@ def test_patients_given_one_by_one_make_no_tasks(make_task: MakeTask, tmp_path: 
     for folder in folders:
         folder.mkdir()
         shutil.copy(image, folder / "t1.nii.gz")
-    with pytest.raises(SourceError, match="3 folders of one subject each"):
+    with pytest.raises(SourceError, match="3 folders with files of the same names"):
         aggregate(folders, tmp_path / "store")
     assert not (tmp_path / "store").exists()
 

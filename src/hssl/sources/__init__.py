@@ -5,6 +5,7 @@ A new layout is one file with a :class:`~hssl.sources.folder.Layout`, and one li
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,8 +24,6 @@ LAYOUTS: dict[str, Layout] = {
 _PLAIN = (nifti.LAYOUT, images2d.LAYOUT)
 _PART = re.compile(r"(images?|labels?|masks?)(tr|ts)?", re.IGNORECASE)
 _MASK_PART = re.compile(r"(labels?|masks?)(tr|ts)?", re.IGNORECASE)
-_SEQUENCES = 6
-"""Files of one patient that are seldom more: a folder with more of them is a challenge."""
 
 
 def find_sources(
@@ -63,7 +62,8 @@ def find_sources(
             raise ConfigError(f"subject rule '{subject}' is not a regular expression: {error}") from error
     if not path.exists():
         raise SourceError("no such file or folder", path=path)
-    _check_whole(path)
+    if layout is None:
+        _check_whole(path)
 
     options = Options(subject=subject, channel=channel, task=task)
     found = [(folder, match) for folder in [path] if (match := _layout_of(folder, layout))]
@@ -96,7 +96,8 @@ def check_no_patients(sources: Sequence[Source]) -> None:
     """Checks that folders are challenges: three or more that are one patient each would become as many tasks.
 
     Raises:
-        SourceError: All plain folders hold one subject each, or few files each that are called the same in all.
+        SourceError: All plain folders hold one subject each, or fewer files than there are folders, called the same in
+            all.
     """
     plain = {layout.name for layout in _PLAIN}
     folders: dict[Path, list[Case]] = {}
@@ -105,12 +106,15 @@ def check_no_patients(sources: Sequence[Source]) -> None:
             folders.setdefault(source.path, []).extend(source.cases())
     if len(folders) < 3:
         return
-    names = [{case.id for case in cases} for cases in folders.values()]
-    alike = all(each == names[0] for each in names) and len(names[0]) <= _SEQUENCES
+    # With images/ of their own they are one sequence each, of patients that are called alike in all.
+    names = [{case.id for case in cases} for path, cases in folders.items() if not (path / "images").is_dir()]
+    alike = len(names) == len(folders) > len(names[0]) and all(each == names[0] for each in names)
     if alike or all(len({case.subject for case in cases}) == 1 for cases in folders.values()):
         raise SourceError(
-            f"{len(folders)} folders of one subject each, which seem to be patients and not challenges",
-            path=next(iter(folders)),
+            f"{len(folders)} folders "
+            + ("with files of the same names" if alike else "of one subject each")
+            + ", which seem to be patients and not challenges",
+            path=os.path.commonpath(folders),
             hint="link their files into one folder, or add each by a command of its own if it is a challenge",
         )
 
@@ -119,8 +123,8 @@ def _check_whole(path: Path) -> None:
     """Refuses a part of a challenge: masks by themselves, and images whose masks lie beside their folder."""
     if not path.is_dir():
         return
-    folder = path.resolve()
-    above = f"give {folder.parent}"
+    folder = path.absolute()
+    above = f"give {folder.parent}, or say with --layout that it is all there is"
     if _MASK_PART.fullmatch(folder.name):
         raise SourceError("is a folder of masks", path=path, hint=above)
     if folder.name.lower() == "imagestr" and (folder.parent / f"labels{folder.name[-2:]}").is_dir():

@@ -14,7 +14,7 @@ from hssl.sources.files import list_files, stem
 from hssl.sources.folder import CaseFiles, Options, parse_labels, read_json, task_name
 
 _IMAGES, _MASKS = "images", ("labels", "masks")
-_MASK = re.compile(r"(?:(.+)[_.-])?(?:mask|labels?|seg|segmentation|gt|groundtruth)", re.IGNORECASE)
+_MASK = re.compile(r"(?:(.*)[_.-])?(?:mask|labels?|seg|segmentation|gt|groundtruth)", re.IGNORECASE)
 _MAX_LABELS = 64
 
 Labels = dict[int, str]
