@@ -213,6 +213,24 @@ def rehearsing() -> str:
     return body(score_table([row for row in ledger("rivals") if row["arm"] in arms], arms, SHARE))
 
 
+def second_subject() -> str:
+    """Jigsaw beside HSSL with each of two labelled subjects: Dice (%), and the mean difference from scratch."""
+    plan = BenchmarkPlan.load(RESULTS / "jigsaw.yaml")
+    dice = {(row["arm"], row["task"], row["seed"]): 100 * row["dice"] for row in ledger("jigsaw")}
+    arms, tasks = list(plan.arms), list(plan.tasks or ())
+
+    def gain(arm: str, seed: int) -> float:
+        return fmean(dice[arm, task, seed] - dice["scratch", task, seed] for task in tasks)
+
+    lines = [
+        [Cell(task), *(Cell(", ".join(f"{dice[arm, task, seed]:.1f}" for seed in plan.seeds)) for arm in arms)]
+        for task in tasks
+    ]
+    means = (", ".join(signed(gain(arm, seed), 1) for seed in plan.seeds) for arm in arms if arm != "scratch")
+    lines.append([Cell("mean − scratch"), Cell(""), *map(Cell, means)])
+    return body(Table("", ["task", *arms], lines))
+
+
 def ablation(seed: int) -> str:
     """The arms that have every task, with mean differences from scratch over organs and over all."""
     plan = BenchmarkPlan.load(RESULTS / "ablation.yaml")
@@ -276,6 +294,7 @@ def tables() -> dict[str, Callable[[], str]]:
         "rivals-ranks": lambda: body(variant_table(found, arms, "joint", "scratch", SHARE)),
         "rivals-differences": lambda: body(difference_table(found, against, SHARE)),
         "rehearsing": rehearsing,
+        "jigsaw": second_subject,
         "ablation": lambda: ablation(0),
         "ablation-second": lambda: ablation(1),
         "controls": controls,
@@ -295,8 +314,11 @@ def fill(page: str) -> str:
 
 def picture() -> bytes:
     """The bars of differences on nine tasks, as SVG."""
-    rows = ledger("nine-tasks")
-    groups = {f"{arm} − {reference}": compare(rows, arm, reference, SHARE) for arm, reference in PAIRS}
+    rows, _, _, tasks = nine_rows()
+    groups = {
+        f"{arm} − {reference}": sorted(compare(rows, arm, reference, SHARE), key=lambda each: tasks.index(each.task))
+        for arm, reference in PAIRS
+    }
     colours = dict(zip(groups, (MAIN_COLOURS[2], MAIN_COLOURS[1], OTHER_COLOURS[0]), strict=True))
     return base64.b64decode(
         gain_bars(groups, colours, "difference in Dice points, 5 % of the labels").partition("base64,")[2]

@@ -98,6 +98,21 @@ def test_rivals_in_the_text_come_from_the_ledger(tool: dict[str, Any]) -> None:
     assert text in page
 
 
+def test_two_subjects_of_jigsaw_in_the_text_come_from_the_ledger() -> None:
+    page, readme = ((ROOT / name).read_text(encoding="utf-8") for name in ("docs/results.md", "README.md"))
+    rows = Ledger(RESULTS / "jigsaw" / "ledger.jsonl").rows()
+    dice = {(row["arm"], row["task"], row["seed"]): row["dice"] for row in rows}
+    tasks = {task for _, task, _ in dice}
+    assert all(dice["joint", task, 1] > dice["jigsaw", task, 1] for task in tasks)
+    assert "With a second labelled subject HSSL is ahead of jigsaw on each task" in readme
+    differences = compare(rows, "joint", "jigsaw", "5%")
+    assert all(each.mean > 0 for each in differences)
+    assert min(each.p_holm or 1 for each in differences) > 0.05
+    over = [signed(fmean(100 * each.mean for each in compare(rows, arm, "scratch", "5%")), 1) for arm in ARMS[2:]]
+    over += [signed(fmean(100 * each.mean for each in compare(rows, "jigsaw", "scratch", "5%")), 1)]
+    assert "over both subjects by {} against {}, again on each".format(*over) in page
+
+
 def test_the_ablation_in_the_text_comes_from_the_ledger() -> None:
     page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     start = page.index("## The levels, one by one")
