@@ -94,7 +94,7 @@ def run_demo(output: Path | str, *, seed: int = 0) -> DemoResult:
 
 
 def _row(task: str, scratch: float, hssl: float) -> dict[str, Any]:
-    return {"task": task, SCRATCH: scratch, HSSL: hssl, "gain, points": round(100 * (hssl - scratch), 1)}
+    return {"task": task, SCRATCH: scratch, HSSL: hssl, "gain": hssl - scratch}
 
 
 def _draw(bench: Path, store: Store, path: Path) -> None:
