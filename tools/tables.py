@@ -13,7 +13,7 @@ import base64
 import re
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from statistics import fmean
 
@@ -64,6 +64,7 @@ LESION = "Task06_BrainTumour"
 """Of the four tasks of rivals and ablation the one without organs."""
 
 
+@cache
 def ledger(name: str) -> list[Row]:
     """The rows of docs/results/NAME/ledger.jsonl."""
     return Ledger(RESULTS / name / "ledger.jsonl").rows()
@@ -125,8 +126,8 @@ def gains() -> str:
         more = signed(fmean(100 * gain[task, "joint"].mean for task in over), 1) + known
         alone = signed(fmean(100 * gain[task, "single"].mean for task in over), 1)
         all_labels = f"{fmean(full[task] for task in over):.1f}"
-        cells = [title, *subjects, more, alone, *scores, all_labels]
-        return [Cell(text, number in (5, 6, 7) and text == best) for number, text in enumerate(cells)]
+        plain = map(Cell, (title, *subjects, more, alone))
+        return [*plain, *(Cell(score, score == best) for score in scores), Cell(all_labels)]
 
     lines = [
         line(

@@ -28,8 +28,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     if not path.parent.is_dir():
         raise ConfigError("there is no such folder to write to", path=path.parent, hint="make it first")
-    # Several processes may write the same file, each the same content.
-    temporary = path.with_name(f".partial-{uuid4().hex[:8]}-{path.name}")
+    temporary = _partial(path)
     try:
         yield temporary
         temporary.replace(path)
@@ -47,13 +46,18 @@ def new_folder(path: Path) -> Iterator[Path]:
     # The folder that a shell stands in would be gone from under it.
     if path.exists() and (not path.is_dir() or any(path.iterdir()) or path.samefile(Path.cwd())):
         raise ConfigError("is there already", path=path, hint="give a new folder")
-    temporary = path.with_name(f".partial-{uuid4().hex[:8]}-{path.name}")
+    temporary = _partial(path)
     temporary.mkdir(parents=True)
     try:
         yield temporary
         temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _partial(path: Path) -> Path:
+    """A name beside `path` that nobody else has: several processes may write the same, each the same content."""
+    return path.with_name(f".partial-{uuid4().hex[:8]}-{path.name}")
 
 
 @contextmanager

@@ -21,8 +21,6 @@ ABSTRACT_GAINS = (0.69, 18.60)
 """Smallest and largest gain over scratch with 5 % of the labels that the abstract reports, in Dice points."""
 MOST_TASKS = 8 / 9
 CLOSE, CLOSE_TASKS = 0.95, 6 / 9
-
-
 NOT_TESTED: Final = "not tested"
 
 

@@ -23,7 +23,6 @@ LAYOUTS: dict[str, Layout] = {
 
 _PLAIN = (nifti.LAYOUT, images2d.LAYOUT)
 _PART = re.compile(r"(images?|labels?|masks?)(tr|ts)?", re.IGNORECASE)
-_MASK_PART = re.compile(r"(labels?|masks?)(tr|ts)?", re.IGNORECASE)
 
 
 def find_sources(
@@ -100,12 +99,12 @@ def check_no_patients(sources: Sequence[Source]) -> None:
             all.
     """
     plain = {layout.name for layout in _PLAIN}
+    sources = [source for source in sources if source.layout in plain]
+    if len({source.path for source in sources}) < 3:  # before any folder is listed
+        return
     folders: dict[Path, list[Case]] = {}
     for source in sources:
-        if source.layout in plain:
-            folders.setdefault(source.path, []).extend(source.cases())
-    if len(folders) < 3:
-        return
+        folders.setdefault(source.path, []).extend(source.cases())
     # With images/ of their own they are one sequence each, of patients that are called alike in all.
     names = [{case.id for case in cases} for path, cases in folders.items() if not (path / "images").is_dir()]
     alike = len(names) == len(folders) > len(names[0]) and all(each == names[0] for each in names)
@@ -125,7 +124,8 @@ def _check_whole(path: Path) -> None:
         return
     folder = path.absolute()
     above = f"give {folder.parent}, or say with --layout that it is all there is"
-    if _MASK_PART.fullmatch(folder.name):
+    part = _PART.fullmatch(folder.name)
+    if part and not part[1].lower().startswith("image"):
         raise SourceError("is a folder of masks", path=path, hint=above)
     if folder.name.lower() == "imagestr" and (folder.parent / f"labels{folder.name[-2:]}").is_dir():
         raise SourceError("is a part of a challenge, whose masks lie beside it", path=path, hint=above)

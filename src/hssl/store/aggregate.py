@@ -100,7 +100,8 @@ def aggregate(
             Path(path), layout=config.layout, subject=config.subject, channel=config.channel, task=config.task
         )
     ]
-    check_no_patients(found)
+    if len(folders) > 1:  # those of one path have been looked at
+        check_no_patients(found)
     return aggregate_sources(found, output, config=config)
 
 
