@@ -9,8 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from hssl.config import FinetuneConfig, NetworkConfig, PretrainConfig
-from hssl.sources.phantoms import write_phantoms
-from hssl.store import CaseRecord, Split, Store, TaskInfo, TaskPlan
+from hssl.phantoms import write_phantoms
+from hssl.store import CaseRecord, Preprocessing, Split, Store, TaskInfo
 from hssl.store.splits import Splits
 from hssl.store.store import INDEX, SPLITS, Index, array_path
 
@@ -69,7 +69,7 @@ def make_store(tmp_path: Path) -> MakeStore:
                 name=task,
                 modality="MRI",
                 labels={value: "square"},
-                plan=TaskPlan(orientation="PLS", spacing=(1.0, 1.0)),
+                preprocessing=Preprocessing(orientation="PLS", spacing=(1.0, 1.0)),
                 layout="msd",
                 origin="nowhere",
                 fingerprint="none",
@@ -127,7 +127,7 @@ def pretrain_config() -> Callable[..., PretrainConfig]:
     """A pre-training of seconds; keywords override."""
 
     def make(**given: object) -> PretrainConfig:
-        options = {"task_stage": 2, "place_stage": 1, "region_stage": 1, "points": 8, "projection": 8}
+        options = {"task_stage": 2, "position_stage": 1, "local_stage": 1, "local_points": 8, "projection": 8}
         values = {**SHORT, "network": NETWORK, "batch_size": 4, "options": options, **given}
         return PretrainConfig.model_validate(values)
 
@@ -144,7 +144,7 @@ def finetune_config() -> Callable[..., FinetuneConfig]:
             "task": "Blobs",
             "network": NETWORK,
             "batch_size": 2,
-            "labels": 2,
+            "label_budget": 2,
             "validate_every": 2,
             **given,
         }

@@ -24,7 +24,7 @@ from hssl.errors import HsslError
 from hssl.evaluation import EvaluationResult, Mean
 from hssl.grouping import Grouping
 from hssl.runs import Run, RunInfo
-from hssl.store import Store, TaskInfo, TaskPlan
+from hssl.store import Preprocessing, Store, TaskInfo
 from hssl.store.summary import summarise
 
 
@@ -288,8 +288,8 @@ def test_a_table_rounds_and_json_does_not(capsys: pytest.CaptureFixture[str]) ->
 
 
 RUN = {"stage": "finetune", "complete": True, "result": {"best": 0.5}}
-PLAN = TaskPlan(orientation="PLS", spacing=(1.0, 1.0))
-TASK = TaskInfo(name="Heart", modality="", labels={}, plan=PLAN, layout="msd", origin="", fingerprint="")
+PLAN = Preprocessing(orientation="PLS", spacing=(1.0, 1.0))
+TASK = TaskInfo(name="Heart", modality="", labels={}, preprocessing=PLAN, layout="msd", origin="", fingerprint="")
 SCORES = EvaluationResult(
     run="run",
     task="Heart",
@@ -307,7 +307,7 @@ SCORES = EvaluationResult(
 )
 # Of each command: its arguments, the twin that does the work, what that gives, and the JSON of it.
 JSON: dict[str, tuple[str, str, object, object]] = {
-    "phantoms": ("-o raw", "hssl.sources.phantoms.write_phantoms", [Path("raw/Heart")], ["raw/Heart"]),
+    "phantoms": ("-o raw", "hssl.phantoms.write_phantoms", [Path("raw/Heart")], ["raw/Heart"]),
     "aggregate": ("raw -o store", "hssl.store.aggregate", "STORE", "SUMMARY"),
     "inspect": ("store", "hssl.store.Store.open", "STORE", "SUMMARY"),
     "pretrain": ("store -o run", "hssl.training.pretrain", "RUN", {"run": "run", "task": "Heart", **RUN}),
@@ -318,7 +318,7 @@ JSON: dict[str, tuple[str, str, object, object]] = {
         Grouping({"Heart": 1}),
         [{"task": "Heart", "group": 1}],
     ),
-    "predict": ("run scans -o masks", "hssl.inference.predict", [Path("masks/a.nii")], ["masks/a.nii"]),
+    "predict": ("run scans -o masks", "hssl.prediction.predict", [Path("masks/a.nii")], ["masks/a.nii"]),
     "evaluate": ("run", "hssl.evaluation.evaluate", SCORES, SCORES.model_dump()),
     "benchmark": ("plan.yaml -o bench", "hssl.benchmark.run_benchmark", [{"arm": "a"}], [{"arm": "a"}]),
     "report": ("bench", "hssl.benchmark.write_report", Path("bench/report.html"), "bench/report.html"),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hssl.benchmark import BenchmarkPlan
+from hssl.benchmark import Experiment
 from hssl.config import (
     PRESETS,
     AggregateConfig,
@@ -32,9 +32,9 @@ STAGES = [
     ),
     FinetuneConfig(task="A"),
     FinetuneConfig(
-        task="A", labels=3, init="run", network={"features": (4, 8, 8), "strides": ((1, 1), (2, 1), (2, 2))}
+        task="A", label_budget=3, init="run", network={"features": (4, 8, 8), "strides": ((1, 1), (2, 1), (2, 2))}
     ),
-    FinetuneConfig(task="A", labels=("a", "b"), network="base", validation=False, workers=0, window_size=128),
+    FinetuneConfig(task="A", label_budget=("a", "b"), network="base", validation=False, workers=0, window_size=128),
 ]
 
 
@@ -118,7 +118,7 @@ def test_an_empty_file_is_the_defaults(tmp_path, text):
         (PretrainConfig, {"learning_rate": -1}, "option 'learning_rate'"),
         (PretrainConfig, {"learning_rate": float("inf")}, "option 'learning_rate'"),
         (PretrainConfig, {"learning_rate": float("nan")}, "option 'learning_rate'"),
-        (PretrainConfig, {"tempering": 1.5}, "option 'tempering'"),
+        (PretrainConfig, {"task_sampling_exponent": 1.5}, "option 'task_sampling_exponent'"),
         (PretrainConfig, {"precision": "16"}, "option 'precision'"),
         (PretrainConfig, {"network": "huge"}, "option 'network'.*no network preset 'huge'.*small, base, large"),
         (PretrainConfig, {"network": {"features": [4, 8]}}, "option 'network'.*at least 3 stages"),
@@ -137,7 +137,7 @@ def test_an_empty_file_is_the_defaults(tmp_path, text):
         (PretrainConfig, {"steps": 0.5}, "option 'steps': should be a whole number"),
         (AggregateConfig, {"splits": {"A": ["p00"]}}, r"option 'splits.A': should be \{val: \[...\], test: \[...\]\}"),
         (AggregateConfig, {"splits": {"A": {"train": []}}}, "option 'splits.A': .*leave 'train' out"),
-        (BenchmarkPlan, {"store": "s", "arms": {"a": {}}, "fractions": [0.05]}, 'write a share as "5%", not 0.05'),
+        (Experiment, {"store": "s", "arms": {"a": {}}, "fractions": [0.05]}, 'write a share as "5%", not 0.05'),
         (
             FinetuneConfig,
             {"task": "A", "labels": 0},
@@ -203,11 +203,11 @@ def test_window_is_four_thirds_of_the_patch(patch, window):
 
 
 def test_values_are_frozen():
-    with pytest.raises(ValueError, match="frozen"):
+    with pytest.raises(ValueError, match="freeze_steps"):
         PretrainConfig().steps = 3
 
 
-@pytest.mark.parametrize("kind", [AggregateConfig, PretrainConfig, FinetuneConfig, BenchmarkPlan])
+@pytest.mark.parametrize("kind", [AggregateConfig, PretrainConfig, FinetuneConfig, Experiment])
 def test_options_that_nobody_knows_are_refused(kind):
     with pytest.raises(ConfigError, match="no option 'magic'"):
         kind.checked({"magic": 1})
@@ -223,10 +223,10 @@ def test_subjects_may_have_numbers_for_names(tmp_path):
 
 def test_what_changes_nothing_is_not_decisive():
     other = PretrainConfig(workers=3, log_every=1, checkpoint_every=7, loggers=())
-    assert other.decisive() == PretrainConfig().decisive()
-    assert PretrainConfig(seed=1).decisive() != PretrainConfig().decisive()
+    assert other.fingerprint_fields() == PretrainConfig().fingerprint_fields()
+    assert PretrainConfig(seed=1).fingerprint_fields() != PretrainConfig().fingerprint_fields()
 
 
 def test_stages_have_their_own_views():
-    assert PretrainConfig().view == ViewConfig(hide=0.3)
+    assert PretrainConfig().view == ViewConfig(occlusion_ratio=0.3)
     assert FinetuneConfig(task="A").view == ViewConfig(elastic=0.02)

@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 from hssl import demo
-from hssl.benchmark.ledger import Ledger
-from hssl.benchmark.runner import LEDGER
-from hssl.inference import predict
+from hssl.benchmark.run.ledger import Ledger
+from hssl.benchmark.run.runner import LEDGER
+from hssl.prediction import predict
 from hssl.runs import Run
 
 TASKS = ("Task02_HeartMR", "Task03_BrainMR", "Task05_ChestXray")

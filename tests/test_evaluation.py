@@ -74,7 +74,7 @@ def make_run(path: Path, store: Store, name: str = "Balls", **changes: object) -
 @pytest.fixture
 def run(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> Run:
     run = make_run(tmp_path / "run", store)
-    monkeypatch.setattr("hssl.inference.load_segmentation", lambda path: (ByIntensity(), run, run.info.task))
+    monkeypatch.setattr("hssl.prediction.load_segmentation", lambda path: (ByIntensity(), run, run.info.task))
     return run
 
 
@@ -95,7 +95,7 @@ def test_a_perfect_network_scores_perfectly_in_the_original_geometry(run: Run, s
 
 def test_rows_and_means_by_hand(run: Run, store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     # Ready masks: one case is found, one is shifted, in one all is missed, in one the core is invented.
-    test = store.cases("Balls", store.split("Balls").test)
+    test = store.cases("Balls", part="test")
     ready = tmp_path / "ready"
     ready.mkdir()
     truths = {case.id: ball((18, 20, 12), int(case.id[1:])) for case in test}
@@ -146,7 +146,7 @@ def test_another_store_has_a_result_of_its_own(run: Run, store: Store, tmp_path:
 
 def test_no_result_of_other_data_is_replaced(run: Run, store: Store, tmp_path: Path) -> None:
     folder = run.path / "evaluation"
-    test = store.cases("Balls", store.split("Balls").test)
+    test = store.cases("Balls", part="test")
     for ready in (tmp_path / "a", tmp_path / "b"):
         ready.mkdir()
         for case in test:
@@ -203,14 +203,14 @@ def test_another_task_has_other_subjects_with_the_same_names(
     tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make_run(tmp_path / "clean", store, subjects_seen={"Other": store.split("Balls").test})
-    monkeypatch.setattr("hssl.inference.load_segmentation", lambda path: (ByIntensity(), run, run.info.task))
+    monkeypatch.setattr("hssl.prediction.load_segmentation", lambda path: (ByIntensity(), run, run.info.task))
     assert evaluate(run.path).leaked == []
 
 
 def test_a_mask_that_has_changed_or_is_gone_is_refused_but_not_needed_in_the_stores_space(
     run: Run, store: Store
 ) -> None:
-    label = Path(str(store.cases("Balls", store.split("Balls").test)[0].label_path))
+    label = Path(str(store.cases("Balls", part="test")[0].label_path))
     nib.save(nib.Nifti1Image(ball((18, 20, 12), 99), AFFINE), label)
     with pytest.raises(StoreError, match="has changed"):
         evaluate(run.path)
@@ -232,7 +232,7 @@ def test_distances_are_in_mm_in_either_space(tmp_path: Path, store: Store, monke
             return super().forward(torch.roll(x, 2, dims=3))  # two columns, 3 mm
 
     run = make_run(tmp_path / "shifted", store)
-    monkeypatch.setattr("hssl.inference.load_segmentation", lambda path: (Shifted(), run, run.info.task))
+    monkeypatch.setattr("hssl.prediction.load_segmentation", lambda path: (Shifted(), run, run.info.task))
     results = [evaluate(run.path, space=space, tolerance=3.0) for space in ("source", "store")]
     for row, same in zip(*(result.scores for result in results), strict=True):
         assert (row.dice, row.hd95, row.surface_dice) == (same.dice, same.hd95, same.surface_dice)
@@ -247,11 +247,11 @@ def test_ready_masks_must_be_there_and_fit(run: Run, store: Store, tmp_path: Pat
     ready.mkdir()
     with pytest.raises(SourceError, match="has no mask of case"):
         evaluate(run.path, predictions=ready)
-    for case in store.cases("Balls", store.split("Balls").test):
+    for case in store.cases("Balls", part="test"):
         nib.save(nib.Nifti1Image(np.zeros((3, 3, 3), np.uint8), AFFINE), ready / f"{case.id}.nii.gz")
     with pytest.raises(SourceError, match="has the shape"):
         evaluate(run.path, predictions=ready)
-    for case in store.cases("Balls", store.split("Balls").test):
+    for case in store.cases("Balls", part="test"):
         mask = nib.load(case.label_path)
         values = np.asanyarray(mask.dataobj).astype(np.uint8)
         nib.save(nib.Nifti1Image(values, mask.affine), ready / f"{case.id}.nii.gz")
@@ -270,14 +270,14 @@ def test_a_store_made_with_another_plan_or_other_labels_is_refused(
     tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = store.tasks["Balls"]
-    other = task.model_copy(update={"plan": task.plan.model_copy(update={"window": (0.0, 99.0)})})
+    other = task.model_copy(update={"plan": task.preprocessing.model_copy(update={"window": (0.0, 99.0)})})
     run = make_run(tmp_path / "other", store, task=other)
-    monkeypatch.setattr("hssl.inference.load_segmentation", lambda path: (ByIntensity(), run, run.info.task))
+    monkeypatch.setattr("hssl.prediction.load_segmentation", lambda path: (ByIntensity(), run, run.info.task))
     renumbered = make_run(tmp_path / "third", store, task=task.model_copy(update={"labels": {1: "two", 2: "one"}}))
     with pytest.raises(StoreError, match="another plan"):
         evaluate(run.path)
     monkeypatch.setattr(
-        "hssl.inference.load_segmentation", lambda path: (ByIntensity(), renumbered, renumbered.info.task)
+        "hssl.prediction.load_segmentation", lambda path: (ByIntensity(), renumbered, renumbered.info.task)
     )
     with pytest.raises(StoreError, match=r"has the labels .*, the run's has \{1: 'two', 2: 'one'\}"):
         evaluate(renumbered.path)
@@ -317,7 +317,7 @@ def test_black_and_white_pictures_are_scored_as_label_1(tmp_path: Path, monkeypa
     config = AggregateConfig(window=(0, 255), fractions=(0.25, 0.25, 0.5), workers=1)
     store = aggregate([raw], tmp_path / "store", config=config)
     run = make_run(tmp_path / "run", store, "Squares")
-    monkeypatch.setattr("hssl.inference.load_segmentation", lambda path: (ByIntensity(), run, run.info.task))
+    monkeypatch.setattr("hssl.prediction.load_segmentation", lambda path: (ByIntensity(), run, run.info.task))
     result = evaluate(run.path)
     assert [(row.label, row.dice, row.surface_dice) for row in result.scores] == [(1, 1.0, 1.0)] * 2
     assert result.scores[0].truth_voxels == 10 * (6 + int(result.scores[0].case[1:]))

@@ -182,10 +182,10 @@ def test_slices_are_spread_evenly(store):
             return [x, x]
 
     network, task = Recorder(), min(store.tasks)
-    total = sum(case.shape[0] for case in store.cases(task, store.split(task).train))
+    total = sum(case.shape[0] for case in store.cases(task, part="train"))
     rows = grouping._features(network, store, task, 3)
     assert network.seen.shape == (3, 1, 96, 96)
-    cases = store.cases(task, store.split(task).train)
+    cases = store.cases(task, part="train")
     for case, index, seen in ((cases[0], 0, network.seen[0]), (cases[-1], -1, network.seen[2])):
         picture = torch.from_numpy(np.asarray(store.image(case)[index], np.float32))[None, None]
         expected = torch.nn.functional.interpolate(picture, size=(96, 96), mode="bilinear", antialias=True)

@@ -50,7 +50,7 @@ def test_a_still_view_is_the_middle_of_the_window():
     window = windows()
     view = make_view(window, 32, still(), generator())
     assert torch.equal(view.clean, window[:, :, 16:48, 16:48])
-    assert not view.hidden.any()
+    assert not view.occluded.any()
     # Intensities pass through a power with a floor of 1e-4.
     torch.testing.assert_close(view.image, view.clean, atol=1e-4, rtol=0)
 
@@ -63,8 +63,8 @@ def test_a_still_view_of_the_whole_window():
 def test_half_precision_windows_become_float32():
     view = make_view(windows().half(), 32, ViewConfig(), generator())
     assert view.image.dtype == view.clean.dtype == view.theta.dtype == view.grid.dtype == torch.float32
-    assert view.hidden.dtype == torch.bool
-    assert view.image.shape == view.clean.shape == view.hidden.shape == (2, 1, 32, 32)
+    assert view.occluded.dtype == torch.bool
+    assert view.image.shape == view.clean.shape == view.occluded.shape == (2, 1, 32, 32)
     assert (view.theta.shape, view.grid.shape) == ((2, 2, 3), (2, 32, 32, 2))
 
 
@@ -190,8 +190,8 @@ def test_the_same_point_shows_the_same_pixel():
 
 def test_every_image_draws_its_own():
     window = windows(1).expand(6, -1, -1, -1)
-    view = make_view(window, 32, ViewConfig(hide=0.3), generator())
-    for part in (view.theta, view.clean, view.hidden.float()):
+    view = make_view(window, 32, ViewConfig(occlusion_ratio=0.3), generator())
+    for part in (view.theta, view.clean, view.occluded.float()):
         assert len({tuple(row.flatten().tolist()) for row in part}) == 6
     changed = change_intensity(window, ViewConfig(intensity=1.0), generator())
     means = changed.mean((1, 2, 3))
@@ -199,7 +199,7 @@ def test_every_image_draws_its_own():
 
 
 def test_a_seed_gives_one_view_and_a_generator_two():
-    config = ViewConfig(hide=0.3, elastic=0.02)
+    config = ViewConfig(occlusion_ratio=0.3, elastic=0.02)
     source = generator(5)
     first, second = (make_view(windows(), 32, config, source) for _ in range(2))
     again = make_view(windows(), 32, config, generator(5))
@@ -212,7 +212,7 @@ def test_torch_s_own_generator_is_not_touched():
     torch.manual_seed(0)
     expected = torch.rand(1)
     torch.manual_seed(0)
-    make_view(windows(), 32, ViewConfig(hide=0.3, elastic=0.02), generator())
+    make_view(windows(), 32, ViewConfig(occlusion_ratio=0.3, elastic=0.02), generator())
     assert torch.equal(torch.rand(1), expected)
 
 
@@ -261,20 +261,20 @@ def test_blur_is_gaussian_and_keeps_the_sum():
 
 
 def test_hidden_blocks():
-    config = ViewConfig(hide=0.3, hide_block=8)
+    config = ViewConfig(occlusion_ratio=0.3, occlusion_size=8)
     hidden = draw_blocks(200, 36, config, generator())
     assert hidden.shape == (200, 1, 36, 36)
     assert abs(hidden.float().mean() - 0.3) < 0.02
     blocks = hidden[:, 0, :32, :32].reshape(200, 4, 8, 4, 8).float().mean((2, 4))
     assert set(blocks.unique().tolist()) == {0.0, 1.0}
-    view = make_view(torch.ones(4, 1, 64, 64), 36, ViewConfig(hide=0.3), generator())
-    assert not view.image[view.hidden].any()
-    assert view.clean[view.hidden].min() > 0.5
+    view = make_view(torch.ones(4, 1, 64, 64), 36, ViewConfig(occlusion_ratio=0.3), generator())
+    assert not view.image[view.occluded].any()
+    assert view.clean[view.occluded].min() > 0.5
 
 
 @pytest.mark.parametrize("hide", [0.0, 1.0])
 def test_all_or_nothing_hidden(hide):
-    assert (draw_blocks(3, 16, ViewConfig(hide=hide), generator()) == bool(hide)).all()
+    assert (draw_blocks(3, 16, ViewConfig(occlusion_ratio=hide), generator()) == bool(hide)).all()
 
 
 def test_elastic_moves_points_by_its_share():
@@ -301,7 +301,7 @@ def test_no_step_waits_for_the_device():
         patch.setattr(torch, "rand", drawn)
         patch.setattr(torch, "randn", drawn)
         patch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # there is none on that device
-        view = make_view(windows(2).to("meta"), 32, ViewConfig(hide=0.3, elastic=0.02), Draws())
+        view = make_view(windows(2).to("meta"), 32, ViewConfig(occlusion_ratio=0.3, elastic=0.02), Draws())
         points = map_points(torch.empty(2, 5, 2, device="meta"), view.theta, view.theta)
         label = follow(torch.empty(2, 64, 64, dtype=torch.uint8, device="meta"), view.grid)
     assert view.image.device.type == points.device.type == label.device.type == "meta"
@@ -334,7 +334,7 @@ def test_intensities_change_as_the_formula_says() -> None:
 
 
 def test_views_keep_their_digits_under_autocast() -> None:
-    config = ViewConfig(elastic=0.02, hide=0.3)
+    config = ViewConfig(elastic=0.02, occlusion_ratio=0.3)
     plain = make_view(windows(), 32, config, generator())
     with torch.autocast("cpu", torch.bfloat16):
         cast = make_view(windows(), 32, config, generator())

@@ -20,7 +20,7 @@ from hssl.objectives import OBJECTIVES, build_rehearsed, total
 from hssl.runs import load_unet
 from hssl.store import Store
 from hssl.training.data import FinetuneData, PretrainData
-from hssl.training.pretrain import ask
+from hssl.training.pretrain import compute_losses
 from hssl.views import follow, make_view
 
 
@@ -52,7 +52,7 @@ def main(store_path: str, task: str, run: str, batches: str = "8") -> None:
         torch.manual_seed(0)
         objective = build_rehearsed(name, unet, task, {})
         norms = [
-            norm(total(ask(objective, unet, scans[step], config, Generator().manual_seed(step))))
+            norm(total(compute_losses(objective, unet, scans[step], config, Generator().manual_seed(step))))
             for step in range(count)
         ]
         print(f"| {tuned.rehearsal} of {name} | {tuned.rehearsal * sum(norms) / count:.2g} |")

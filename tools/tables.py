@@ -17,15 +17,13 @@ from functools import cache, partial
 from pathlib import Path
 from statistics import fmean
 
-from hssl.benchmark import BenchmarkPlan
-from hssl.benchmark.claims import check_claims, find_roles, signed
-from hssl.benchmark.figures import MAIN_COLOURS, OTHER_COLOURS, gain_bars
-from hssl.benchmark.ledger import Ledger, Row
-from hssl.benchmark.statistics import Difference, compare, summarise
-from hssl.benchmark.tables import (
+from hssl.benchmark import Experiment
+from hssl.benchmark.report.claims import check_claims, find_roles
+from hssl.benchmark.report.figures import MAIN_COLOURS, OTHER_COLOURS, gain_bars
+from hssl.benchmark.report.tables import (
     METRICS,
-    Cell,
     Table,
+    TableCell,
     claim_table,
     difference_table,
     interval,
@@ -33,6 +31,9 @@ from hssl.benchmark.tables import (
     score_table,
     variant_table,
 )
+from hssl.benchmark.run.ledger import Ledger, Row
+from hssl.benchmark.statistics import Difference, compare, summarise
+from hssl.text import signed
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
@@ -61,7 +62,7 @@ EXPLAINED = {
     "Task09_CardiacSSFP": "heart, bSSFP MR",
 }
 LESION = "Task06_BrainTumour"
-"""Of the four tasks of rivals and ablation the one without organs."""
+"""Of the four tasks of baselines and ablation the one without organs."""
 
 
 @cache
@@ -96,12 +97,12 @@ def readme() -> str:
     """Scratch, joint and the gains of joint and of single-domain on nine tasks."""
     rows, dice, gain, tasks = nine_rows()
 
-    def line(title: str, subjects: str, over: Sequence[str]) -> list[Cell]:
+    def line(title: str, subjects: str, over: Sequence[str]) -> list[TableCell]:
         scratch, joint = (f"{fmean(dice[task, arm] for task in over):.1f}" for arm in ("scratch", "joint"))
         best = max(scratch, joint, key=float)
         more = [signed(fmean(100 * gain[task, arm].mean for task in over), 1) for arm in ("joint", "single")]
-        scores = (Cell(scratch, scratch == best), Cell(joint, joint == best))
-        return [Cell(title), Cell(subjects), *scores, *map(Cell, more)]
+        scores = (TableCell(scratch, scratch == best), TableCell(joint, joint == best))
+        return [TableCell(title), TableCell(subjects), *scores, *map(TableCell, more)]
 
     lines = [line(PLAIN[task], labelled(rows, task), [task]) for task in tasks]
     header = [
@@ -120,14 +121,14 @@ def gains() -> str:
     rows, dice, gain, tasks = nine_rows()
     full = {row["task"]: 100 * row["dice"] for row in ledger("ten-percent") if row["arm"] == "scratch"}
 
-    def line(title: str, subjects: Sequence[str], over: Sequence[str], known: str) -> list[Cell]:
+    def line(title: str, subjects: Sequence[str], over: Sequence[str], known: str) -> list[TableCell]:
         scores = [f"{fmean(dice[task, arm] for task in over):.1f}" for arm in ARMS]
         best = max(scores, key=float)
         more = signed(fmean(100 * gain[task, "joint"].mean for task in over), 1) + known
         alone = signed(fmean(100 * gain[task, "single"].mean for task in over), 1)
         all_labels = f"{fmean(full[task] for task in over):.1f}"
-        plain = map(Cell, (title, *subjects, more, alone))
-        return [*plain, *(Cell(score, score == best) for score in scores), Cell(all_labels)]
+        plain = map(TableCell, (title, *subjects, more, alone))
+        return [*plain, *(TableCell(score, score == best) for score in scores), TableCell(all_labels)]
 
     lines = [
         line(
@@ -155,10 +156,10 @@ def seeds() -> str:
     dice = {(row["arm"], row["task"], row["seed"]): 100 * row["dice"] for row in ledger("nine-tasks")}
     lines = []
     for seed in sorted({seed for _, _, seed in dice}):
-        cells = [Cell(f"seed {seed}")]
+        cells = [TableCell(f"seed {seed}")]
         for arm in ("joint", "single"):
             found = [dice[arm, task, seed] - dice["scratch", task, seed] for task in PLAIN]
-            cells.append(Cell(f"{signed(fmean(found), 1)} ({sum(gain > 0 for gain in found)} of {len(found)})"))
+            cells.append(TableCell(f"{signed(fmean(found), 1)} ({sum(gain > 0 for gain in found)} of {len(found)})"))
         lines.append(cells)
     return body(Table("", ["mean of 9 tasks", "joint − scratch", "single − scratch"], lines))
 
@@ -170,12 +171,12 @@ def nine_tasks(metric: str) -> str:
 
 def claims() -> str:
     """The claims of the abstract, of nine tasks with 5 % and with 10 % of the labels."""
-    roles = find_roles(BenchmarkPlan.load(RESULTS / "nine-tasks.yaml"))
+    roles = find_roles(Experiment.load(RESULTS / "nine-tasks.yaml"))
     return body(claim_table(check_claims([*ledger("nine-tasks"), *ledger("ten-percent")], roles)))
 
 
 def pretrainings(name: str) -> str:
-    """Pre-trainings of a plan of single-domain and joint arms."""
+    """Pre-trainings of an experiment of single-domain and joint arms."""
     rows = Ledger(RESULTS / name / "pretraining.jsonl").rows()
     arms = {row["config_hash"]: "single" if len(row["tasks"]) == 1 else "joint" for row in rows}
     return body(pretraining_table(rows, arms))
@@ -191,64 +192,82 @@ def ten_percent() -> str:
         shares.append(100 * few["dice"] / full["dice"])
         subjects = f"{len(few['labelled'])} of {len(full['labelled'])}"
         scores = (f"{100 * each['dice']:.1f}" for each in (few, full))
-        lines.append([Cell(task), Cell(subjects), *map(Cell, scores), Cell(f"{shares[-1]:.1f}", shares[-1] >= 95)])
+        lines.append(
+            [
+                TableCell(task),
+                TableCell(subjects),
+                *map(TableCell, scores),
+                TableCell(f"{shares[-1]:.1f}", shares[-1] >= 95),
+            ]
+        )
     means = (f"{fmean(100 * rows[arm, task]['dice'] for task in tasks):.1f}" for arm in ("joint", "scratch"))
-    lines.append([Cell(f"mean of {len(tasks)}"), Cell(""), *map(Cell, means), Cell(f"{fmean(shares):.1f}")])
+    lines.append(
+        [TableCell(f"mean of {len(tasks)}"), TableCell(""), *map(TableCell, means), TableCell(f"{fmean(shares):.1f}")]
+    )
     header = ["task", "labelled subjects, 10 % of", "joint, 10 %", "scratch, 100 %", "share (%)"]
     return body(Table("", header, lines))
 
 
-def rivals() -> tuple[list[Row], list[str]]:
+def baselines() -> tuple[list[Row], list[str]]:
     """The rows of arms that do not rehearse and have every task; joint, and then the others, the best first."""
-    plan, rows = BenchmarkPlan.load(RESULTS / "rivals.yaml"), ledger("rivals")
-    whole = [arm for arm in plan.arms if sum(row["arm"] == arm for row in rows) == len(plan.tasks or ())]
+    experiment, rows = Experiment.load(RESULTS / "baselines.yaml"), ledger("baselines")
+    whole = [arm for arm in experiment.arms if sum(row["arm"] == arm for row in rows) == len(experiment.tasks or ())]
     others = [arm for arm in whole if arm not in ("scratch", "joint") and not arm.endswith("-rehearsing")]
     others.sort(key=lambda arm: -fmean(row["dice"] for row in rows if row["arm"] == arm))
     return [row for row in rows if row["arm"] in ("scratch", "joint", *others)], ["joint", *others]
 
 
 def rehearsing() -> str:
-    """Rivals that were run with rehearsal too, side by side."""
+    """Baselines that were run with rehearsal too, side by side."""
     names = ("joint", "global-local", "masked")
     arms = [arm for name in names for arm in (name, f"{name}-rehearsing")]
-    return body(score_table([row for row in ledger("rivals") if row["arm"] in arms], arms, SHARE))
+    return body(score_table([row for row in ledger("baselines") if row["arm"] in arms], arms, SHARE))
 
 
 def second_subject() -> str:
     """Jigsaw beside HSSL with each of two labelled subjects: Dice (%), and the mean difference from scratch."""
-    plan = BenchmarkPlan.load(RESULTS / "jigsaw.yaml")
+    experiment = Experiment.load(RESULTS / "jigsaw.yaml")
     dice = {(row["arm"], row["task"], row["seed"]): 100 * row["dice"] for row in ledger("jigsaw")}
-    arms, tasks = list(plan.arms), list(plan.tasks or ())
+    arms, tasks = list(experiment.arms), list(experiment.tasks or ())
 
     def gain(arm: str, seed: int) -> float:
         return fmean(dice[arm, task, seed] - dice["scratch", task, seed] for task in tasks)
 
     lines = [
-        [Cell(task), *(Cell(", ".join(f"{dice[arm, task, seed]:.1f}" for seed in plan.seeds)) for arm in arms)]
+        [
+            TableCell(task),
+            *(TableCell(", ".join(f"{dice[arm, task, seed]:.1f}" for seed in experiment.seeds)) for arm in arms),
+        ]
         for task in tasks
     ]
-    means = (", ".join(signed(gain(arm, seed), 1) for seed in plan.seeds) for arm in arms if arm != "scratch")
-    lines.append([Cell("mean − scratch"), Cell(""), *map(Cell, means)])
+    means = (", ".join(signed(gain(arm, seed), 1) for seed in experiment.seeds) for arm in arms if arm != "scratch")
+    lines.append([TableCell("mean − scratch"), TableCell(""), *map(TableCell, means)])
     return body(Table("", ["task", *arms], lines))
 
 
 def ablation(seed: int) -> str:
     """The arms that have every task, with mean differences from scratch over organs and over all."""
-    plan = BenchmarkPlan.load(RESULTS / "ablation.yaml")
+    experiment = Experiment.load(RESULTS / "ablation.yaml")
     dice = {(row["arm"], row["task"]): 100 * row["dice"] for row in ledger("ablation") if row["seed"] == seed}
-    tasks = list(plan.tasks or ())
+    tasks = list(experiment.tasks or ())
     organs = [task for task in tasks if task != LESION]
 
-    def score(arm: str, task: str) -> Cell:
-        return Cell(f"{dice[arm, task]:.1f}")
+    def score(arm: str, task: str) -> TableCell:
+        return TableCell(f"{dice[arm, task]:.1f}")
 
-    def gain(arm: str, over: Sequence[str]) -> Cell:
+    def gain(arm: str, over: Sequence[str]) -> TableCell:
         differences = [dice[arm, task] - dice["scratch", task] for task in over]
-        return Cell("" if arm == "scratch" else signed(fmean(differences), 1))
+        return TableCell("" if arm == "scratch" else signed(fmean(differences), 1))
 
     lines = [
-        [Cell(arm), *(score(arm, task) for task in organs), gain(arm, organs), score(arm, LESION), gain(arm, tasks)]
-        for arm in plan.arms
+        [
+            TableCell(arm),
+            *(score(arm, task) for task in organs),
+            gain(arm, organs),
+            score(arm, LESION),
+            gain(arm, tasks),
+        ]
+        for arm in experiment.arms
         if all((arm, task) in dice for task in tasks)
     ]
     return body(Table("", ["arm", *organs, "three organs − scratch", LESION, "all four − scratch"], lines))
@@ -267,20 +286,20 @@ def controls() -> str:
     ]
     found = {pair: {each.task: each for each in compare(rows, *pair, SHARE)} for pair in pairs}
 
-    def cell(pair: tuple[str, str], task: str) -> Cell:
+    def cell(pair: tuple[str, str], task: str) -> TableCell:
         each = found[pair].get(task)
         if each is None:
-            return Cell("–")
-        return Cell(f"{signed(100 * each.mean, 1)} ({interval(each, 1)})" + ", one seed" * (each.seeds == 1))
+            return TableCell("–")
+        return TableCell(f"{signed(100 * each.mean, 1)} ({interval(each, 1)})" + ", one seed" * (each.seeds == 1))
 
-    lines = [[Cell(task), *(cell(pair, task) for pair in pairs)] for task in found[pairs[0]]]
+    lines = [[TableCell(task), *(cell(pair, task) for pair in pairs)] for task in found[pairs[0]]]
     header = [" − ".join(names.get(arm, arm) for arm in pair) for pair in pairs]
     return body(Table("", ["task", *header], lines))
 
 
 def tables() -> dict[str, Callable[[], str]]:
     """What fills each place."""
-    found, arms = rivals()
+    found, arms = baselines()
     against = [("joint", other) for other in ("scratch", *arms[1:])]
     return {
         "readme": readme,
@@ -291,9 +310,9 @@ def tables() -> dict[str, Callable[[], str]]:
         "differences": lambda: body(difference_table(ledger("nine-tasks"), PAIRS, SHARE)),
         "pretraining": lambda: pretrainings("nine-tasks"),
         "ten-percent": ten_percent,
-        "rivals": lambda: body(score_table(found, ("scratch", *arms), SHARE)),
-        "rivals-ranks": lambda: body(variant_table(found, arms, "joint", "scratch", SHARE)),
-        "rivals-differences": lambda: body(difference_table(found, against, SHARE)),
+        "baselines": lambda: body(score_table(found, ("scratch", *arms), SHARE)),
+        "baselines-ranks": lambda: body(variant_table(found, arms, "joint", "scratch", SHARE)),
+        "baselines-differences": lambda: body(difference_table(found, against, SHARE)),
         "rehearsing": rehearsing,
         "jigsaw": second_subject,
         "ablation": lambda: ablation(0),

@@ -1,43 +1,75 @@
 """Hierarchical self-supervised learning for medical image segmentation with few labels.
 
 The work of the ``hssl`` program as functions. Names are imported when they are first used, so that
-``import hssl`` costs nothing.
+``import hssl`` costs nothing; editors and type checkers see their signatures.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hssl.benchmark import run_benchmark, write_report
+    from hssl.demo import run_demo
+    from hssl.errors import HsslError
+    from hssl.evaluation import evaluate
+    from hssl.export import export_run, push
+    from hssl.grouping import find_groups
+    from hssl.phantoms import write_phantoms
+    from hssl.prediction.predict import predict
+    from hssl.runs import Run, load
+    from hssl.store import Store, aggregate
+    from hssl.training.finetune import finetune
+    from hssl.training.pretrain import pretrain
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "HsslError": "hssl.errors",
-    "Run": "hssl.runs",
-    "Store": "hssl.store",
-    "aggregate": "hssl.store",
-    "evaluate": "hssl.evaluation",
-    "export_run": "hssl.export",
-    "find_groups": "hssl.grouping",
-    "finetune": "hssl.training",
-    "load": "hssl.runs",
-    "predict": "hssl.inference",
-    "pretrain": "hssl.training",
-    "push": "hssl.export",
-    "run_benchmark": "hssl.benchmark",
-    "run_demo": "hssl.demo",
-    "write_phantoms": "hssl.sources.phantoms",
-    "write_report": "hssl.benchmark",
+_ROOMS = {
+    "HsslError": "errors",
+    "Run": "runs",
+    "Store": "store",
+    "aggregate": "store",
+    "evaluate": "evaluation",
+    "export_run": "export",
+    "find_groups": "grouping",
+    "finetune": "training",
+    "load": "runs",
+    "predict": "prediction",
+    "pretrain": "training",
+    "push": "export",
+    "run_benchmark": "benchmark",
+    "run_demo": "demo",
+    "write_phantoms": "phantoms",
+    "write_report": "benchmark",
 }
 
-__all__ = ["__version__", *sorted(_HOMES)]
+__all__ = [
+    "HsslError",
+    "Run",
+    "Store",
+    "__version__",
+    "aggregate",
+    "evaluate",
+    "export_run",
+    "find_groups",
+    "finetune",
+    "load",
+    "predict",
+    "pretrain",
+    "push",
+    "run_benchmark",
+    "run_demo",
+    "write_phantoms",
+    "write_report",
+]
 
 
 def __getattr__(name: str) -> Any:
     """Imports a public name from its room on first use."""
-    if name not in _HOMES:
+    if name not in _ROOMS:
         raise AttributeError(f"module 'hssl' has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
+    value = getattr(import_module(f"hssl.{_ROOMS[name]}"), name)
     globals()[name] = value
     return value
 

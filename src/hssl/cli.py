@@ -16,6 +16,7 @@ import typer
 
 from hssl import __version__
 from hssl.errors import ConfigError, HsslError
+from hssl.registry import EXPORTS, LAYOUTS, OBJECTIVES
 
 if TYPE_CHECKING:
     from hssl.config import StageConfig
@@ -122,7 +123,7 @@ def phantoms(
 ) -> None:
     """Write synthetic labelled challenges, to try everything on."""
     from hssl import console
-    from hssl.sources.phantoms import write_phantoms
+    from hssl.phantoms import write_phantoms
 
     console.print_paths(write_phantoms(output, subjects=subjects, seed=seed), as_json=as_json)
 
@@ -133,7 +134,7 @@ def aggregate(
     output: Output,
     layout: Annotated[
         str | None,
-        typer.Option(help="Reader: msd, nnunet, nifti, images2d, dicom. Recognised unless ambiguous."),
+        typer.Option(help=f"Reader: {LAYOUTS.listed}. Recognised unless ambiguous."),
     ] = None,
     subject: Annotated[str | None, typer.Option(help="Regular expression that finds the subject in a case id.")] = None,
     channel: Annotated[str | None, typer.Option(help="Channel to take of several, by name or number.")] = None,
@@ -200,7 +201,7 @@ def pretrain(
     ] = None,
     objective: Annotated[
         str | None,
-        typer.Option(help="hierarchical (by default), simclr, byol, rotation, jigsaw, genesis, global_local, masked."),
+        typer.Option(help=f"{OBJECTIVES.listed}, or module:Class of your own; the first by default."),
     ] = None,
     network: Annotated[str | None, typer.Option(help="small (CPU), base or large.")] = None,
     plans: Annotated[
@@ -223,7 +224,7 @@ def pretrain(
     Defaults, and all other options: hssl config show pretrain.
     """
     from hssl import training
-    from hssl.config import PretrainConfig, names_in
+    from hssl.config import PretrainConfig, parse_names
 
     planned = None
     below: dict[str, Any] = {}
@@ -239,7 +240,7 @@ def pretrain(
         config,
         options,
         below,
-        tasks=names_in(tasks) if tasks else None,
+        tasks=parse_names(tasks) if tasks else None,
         init=init,
         objective=objective,
         network=planned or network,
@@ -274,6 +275,16 @@ def finetune(
             help="Choose the best step by the validation subjects' masks (by default), which count as labelled then.",
         ),
     ] = None,
+    pretext: Annotated[
+        bool | None,
+        typer.Option("--pretext/--no-pretext", help="Keep the losses of pre-training on (by default, after one)."),
+    ] = None,
+    self_training: Annotated[
+        bool | None,
+        typer.Option(
+            "--self-training/--no-self-training", help="Learn from the network's own masks of scans without masks."
+        ),
+    ] = None,
     steps: Steps = None,
     patch_size: PatchSize = None,
     batch_size: BatchSize = None,
@@ -295,9 +306,10 @@ def finetune(
         config,
         options,
         task=task,
-        labels=_labels(labels),
+        label_budget=_labels(labels),
         init=init,
         validation=validation,
+        auxiliary=_auxiliary(pretext=pretext, self_training=self_training),
         steps=steps,
         patch_size=patch_size,
         batch_size=batch_size,
@@ -319,9 +331,9 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Write a mask for each image, on the image's own grid."""
-    from hssl import console, inference
+    from hssl import console, prediction
 
-    masks = inference.predict(
+    masks = prediction.predict(
         run, inputs, output, channel=channel, overlap=overlap, batch_size=batch_size, device=device
     )
     console.print_paths(masks, as_json=as_json)
@@ -331,7 +343,7 @@ def predict(
 def evaluate(
     run: RunPath,
     store: Annotated[Path | None, typer.Option(help="Store to evaluate on; the run's own by default.")] = None,
-    part: Annotated[str, typer.Option(help="test, val or train.")] = "test",
+    part: Annotated[Literal["train", "val", "test"], typer.Option(help="Part of the split.")] = "test",
     allow_leak: Annotated[
         bool,
         typer.Option("--allow-leak", help="Evaluate subjects that training has seen, and mark the result."),
@@ -394,7 +406,9 @@ def groups(
 
 @app.command()
 def benchmark(
-    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="YAML: store, tasks, fractions, arms, seeds.")],
+    experiment: Annotated[
+        Path, typer.Argument(metavar="EXPERIMENT", help="YAML: store, tasks, label budgets, arms, seeds.")
+    ],
     output: Output,
     workers: Annotated[int, typer.Option(min=1, help="Runs at the same time.")] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs and the hours, and stop.")] = False,
@@ -403,15 +417,15 @@ def benchmark(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Compare arms over tasks, label fractions and seeds.
+    """Compare arms over tasks, label budgets and seeds.
 
     The same command continues.
     """
     from hssl import benchmark as room
     from hssl import console
 
-    rows = room.run_benchmark(plan, output, workers=workers, dry_run=dry_run, cluster=cluster)
-    console.print_rows(rows, title=plan.stem, as_json=as_json)
+    rows = room.run_benchmark(experiment, output, workers=workers, dry_run=dry_run, cluster=cluster)
+    console.print_rows(rows, title=experiment.stem, as_json=as_json)
 
 
 @app.command()
@@ -429,7 +443,7 @@ def report(
 @app.command()
 def export(
     run: RunPath,
-    to: Annotated[str, typer.Option(help="nnunet, monai-bundle, onnx or hub.")],
+    to: Annotated[str, typer.Option(help=f"{EXPORTS.listed}, or module:function of your own.")],
     output: Output,
     as_json: Json = False,
 ) -> None:
@@ -537,9 +551,14 @@ def _load(
 
 
 def _labels(text: str | None) -> str | int | list[str] | None:
-    from hssl.config import labels_in
+    from hssl.config import parse_label_budget
 
-    return None if text is None else labels_in(text)
+    return None if text is None else parse_label_budget(text)
+
+
+def _auxiliary(**given: bool | None) -> dict[str, bool] | None:
+    """The auxiliaries that are switched on or off; None where none is named."""
+    return {name: value for name, value in given.items() if value is not None} or None
 
 
 def _groups(text: str | None) -> str | int | dict[str, str] | None:

@@ -13,16 +13,16 @@ from typing import Any
 
 import torch
 
-from hssl.benchmark import Arm, BenchmarkPlan, run_benchmark, write_report
-from hssl.benchmark.figures import overlay_picture
-from hssl.benchmark.ledger import Ledger
-from hssl.benchmark.pictures import find_overlays
-from hssl.benchmark.plan import expand
-from hssl.benchmark.runner import LEDGER
+from hssl.benchmark import Arm, Experiment, run_benchmark, write_report
+from hssl.benchmark.experiment import expand
+from hssl.benchmark.report.figures import overlay_picture
+from hssl.benchmark.report.pictures import find_overlays
+from hssl.benchmark.run.ledger import Ledger
+from hssl.benchmark.run.runner import LEDGER
 from hssl.config import AggregateConfig, PretrainConfig
 from hssl.files import replacing
 from hssl.machine import cores
-from hssl.sources.phantoms import write_phantoms
+from hssl.phantoms import write_phantoms
 from hssl.store import Store, aggregate
 from hssl.training import pretrain
 
@@ -64,10 +64,10 @@ def run_demo(output: Path | str, *, seed: int = 0) -> DemoResult:
     output = Path(output).absolute()
     raw = write_phantoms(output / "raw", subjects=SUBJECTS, seed=seed)
     store = aggregate(raw, output / "store", config=AggregateConfig(seed=seed))
-    plan = BenchmarkPlan(
+    experiment = Experiment(
         store=str(output / "store"),
         tasks=tuple(task for task in store.tasks if task in FINETUNED),
-        fractions=(1,),
+        label_budgets=(1,),
         seeds=(seed,),
         arms={SCRATCH: Arm(domains="none"), HSSL: Arm()},
         pretrain={"steps": PRETRAIN_STEPS, "patch_size": PATCH_SIZE, "seed": seed},
@@ -81,13 +81,13 @@ def run_demo(output: Path | str, *, seed: int = 0) -> DemoResult:
     )
     bench = output / "benchmark"
     gpus = torch.cuda.device_count()
-    for job in expand(plan, store).jobs.values():
+    for job in expand(experiment, store).jobs.values():
         # Here, with every core and a bar, for most of the runs wait for it. A GPU would stay with this process.
         if not gpus and isinstance(job.config, PretrainConfig):
             pretrain(store, bench / job.folder, config=job.config)
-    found = run_benchmark(plan, bench, workers=min(gpus or cores(), len(FINETUNED)))
+    found = run_benchmark(experiment, bench, workers=min(gpus or cores(), len(FINETUNED)))
     dice = {(row["task"], row["arm"]): row["Dice"] for row in found}
-    rows = [_row(task, dice[task, SCRATCH], dice[task, HSSL]) for task in plan.tasks or ()]
+    rows = [_row(task, dice[task, SCRATCH], dice[task, HSSL]) for task in experiment.tasks or ()]
     picture = output / "demo.png"
     _draw(bench, store, picture)
     return DemoResult(rows, picture, write_report(bench))

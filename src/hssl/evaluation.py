@@ -10,7 +10,7 @@ from functools import partial
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +19,8 @@ from rich.progress import track
 
 from hssl.errors import ConfigError, LeakError, RunError, SourceError, StoreError, first_mistake
 from hssl.files import write_text
-from hssl.inference import Predictor, ahead
 from hssl.metrics import SURFACE_TOLERANCE_MM, score_labels
+from hssl.prediction import Predictor, ahead
 from hssl.runs import Run, versions
 from hssl.sources.files import (
     NIFTI,
@@ -33,10 +33,10 @@ from hssl.sources.files import (
     stem,
 )
 from hssl.store import CaseRecord, Store, TaskInfo
-from hssl.store.store import file_hash
+from hssl.store.store import Part, file_hash
 
 Mask = NDArray[np.integer[Any]]
-PARTS = ("train", "val", "test")
+PARTS: tuple[Part, ...] = get_args(Part)
 METRICS = ("dice", "hd95", "surface_dice")
 
 
@@ -143,7 +143,7 @@ def evaluate(
     run: Path | str,
     store: Store | Path | str | None = None,
     *,
-    part: str = "test",
+    part: Part = "test",
     allow_leak: bool = False,
     predictions: Path | str | None = None,
     space: Literal["source", "store"] = "source",
@@ -176,8 +176,8 @@ def evaluate(
         LeakError: Training has seen the image or mask of a subject.
         RunError: `run` is not a complete fine-tuning run, does not know its store, or holds the result of other data
             under the name of this one.
-        StoreError: The store lacks the task, has no masks in this part or was made with another plan than the
-            run's, or a mask file is missing or has changed.
+        StoreError: The store lacks the task, has no masks in this part or was preprocessed otherwise than
+            the run's, or a mask file is missing or has changed.
         SourceError: The source is not where it was, or a ready mask is missing, lies elsewhere, is of another shape or
             holds a value that is no label.
         ConfigError: An option is not valid.
@@ -192,8 +192,7 @@ def evaluate(
     opened = Run.open(run)
     name = opened.task.name
     store = store if isinstance(store, Store) else Store.open(store or _store_of(opened))
-    subjects = getattr(store.split(name), part)
-    cases = [case for case in store.cases(name, subjects) if case.has_label]
+    cases = store.cases(name, part=part, labelled=True)
     if not cases:
         others = [other for other in PARTS if other != part and getattr(store.split(name), other)]
         hint = f"--part {' or '.join(others)}, or aggregate with a split of your own (--splits)"
@@ -208,7 +207,7 @@ def evaluate(
         )
 
     folder = None if predictions is None else str(Path(predictions).absolute())
-    path = _place(opened, store, part, space, folder)
+    path = _result_path(opened, store, part, space, folder)
     truths = _truths(store, cases) if space == "source" else {}
     task = store.tasks[name]
     masks: Iterable[Callable[[], Mask]]
@@ -216,10 +215,8 @@ def evaluate(
         masks = _ready_masks(Path(predictions), cases, task)
     else:
         predictor = Predictor(opened.path, device=device)
-        if task.plan != predictor.task.plan:
-            raise StoreError(
-                f"task '{name}' was made with another plan than the run's", path=store.path, hint="retrain"
-            )
+        if task.preprocessing != predictor.task.preprocessing:
+            raise StoreError(f"task '{name}' has another preprocessing than the run's", path=store.path, hint="retrain")
         if task.labels != predictor.task.labels:
             raise StoreError(
                 f"task '{name}' has the labels {task.labels}, the run's has {predictor.task.labels}",
@@ -232,7 +229,9 @@ def evaluate(
         case, mask = pair
         if space == "source":
             return _score(case, task, truths[case.id](), mask(), case.geometry.spacing, tolerance)
-        return _score(case, task, store.label(case), mask(), task.plan.stored_spacing(case.geometry), tolerance)
+        return _score(
+            case, task, store.label(case), mask(), task.preprocessing.stored_spacing(case.geometry), tolerance
+        )
 
     with ThreadPoolExecutor(1) as pool:  # scores one case while the network predicts the next
         scored = ahead(pool, score, zip(cases, masks, strict=True))
@@ -273,7 +272,7 @@ def _other_store(run: Run, store: Store) -> str | None:
     return None if same or known.get("store_path") in (None, str(path)) else path.name
 
 
-def _place(run: Run, store: Store, part: str, space: str, predictions: str | None) -> Path:
+def _result_path(run: Run, store: Store, part: str, space: str, predictions: str | None) -> Path:
     """Where the JSON of a result goes; what is there may only be an earlier result on the same data."""
     other = _other_store(run, store)
     kind = "-predictions" if predictions is not None else "-store" if space == "store" else ""

@@ -9,21 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.cluster.hierarchy import cut_tree, linkage
 from scipy.spatial.distance import pdist, squareform
 
 from hssl.errors import ConfigError, StoreError
+from hssl.features import pooled_features, spread_slices
 from hssl.files import replacing, write_text
-from hssl.networks import UNet, grid_pool
+from hssl.networks import UNet
 from hssl.store import Store
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-GRID = 3
 
 
 @dataclass(frozen=True)
@@ -73,10 +70,11 @@ def find_groups(
         ConfigError: So few tasks have no such number of groups.
         StoreError: A task has no training subject.
     """
-    check_groups(tasks, number)
+    if number is not None:
+        check_group_count(len(tasks), number)
     if len(tasks) < 3:
         return Grouping({task: number for number, task in enumerate(tasks)})
-    features = [_features(network, store, task, slices) for task in tasks]
+    features = [_task_features(network, store, task, slices) for task in tasks]
     means = np.stack([rows.mean(0) for rows in features])
     # Scaled by the spread within tasks: a feature that varies as much inside a task as between tasks says little.
     spread = np.sqrt(np.mean([rows.var(0) for rows in features], axis=0))
@@ -91,16 +89,14 @@ def find_groups(
     return Grouping(_numbered(tasks, cut_tree(tree, [best]).ravel().tolist()), tree, silhouettes)
 
 
-def check_groups(tasks: Sequence[str], groups: object) -> None:
-    """Checks that groups, as they are configured, suit the tasks; a number is not looked at for fewer than 3 tasks.
+def check_group_count(tasks: int, number: int) -> None:
+    """Checks that so many groups can be found of so many tasks; of fewer than 3 tasks none are looked for.
 
     Raises:
-        ConfigError: A task has no group, or there are not so many groups to find.
+        ConfigError: They cannot.
     """
-    if isinstance(groups, dict):
-        given_groups(tasks, groups)
-    if isinstance(groups, int) and len(tasks) > 2 and not 2 <= groups < len(tasks):
-        raise ConfigError(f"cannot find {groups} groups of {len(tasks)} tasks", hint=f"take 2 to {len(tasks) - 1}")
+    if tasks > 2 and not 2 <= number < tasks:
+        raise ConfigError(f"cannot find {number} groups of {tasks} tasks", hint=f"take 2 to {tasks - 1}")
 
 
 def given_groups(tasks: Sequence[str], names: dict[str, str]) -> Grouping:
@@ -128,32 +124,17 @@ def silhouette(distance: NDArray[np.float64], labels: NDArray[Any]) -> float:
     return float(silhouette_score(distance, labels, metric="precomputed"))
 
 
+def _task_features(network: UNet, store: Store, task: str, slices: int) -> NDArray[np.float64]:
+    cases = store.cases(task, part="train")
+    if not cases:
+        raise StoreError(f"task '{task}' has no training subject to look at", path=store.path)
+    chosen = spread_slices(cases, slices)
+    return pooled_features(network, [store.image_slice(case, number) for case, number in chosen])
+
+
 def _numbered(tasks: Sequence[str], labels: Sequence[object]) -> dict[str, int]:
     order = {label: number for number, label in enumerate(dict.fromkeys(labels))}
     return {task: order[label] for task, label in zip(tasks, labels, strict=True)}
-
-
-@torch.no_grad()
-def _features(network: UNet, store: Store, task: str, slices: int) -> NDArray[np.float64]:
-    cases = store.cases(task, store.split(task).train)
-    if not cases:
-        raise StoreError(f"task '{task}' has no training subject to look at", path=store.path)
-    ends = np.cumsum([case.shape[0] for case in cases])
-    total = int(ends[-1])
-    device = next(network.parameters()).device
-    # About 96 pixels, and no fewer than leave each cell of the grid a pixel of its own.
-    size = [max(96 // divisor, GRID) * divisor for divisor in network.divisor]
-    pictures = []
-    for index in np.unique(np.linspace(0, total - 1, min(slices, total)).round().astype(int)):
-        number = int(np.searchsorted(ends, index, side="right"))
-        within = int(index) - (int(ends[number - 1]) if number else 0)
-        picture = torch.from_numpy(store.image(cases[number])[within].astype(np.float32))
-        pictures.append(
-            F.interpolate(picture[None, None], size=size, mode="bilinear", align_corners=False, antialias=True)
-        )
-    features = network.encode(torch.cat(pictures).to(device))[-1]
-    rows: NDArray[np.float64] = grid_pool(features.float(), GRID).double().cpu().numpy()
-    return rows
 
 
 def plot_tree(axes: Axes, groups: Mapping[str, int], tree: NDArray[np.float64], *, grey: str) -> None:

@@ -1,4 +1,4 @@
-"""Two label maps in, Dice, HD95 and surface Dice per label out, distances in mm.
+"""Dice, HD95 and surface Dice of two label maps, distances in mm; and the Dice loss that training minimises.
 
 The definitions are MONAI's (``compute_hausdorff_distance(percentile=95)`` and ``compute_surface_dice``), and
 the tests hold the values equal to its. What differs is the cost: MONAI finds the surfaces and their distances
@@ -13,18 +13,26 @@ in the BraTS challenges: leaving it out would reward a network for missing a str
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 from scipy.spatial import KDTree
+from torch import Tensor
 
 SURFACE_TOLERANCE_MM = 2.0
 # A distance that equals the tolerance but for the rounding of float32 headers is within it.
 _ROUNDING_MM = 1e-6
+
+IGNORE = 255
+"""Channel of a pixel that nobody has labelled: no loss and no score counts it."""
+_SMOOTH = 1e-5  # MONAI's, in numerator and denominator
 
 Mask = NDArray[np.bool_]
 Box = tuple[slice, ...]
@@ -89,6 +97,45 @@ def score_labels(
     return scores
 
 
+def dice(truth: Mask, predicted: Mask) -> float:
+    """Overlap of two masks of the same shape, 2 |A and B| / (|A| + |B|), in [0, 1]; NaN where both are empty."""
+    size = np.count_nonzero(truth) + np.count_nonzero(predicted)
+    return 2 * np.count_nonzero(truth & predicted) / size if size else math.nan
+
+
+def dice_by_label(
+    truth: NDArray[np.integer[Any]], predicted: NDArray[np.integer[Any]], labels: Iterable[int]
+) -> list[float]:
+    """:func:`dice` of each label of two label maps of the same shape."""
+    return [dice(truth == label, predicted == label) for label in labels]
+
+
+def dice_ce_loss(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Soft Dice loss of the foreground classes plus cross-entropy, as nnU-Net trains with.
+
+    Without `weight` and ignored pixels this is MONAI's ``DiceCELoss(include_background=False, to_onehot_y=True,
+    softmax=True, batch=True)``: Dice is taken over the whole batch, class by class, and then averaged.
+
+    Args:
+        logits: Scores, float32 ``[B, classes, ...]``.
+        target: Class of each pixel, int64 ``[B, ...]``; :data:`IGNORE` counts nothing.
+        weight: Weight of each pixel, float32 ``[B, ...]`` in [0, 1]; None is 1.
+
+    Returns:
+        Scalar, at least 0; 0 where no pixel counts.
+    """
+    known = target != IGNORE
+    target = target.masked_fill(~known, 0)
+    weight = known.to(logits.dtype) if weight is None else weight * known
+    entropy = F.cross_entropy(logits, target, reduction="none")
+    over = [0, *range(2, logits.ndim)]
+    probability = logits.softmax(1)
+    truth = torch.zeros_like(probability).scatter_(1, target[:, None], weight[:, None])
+    shared, size = (probability * truth).sum(over), (probability * weight[:, None] + truth).sum(over)
+    soft_dice = (2 * shared + _SMOOTH) / (size + _SMOOTH)
+    return (1 - soft_dice[1:]).mean() + (entropy * weight).sum() / weight.sum().clamp(min=1e-6)
+
+
 def _joined(first: Box | None, second: Box | None) -> Box | None:
     """The smallest box around two boxes."""
     if first is None or second is None:
@@ -100,7 +147,6 @@ def _score(truth: Mask, predicted: Mask, spacing: NDArray[np.float64], tolerance
     truth_voxels, predicted_voxels = int(np.count_nonzero(truth)), int(np.count_nonzero(predicted))
     if not (truth_voxels and predicted_voxels):
         return LabelScore(truth_voxels, predicted_voxels, 0.0, diagonal, 0.0)
-    shared = np.count_nonzero(truth & predicted)
     truth_surface, predicted_surface = _surface(truth), _surface(predicted)
     there = _distances(truth_surface, predicted_surface, spacing)
     back = _distances(predicted_surface, truth_surface, spacing)
@@ -109,7 +155,7 @@ def _score(truth: Mask, predicted: Mask, spacing: NDArray[np.float64], tolerance
     return LabelScore(
         truth_voxels,
         predicted_voxels,
-        dice=2 * shared / (truth_voxels + predicted_voxels),
+        dice=dice(truth, predicted),
         hd95=float(max(np.percentile(there, 95), np.percentile(back, 95))),
         surface_dice=near / (len(there) + len(back)),
     )

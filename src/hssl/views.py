@@ -2,7 +2,7 @@
 
 A *window* is a piece of a slice, larger than the patch, as the loader cut it out. A *view* is what the
 network sees of it: one resampling of the window (scale, rotation, shift, flip, elastic), then intensity changes and
-hidden blocks. The spatial map comes with the view, so that masks and pixel losses can follow it. There is no
+occluded blocks. The spatial map comes with the view, so that masks and pixel losses can follow it. There is no
 data-dependent control flow, hence no host synchronisation on a GPU.
 """
 
@@ -24,8 +24,8 @@ class View:
 
     Attributes:
         image: What the network sees, float32 ``[B, 1, P, P]``.
-        clean: The same pixels before intensity changes and hiding, ``[B, 1, P, P]`` in [0, 1].
-        hidden: Where blocks were hidden, bool ``[B, 1, P, P]``.
+        clean: The same pixels before intensity changes and occlusion, ``[B, 1, P, P]`` in [0, 1].
+        occluded: Where blocks were occluded, bool ``[B, 1, P, P]``.
         theta: Affine part of the map from patch to window coordinates, ``[B, 2, 3]``; both in [-1, 1] with
             -1 and 1 at the outer edges of the corner pixels (``align_corners=False``).
         grid: The whole map, ``[B, P, P, 2]``, x before y.
@@ -33,7 +33,7 @@ class View:
 
     image: Tensor
     clean: Tensor
-    hidden: Tensor
+    occluded: Tensor
     theta: Tensor
     grid: Tensor
 
@@ -62,10 +62,10 @@ def _make_view(window: Tensor, patch: int, config: ViewConfig, generator: Genera
         grid = grid + _elastic(len(window), patch, config, generator)
     clean = F.grid_sample(window, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     image = change_intensity(clean, config, generator)
-    hidden = draw_blocks(len(window), patch, config, generator)
-    if config.hide > 0:
-        image = image.masked_fill_(hidden, 0.0)
-    return View(image, clean, hidden, theta, grid)
+    occluded = draw_blocks(len(window), patch, config, generator)
+    if config.occlusion_ratio > 0:
+        image = image.masked_fill_(occluded, 0.0)
+    return View(image, clean, occluded, theta, grid)
 
 
 def follow(labels: Tensor, grid: Tensor) -> Tensor:
@@ -154,11 +154,13 @@ def change_intensity(image: Tensor, config: ViewConfig, generator: Generator) ->
 
 
 def draw_blocks(count: int, patch: int, config: ViewConfig, generator: Generator) -> Tensor:
-    """Hides square blocks: bool ``[count, 1, patch, patch]``, `config.hide` of each image on average."""
-    cells = math.ceil(patch / config.hide_block)
-    hidden = torch.rand((count, 1, cells, cells), generator=generator, device=generator.device) < config.hide
-    hidden = hidden.repeat_interleave(config.hide_block, 2).repeat_interleave(config.hide_block, 3)
-    return hidden[:, :, :patch, :patch]
+    """Occludes square blocks: bool ``[count, 1, patch, patch]``, `config.occlusion_ratio` of each image on average."""
+    cells = math.ceil(patch / config.occlusion_size)
+    occluded = (
+        torch.rand((count, 1, cells, cells), generator=generator, device=generator.device) < config.occlusion_ratio
+    )
+    occluded = occluded.repeat_interleave(config.occlusion_size, 2).repeat_interleave(config.occlusion_size, 3)
+    return occluded[:, :, :patch, :patch]
 
 
 def _uniform(count: int, low: float, high: float, generator: Generator) -> Tensor:

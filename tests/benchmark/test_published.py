@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from hssl.benchmark import BenchmarkPlan
-from hssl.benchmark.claims import signed
-from hssl.benchmark.ledger import Ledger
+from hssl.benchmark import Experiment
+from hssl.benchmark.run.ledger import Ledger
 from hssl.benchmark.statistics import compare, summarise
+from hssl.text import signed
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results"
@@ -34,7 +34,7 @@ def nine() -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("path", PLANS, ids=[path.stem for path in PLANS])
 def test_a_published_plan_is_a_plan(path: Path) -> None:
-    assert BenchmarkPlan.load(path).arms
+    assert Experiment.load(path).arms
 
 
 def test_the_tables_come_from_the_ledgers(tool: dict[str, Any]) -> None:
@@ -89,7 +89,7 @@ def test_figures_in_the_text_come_from_the_ledger(nine: list[dict[str, Any]]) ->
 
 def test_rivals_in_the_text_come_from_the_ledger(tool: dict[str, Any]) -> None:
     page, readme = ((ROOT / name).read_text(encoding="utf-8") for name in ("docs/results.md", "README.md"))
-    rows, (joint, *others) = tool["rivals"]()
+    rows, (joint, *others) = tool["baselines"]()
     assert joint == "joint"
     gains = {arm: fmean(100 * each.mean for each in compare(rows, arm, "scratch", "5%")) for arm in (joint, *others)}
     told = [f"{arm} {signed(gains[arm], 1)}" for arm in sorted(others, key=lambda arm: -gains[arm])]
@@ -117,15 +117,15 @@ def test_the_ablation_in_the_text_comes_from_the_ledger() -> None:
     page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     start = page.index("## The levels, one by one")
     section = page[start : page.index("\n## ", start + 1)]
-    plan = BenchmarkPlan.load(RESULTS / "ablation.yaml")
-    organs = [task for task in plan.tasks or () if task != "Task06_BrainTumour"]
+    experiment = Experiment.load(RESULTS / "ablation.yaml")
+    organs = [task for task in experiment.tasks or () if task != "Task06_BrainTumour"]
     dice: dict[tuple[int, str], dict[str, float]] = {}
     for row in Ledger(RESULTS / "ablation" / "ledger.jsonl").rows():
         dice.setdefault((row["seed"], row["arm"]), {})[row["task"]] = 100 * row["dice"]
     gains = {
         (seed, arm): fmean(found[task] - dice[seed, "scratch"][task] for task in organs)
         for (seed, arm), found in dice.items()
-        if len(found) == len(plan.tasks or ())
+        if len(found) == len(experiment.tasks or ())
     }
     # What leaving out one level leaves, and what one alone gives.
     first = {arm: gain for (seed, arm), gain in gains.items() if seed == 0}

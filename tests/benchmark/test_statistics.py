@@ -24,7 +24,7 @@ def make_row(arm: str, task: str, seed: int, cases: dict[str, float | None], **m
     row = {
         "arm": arm,
         "task": task,
-        "labels": "5%",
+        "label_budget": "5%",
         "fraction": 0.05,
         "seed": seed,
         "dice": float(np.mean(present)),

@@ -9,7 +9,7 @@ import torch
 from hssl.config import FinetuneConfig, NetworkConfig, PretrainConfig
 from hssl.networks import SegmentationNetwork, build_network
 from hssl.runs import Run, RunInfo
-from hssl.store import TaskInfo, TaskPlan
+from hssl.store import Preprocessing, TaskInfo
 
 MakeRun = Callable[..., Path]
 PLAIN = NetworkConfig(features=(4, 6, 8))
@@ -18,7 +18,7 @@ TASK = TaskInfo(
     name="Blobs",
     modality="CT",
     labels={1: "liver", 2: "spleen"},
-    plan=TaskPlan(orientation="PLS", spacing=(1.5, 1.5), window=(0, 80)),
+    preprocessing=Preprocessing(orientation="PLS", spacing=(1.5, 1.5), window=(0, 80)),
     layout="nifti",
     origin="/home/somebody/blobs",
     fingerprint="",

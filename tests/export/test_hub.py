@@ -15,8 +15,8 @@ from hssl.config import FinetuneConfig
 from hssl.errors import ConfigError, RunError
 from hssl.export import export_run, hub, push
 from hssl.runs import Run, load_segmentation, load_unet
-from hssl.runs.hub import fetched
-from hssl.store import TaskPlan
+from hssl.runs.hub import fetch
+from hssl.store import Preprocessing
 
 from .conftest import TASK, MakeRun
 
@@ -40,7 +40,7 @@ def test_the_folder_is_a_run_without_paths_of_its_maker(make_run: MakeRun, tmp_p
     for name, value in load_segmentation(run)[0].state_dict().items():
         assert torch.equal(network.state_dict()[name], value)
     assert copy.info.subjects_seen == {"Blobs": ["a", "b", "c"]}
-    assert (task.labels, task.plan) == (TASK.labels, TASK.plan)
+    assert (task.labels, task.preprocessing) == (TASK.labels, TASK.plan)
     assert isinstance(copy.config, FinetuneConfig)
     assert copy.config.init == "pre"
     for path in folder.iterdir():
@@ -77,7 +77,7 @@ def test_the_card_names_data_tasks_and_limits(make_run: MakeRun, tmp_path: Path)
         "pip install",
     ):
         assert part in text
-    plan = TaskPlan(orientation="PLS", spacing=(1.5, 1.5))
+    plan = Preprocessing(orientation="PLS", spacing=(1.5, 1.5))
     other = make_run(task=TASK.model_copy(update={"plan": plan}), seed=1)
     assert "percentiles" in (export_run(other, "hub", tmp_path / "mr") / "README.md").read_text()
     pretrained = export_run(make_run(seed=2), "hub", tmp_path / "pre") / "README.md"
@@ -186,7 +186,7 @@ def test_the_card_is_fetched_with_the_run(tmp_path: Path, monkeypatch: pytest.Mo
         return tmp_path
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    assert fetched("hf://a/b") == tmp_path
+    assert fetch("hf://a/b") == tmp_path
     assert wanted == ["*.json", "*.safetensors", "README.md"]
 
 
@@ -225,22 +225,22 @@ def test_a_download_that_breaks_off_is_one_line(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", broken)
     with pytest.raises(RunError, match="cannot be loaded from the hub: connection reset"):
-        fetched("hf://a/b")
+        fetch("hf://a/b")
 
 
 def test_addresses() -> None:
-    assert fetched("runs/one") == Path("runs/one")
+    assert fetch("runs/one") == Path("runs/one")
     for wrong in ("hf://", "hf://name", "hf://a/b/c", "hf://a/../b"):
         with pytest.raises(RunError, match="is no address on the hub"):
-            fetched(wrong)
+            fetch(wrong)
     with pytest.raises(RunError, match="'hf://a/b/c' is no address on the hub"):
-        fetched(Path("hf://a/b/c"))
+        fetch(Path("hf://a/b/c"))
 
 
 def test_a_missing_package_is_named(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
     with pytest.raises(RunError, match=r"'\.\[hub\]'"):
-        fetched("hf://a/b")
+        fetch("hf://a/b")
     with pytest.raises(ConfigError, match=r"'\.\[hub\]'"):
         push(make_run(), "a/b")
 

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from hssl.export import export_run
 from hssl.networks.plans import read_plans
+from hssl.phantoms import write_phantoms
 from hssl.runs import load_unet
-from hssl.sources.phantoms import write_phantoms
 
 from .conftest import MakeRun
 

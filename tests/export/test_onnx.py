@@ -12,7 +12,7 @@ import hssl
 from hssl.errors import ConfigError, RunError
 from hssl.export import export_run, onnx
 from hssl.runs import Run, load_segmentation, load_unet
-from hssl.store import TaskPlan
+from hssl.store import Preprocessing
 
 from .conftest import PLAIN, RESIDUAL, TASK, MakeRun
 
@@ -44,7 +44,7 @@ def test_logits_of_any_batch_and_size(make_run: MakeRun, tmp_path: Path) -> None
 
 
 def test_the_metadata_say_what_takes_the_place_of_a_window_and_which_label_a_channel_is(make_run: MakeRun) -> None:
-    plan = TaskPlan(orientation="PLS", spacing=(1.5, 1.5))
+    plan = Preprocessing(orientation="PLS", spacing=(1.5, 1.5))
     run = make_run(task=TASK.model_copy(update={"labels": {255: "cyst", 2: "kidney"}, "plan": plan}))
     told = onnx._metadata(Run.open(run), (4, 4))
     assert (told["channels"], told["percentiles"]) == ([0, 2, 255], (0.5, 99.5))

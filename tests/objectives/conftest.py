@@ -28,7 +28,7 @@ def make_batch() -> MakeBatch:
         generator = torch.Generator().manual_seed(seed)
         coarse = torch.rand((count, 1, 6, 6), generator=generator)
         window = torch.nn.functional.interpolate(coarse, size=(size + 8, size + 8), mode="bilinear")
-        first, second = (make_view(window, size, ViewConfig(hide=0.3), generator) for _ in range(2))
+        first, second = (make_view(window, size, ViewConfig(occlusion_ratio=0.3), generator) for _ in range(2))
         number = torch.arange(count)
         position = torch.rand(count, generator=generator)
         whole = torch.tensor([[0.5, 0.5], [0.5, 0.5]]).expand(count, 2, 2)  # the window is the slice

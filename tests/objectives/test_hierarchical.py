@@ -34,7 +34,7 @@ class Stub:
 
 
 def alone(level: str, network: UNet, domains: Domains, **options: Any) -> Hierarchical:
-    options = {"weights": {level: 1.0}, "region_stage": 0, **options}
+    options = {"weights": {level: 1.0}, "local_stage": 0, **options}
     return cast("Hierarchical", build_objective("hierarchical", network, domains, options))
 
 
@@ -246,7 +246,7 @@ def test_pixel_level_weighs_hidden_pixels_by_one(network: UNet, make_batch: Make
     for part, view in zip(restored.split(2), (batch.first, batch.second), strict=True):
         error = (part - view.clean).abs().double()
         error = torch.where(error < 0.1, error**2 / 0.2, error - 0.05)
-        weight = torch.where(view.hidden, 1.0, visible).double()
+        weight = torch.where(view.occluded, 1.0, visible).double()
         expected += (error * weight).sum().item() / weight.sum().item() / 2
     assert value(objective, Stub(decoded=restored), batch).item() == pytest.approx(expected, rel=1e-5)
 
@@ -307,7 +307,7 @@ def test_no_level_at_all_is_an_error(network: UNet, three_tasks: Domains) -> Non
             build_objective("hierarchical", network, domains, {"weights": weights})
 
 
-@pytest.mark.parametrize("option", ["group_stage", "task_stage", "place_stage", "region_stage"])
+@pytest.mark.parametrize("option", ["group_stage", "task_stage", "position_stage", "local_stage"])
 def test_a_stage_that_is_not_there(network: UNet, three_tasks: Domains, option: str) -> None:
     with pytest.raises(ConfigError, match=f"'{option}': this network has stages 0 to"):
         build_objective("hierarchical", network, three_tasks, {option: 4})
@@ -322,6 +322,6 @@ def test_the_stage_of_a_level_that_is_off_does_not_matter(network: UNet, make_ba
 
 def test_pixels_of_no_weight_are_no_loss(network: UNet, make_batch: MakeBatch) -> None:
     batch = make_batch(2, tasks=1)
-    bare = replace(batch.first, hidden=torch.zeros_like(batch.first.hidden))
+    bare = replace(batch.first, hidden=torch.zeros_like(batch.first.occluded))
     objective = alone("pixel", network, ONE_TASK, visible=0)
     assert objective(network, replace(batch, first=bare, second=bare))["pixel"] == 0

@@ -91,8 +91,8 @@ def main(rank: int, world: int, folder: Path) -> None:
         "weights": {"image": 1.0},
         "group_stage": 0,
         "task_stage": 0,
-        "region_stage": 0,
-        "place_stage": 0,
+        "local_stage": 0,
+        "position_stage": 0,
         "place_width": 0.3,
     }
     found = plain(mine, world)

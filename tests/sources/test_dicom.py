@@ -21,12 +21,12 @@ from torch import Tensor, nn
 import hssl
 from hssl.config import AggregateConfig, FinetuneConfig
 from hssl.errors import ConfigError, SourceError, StoreError
-from hssl.inference import predict
+from hssl.prediction import predict
+from hssl.prediction.dicom_seg import write_segmentation
 from hssl.sources import find_sources
 from hssl.sources.base import Geometry, Source
 from hssl.sources.dicom import Series, list_series
-from hssl.sources.dicom_seg import write_segmentation
-from hssl.store import TaskInfo, TaskPlan, aggregate
+from hssl.store import Preprocessing, TaskInfo, aggregate
 from hssl.store.store import file_hash
 
 pytest.importorskip("pydicom", reason="needs the dicom extra: pip install '.[dicom]'")
@@ -595,12 +595,18 @@ class ByIntensity(nn.Module):
 
 @pytest.fixture
 def network(monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = TaskPlan(orientation="PLS", spacing=(0.75, 0.5), window=(0, 80))
+    plan = Preprocessing(orientation="PLS", spacing=(0.75, 0.5), window=(0, 80))
     info = TaskInfo(
-        name="T", modality="CT", labels={1: "one", 2: "two"}, plan=plan, layout="dicom", origin="", fingerprint=""
+        name="T",
+        modality="CT",
+        labels={1: "one", 2: "two"},
+        preprocessing=plan,
+        layout="dicom",
+        origin="",
+        fingerprint="",
     )
     run = SimpleNamespace(config=FinetuneConfig(task="T", patch_size=16, precision="32"))
-    monkeypatch.setattr("hssl.inference.load_segmentation", lambda path: (ByIntensity(), run, info))
+    monkeypatch.setattr("hssl.prediction.load_segmentation", lambda path: (ByIntensity(), run, info))
 
 
 @pytest.mark.usefixtures("network")

@@ -49,13 +49,13 @@ def test_a_store_holds_every_case_prepared(make_task: MakeTask, tmp_path: Path) 
     assert info.labels == {1: "rim", 2: "core"}
     for case, raw in zip(store.cases("Blobs"), find_sources(folder)[0].cases(), strict=True):
         pixels = raw.read_image()
-        expected = info.plan.prepare_image(pixels, raw.read_geometry())
+        expected = info.preprocessing.prepare_image(pixels, raw.read_geometry())
         image = store.image(case)
         assert isinstance(image, np.memmap)
         assert image.dtype == np.float16
         assert image.shape == case.shape == (6, 10, 12)
         np.testing.assert_array_equal(image, expected.astype(np.float16))
-        assert case.intensity == info.plan.intensity_range(pixels)
+        assert case.intensity == info.preprocessing.intensity_range(pixels)
         np.testing.assert_array_equal(case.geometry.affine, raw.read_geometry().affine)
         assert case.image_sha256 == file_hash(raw.image_path)
         if raw.read_label is None:
@@ -65,7 +65,7 @@ def test_a_store_holds_every_case_prepared(make_task: MakeTask, tmp_path: Path) 
         else:
             mask = raw.read_label()
             assert store.label(case).dtype == np.uint8
-            np.testing.assert_array_equal(store.label(case), info.plan.prepare_label(mask, case.geometry))
+            np.testing.assert_array_equal(store.label(case), info.preprocessing.prepare_label(mask, case.geometry))
             assert case.label_voxels == {value: (mask == value).sum() for value in (1, 2) if (mask == value).any()}
     store.verify()
     assert list(tmp_path.glob(".*")) == []

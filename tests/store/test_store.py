@@ -26,7 +26,7 @@ def store(make_task: MakeTask, tmp_path: Path) -> Store:
 
 def test_cases_can_be_chosen(store: Store) -> None:
     assert len(store.cases()) == len(store.cases("Blobs")) == 10
-    assert [case.id for case in store.cases("Blobs", ["u1", "s3"])] == ["s3", "u1"]
+    assert [case.id for case in store.cases("Blobs", subjects=["u1", "s3"])] == ["s3", "u1"]
     with pytest.raises(StoreError, match=r"no task 'Heart'.*it has Blobs"):
         store.cases("Heart")
 

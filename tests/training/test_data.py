@@ -90,17 +90,17 @@ def test_the_frame_tells_where_a_window_lies(make_store, pretrain_config):
 
 
 @pytest.mark.parametrize(
-    ("tempering", "expected"), [(0.0, (1 / 2, 1 / 2)), (0.5, (3 / 5, 2 / 5)), (1.0, (9 / 13, 4 / 13))]
+    ("task_sampling_exponent", "expected"), [(0.0, (1 / 2, 1 / 2)), (0.5, (3 / 5, 2 / 5)), (1.0, (9 / 13, 4 / 13))]
 )
-def test_tempering(make_store, pretrain_config, tempering, expected):
+def test_tempering(make_store, pretrain_config, task_sampling_exponent, expected):
     store = make_store({"A": 5, "B": 5}, shapes={"A": (9, 28, 32), "B": (4, 28, 32)})
-    data = PretrainData(store, ["A", "B"], pretrain_config(tempering=tempering))
+    data = PretrainData(store, ["A", "B"], pretrain_config(task_sampling_exponent=task_sampling_exponent))
     np.testing.assert_allclose(data.task_weights, expected)
 
 
 def test_tempering_decides_how_often_a_task_comes(make_store, pretrain_config):
     store = make_store({"A": 5, "B": 5}, shapes={"A": (27, 8, 8), "B": (3, 8, 8)})
-    config = pretrain_config(tempering=1.0, domains_per_batch=1, batch_size=1)
+    config = pretrain_config(task_sampling_exponent=1.0, domains_per_batch=1, batch_size=1)
     data = PretrainData(store, ["A", "B"], config)
     share = np.mean([data[step].task.item() == 0 for step in range(400)])
     assert abs(share - 0.9) < 0.05

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from hssl.config import FinetuneConfig
 from hssl.errors import ConfigError, RunError, StoreError, TrainingError
 from hssl.evaluation import evaluate
-from hssl.networks import build_network, predict_volume
+from hssl.networks import build_network
+from hssl.prediction.tiling import predict_volume
 from hssl.runs import Run, load_segmentation, load_unet
 from hssl.store import Split
 from hssl.training import finetune, pretrain
@@ -103,7 +104,7 @@ def test_label_values_with_gaps_give_no_empty_channels(make_store, finetune_conf
 def test_without_validation(make_store, finetune_config, tmp_path, monkeypatch):
     store = make_store()
     monkeypatch.setattr(Finetuning, "validate", lambda _: pytest.fail("validated"))
-    run = finetune(store, tmp_path / "run", config=finetune_config(validation=False, labels=("blobs2",)))
+    run = finetune(store, tmp_path / "run", config=finetune_config(validation=False, label_budget=("blobs2",)))
     assert run.info.masks_seen == run.info.subjects_seen == {"Blobs": ["blobs2"]}
     assert not {"best", "best_step"} & run.info.result.keys()
     assert not values(run.path, "validation_dice")
@@ -113,7 +114,7 @@ def test_only_labelled_and_validation_masks_are_read(make_store, finetune_config
     store = make_store(TWO)
     read, label = set(), type(store).label
     monkeypatch.setattr(type(store), "label", lambda self, case: read.add(case.subject) or label(self, case))
-    finetune(store, tmp_path / "run", config=finetune_config(labels=("blobs1",)))
+    finetune(store, tmp_path / "run", config=finetune_config(label_budget=("blobs1",)))
     assert read == {"blobs1", *store.split("Blobs").val}
 
 
@@ -138,7 +139,7 @@ def test_validation_dice_is_that_of_the_saved_weights(make_store, finetune_confi
     store = make_store()
     run = finetune(store, tmp_path / "run", config=finetune_config(steps=30, learning_rate=0.02, validate_every=30))
     network, _, _ = load_segmentation(run.path)
-    (case,) = store.cases("Blobs", store.split("Blobs").val)
+    (case,) = store.cases("Blobs", part="val")
     prediction = predict_volume(network, store.image(case), patch_size=16).argmax(0)
     truth = store.label(case) == 1
     dice = 2 * ((prediction == 1) & truth).sum() / ((prediction == 1).sum() + truth.sum())
@@ -261,12 +262,14 @@ def test_a_start_that_saw_test_subjects_is_refused(make_store, finetune_config, 
 def test_frozen_steps_train_the_head_alone(make_store, finetune_config, pretrained, tmp_path):
     store = make_store(TWO)
     init = pretrained(store)
-    config = finetune_config(steps=3, frozen=3, init=str(init), validation=False, warmup=0)
+    config = finetune_config(steps=3, freeze_steps=3, init=str(init), validation=False, warmup=0)
     run = finetune(store, tmp_path / "run", config=config)
     unet, _ = load_unet(run.path)
     expected = load_file(init / "weights.safetensors")
     assert all(torch.equal(tensor, expected[name]) for name, tensor in unet.state_dict().items())
-    fresh = finetune(store, tmp_path / "fresh", config=finetune_config(steps=3, frozen=3, validation=False, warmup=0))
+    fresh = finetune(
+        store, tmp_path / "fresh", config=finetune_config(steps=3, freeze_steps=3, validation=False, warmup=0)
+    )
     torch.manual_seed(0)
     start = build_network(config.network).state_dict()
     unet, _ = load_unet(fresh.path)
@@ -287,9 +290,9 @@ def test_rates_of_loaded_and_new_layers(make_store, finetune_config, pretrained,
         init=str(pretrained(store)),
         validation=False,
         warmup=0,
-        init_rate=0.1,
-        head_rate=4,
-        frozen=1,
+        init_lr_factor=0.1,
+        head_lr_factor=4,
+        freeze_steps=1,
         learning_rate=0.5,
     )
     finetune(store, tmp_path / "run", config=config)
@@ -308,7 +311,7 @@ def test_fine_tuning_rehearses_what_it_starts_from(
     monkeypatch.setattr(type(store), "label", lambda self, case: read.add(case.subject) or label(self, case))
     for weight in (0.0, 0.3, 0.6):
         said()
-        config = finetune_config(init=init, labels=("blobs1",), validation=False, steps=3, rehearsal=weight)
+        config = finetune_config(init=init, label_budget=("blobs1",), validation=False, steps=3, rehearsal=weight)
         run = finetune(store, tmp_path / str(weight), config=config)
         assert ("rehearses 'hierarchical'" in said()) == bool(weight)
         # Images of all training subjects were in the pre-training already; masks are those of the labelled one.
@@ -352,14 +355,14 @@ def test_a_start_from_scratch_can_be_asked_the_same(make_store, finetune_config,
 
 def test_what_cannot_be_rehearsed(make_store, finetune_config, pretrained, tmp_path):
     store = make_store(TWO)
-    stages = {"group_stage": 1, "task_stage": 2, "place_stage": 1, "region_stage": 1}
+    stages = {"group_stage": 1, "task_stage": 2, "position_stage": 1, "local_stage": 1}
     init = str(pretrained(store, options={"weights": {"task": 1.0}, **stages}))
-    with pytest.raises(ConfigError, match=r"cannot rehearse 'hierarchical' on one task.*rehearsal=0"):
+    with pytest.raises(ConfigError, match=r"cannot rehearse 'hierarchical' on one task.*auxiliary={"pretext": False}"):
         finetune(store, tmp_path / "run", config=finetune_config(init=init))
-    with pytest.raises(ConfigError, match=r"1 is too small .at least 2 each, or rehearsal=0"):
+    with pytest.raises(ConfigError, match=r"1 is too small .at least 2 each, or auxiliary={"pretext": False}"):
         finetune(store, tmp_path / "run", config=finetune_config(init=init, rehearsal_batch_size=1))
     assert not (tmp_path / "run").exists()
-    finetune(store, tmp_path / "run", config=finetune_config(init=init, rehearsal=0.0, steps=1))
+    finetune(store, tmp_path / "run", config=finetune_config(init=init, auxiliary={"pretext": False}.0, steps=1))
 
 
 def test_a_complete_run_is_left_alone(make_store, finetune_config, tmp_path, said):
@@ -370,7 +373,7 @@ def test_a_complete_run_is_left_alone(make_store, finetune_config, tmp_path, sai
     assert "nothing to do" in said()
     assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.is_file()} == before
     with pytest.raises(RunError, match=r"other options \(labels\)"):
-        finetune(store, tmp_path / "run", config=finetune_config(steps=1, labels=1))
+        finetune(store, tmp_path / "run", config=finetune_config(steps=1, label_budget=1))
 
 
 @pytest.mark.parametrize(
@@ -473,7 +476,7 @@ def test_dice_by_label():
 
 
 def test_configuration_of_the_run(make_store, finetune_config, tmp_path):
-    config = finetune_config(steps=1, labels="50%")
+    config = finetune_config(steps=1, label_budget="50%")
     run = finetune(make_store().path, str(tmp_path / "run"), config=config)
     assert isinstance(run.config, FinetuneConfig)
     assert Run.open(run.path).config == config

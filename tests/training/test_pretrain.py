@@ -16,7 +16,7 @@ from hssl.networks import UNet
 from hssl.runs import Run, load_unet
 from hssl.store import Split
 from hssl.training import pretrain
-from hssl.training.loop import Keeper
+from hssl.training.loop import TrainingCallback
 from hssl.training.pretrain import Pretraining, check_patch, duration
 
 THREE = {"A": 5, "B": 5, "C": 5}
@@ -53,8 +53,10 @@ def test_an_interrupt_comes_through_and_the_next_one_too(make_store, pretrain_co
 
 def test_the_end_from_outside_is_no_success(make_store, pretrain_config, tmp_path, monkeypatch, said):
     stopped = []
-    stop = Keeper.on_exception
-    monkeypatch.setattr(Keeper, "on_exception", lambda self, *rest: (stopped.append(rest[-1]), stop(self, *rest)))
+    stop = TrainingCallback.on_exception
+    monkeypatch.setattr(
+        TrainingCallback, "on_exception", lambda self, *rest: (stopped.append(rest[-1]), stop(self, *rest))
+    )
     monkeypatch.setattr(Pretraining, "after_step", lambda self, number: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(SystemExit) as ended:
         pretrain(make_store(THREE), tmp_path / "run", config=pretrain_config())
@@ -125,7 +127,7 @@ def test_going_on_from_a_run(make_store, pretrain_config, tmp_path, monkeypatch,
     # What the first saw is seen for good.
     assert second.info.subjects_seen == first.info.subjects_seen
     assert "init_weights_sha256" in second.info.provenance
-    assert pretrain_config().decisive().keys() == config.decisive().keys() - {"init"}
+    assert pretrain_config().fingerprint_fields().keys() == config.fingerprint_fields().keys() - {"init"}
 
 
 def test_going_on_brings_the_network_along(make_store, pretrain_config, tmp_path):

@@ -25,11 +25,11 @@ COMMON = {
 
 def main() -> None:
     store, folder = Path(sys.argv[1]), Path(sys.argv[2])
-    stages = {"group_stage": 1, "task_stage": 2, "place_stage": 1, "region_stage": 1}
+    stages = {"group_stage": 1, "task_stage": 2, "position_stage": 1, "local_stage": 1}
     joint = PretrainConfig(**COMMON, batch_size=8, group_start=0.5, options=stages)
     pretrained = pretrain(store, folder / "joint", config=joint)
     start = str(folder / "joint")
-    few = FinetuneConfig(**COMMON, task="A", labels=1, batch_size=4, init=start, validate_every=2)
+    few = FinetuneConfig(**COMMON, task="A", label_budget=1, batch_size=4, init=start, validate_every=2)
     tuned = finetune(store, folder / "fine", config=few)
     if not (pretrained.info.complete and tuned.info.complete):
         sys.exit("a rank has an incomplete run")

@@ -1,4 +1,4 @@
-"""The comparison: a plan of arms, its grid of runs, their ledger, statistics and report.
+"""The comparison: an experiment of arms, its grid of runs, their ledger, statistics and report.
 
 Names are imported when they are first used: a worker process needs none of what the report draws with.
 """
@@ -9,13 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hssl.benchmark.plan import Arm, BenchmarkPlan
-    from hssl.benchmark.report import write_report
-    from hssl.benchmark.runner import run_benchmark
+    from hssl.benchmark.experiment import Arm, Experiment
+    from hssl.benchmark.report.page import write_report
+    from hssl.benchmark.run.runner import run_benchmark
 
-_HOMES = {"Arm": "plan", "BenchmarkPlan": "plan", "run_benchmark": "runner", "write_report": "report"}
+_HOMES = {"Arm": "experiment", "Experiment": "experiment", "run_benchmark": "run.runner", "write_report": "report.page"}
 
-__all__ = ["Arm", "BenchmarkPlan", "run_benchmark", "write_report"]
+__all__ = ["Arm", "Experiment", "run_benchmark", "write_report"]
 
 
 def __getattr__(name: str) -> Any:

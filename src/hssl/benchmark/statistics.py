@@ -14,7 +14,7 @@ from statistics import fmean, stdev
 import numpy as np
 from scipy.stats import rankdata, wilcoxon
 
-from hssl.benchmark.ledger import Row
+from hssl.benchmark.run.ledger import Row
 
 RESAMPLES = 10_000
 AT_ONCE = 1_000_000
@@ -32,7 +32,7 @@ class Summary:
 
     Attributes:
         task: The task.
-        labels: Labelled subjects as the plan has them, for example ``5%``.
+        label_budget: Labelled subjects as the experiment has them, for example ``5%``.
         arm: The arm.
         ran: Seeds that have a value.
         mean: Over seeds; None where no run has a value.
@@ -40,7 +40,7 @@ class Summary:
     """
 
     task: str
-    labels: str
+    label_budget: str
     arm: str
     ran: frozenset[int]
     mean: float | None
@@ -53,7 +53,7 @@ class Difference:
 
     Attributes:
         task: The task.
-        labels: Labelled subjects as the plan has them.
+        label_budget: Labelled subjects as the experiment has them.
         arm: The arm.
         reference: What it is compared with.
         seeds: Seeds that both have; others do not count.
@@ -67,7 +67,7 @@ class Difference:
     """
 
     task: str
-    labels: str
+    label_budget: str
     arm: str
     reference: str
     seeds: int
@@ -86,11 +86,11 @@ class Difference:
 
 
 def ordered_shares(rows: Iterable[Row]) -> list[str]:
-    """Labels as the plan has them, the smallest share first: by its mean over tasks, which differs for numbers."""
+    """Label budgets, the smallest first: by the mean share over tasks, which differs where a budget is a number."""
     found: dict[str, dict[str, float]] = {}
     for row in rows:
-        found.setdefault(row["labels"], {})[row["task"]] = float(row["fraction"])
-    return sorted(found, key=lambda labels: fmean(found[labels].values()))
+        found.setdefault(row["label_budget"], {})[row["task"]] = float(row["fraction"])
+    return sorted(found, key=lambda label_budget: fmean(found[label_budget].values()))
 
 
 def same_cells(rows: Iterable[Row]) -> list[Row]:
@@ -124,7 +124,7 @@ def summarise(rows: Iterable[Row], metric: str = "dice") -> list[Summary]:
     """Mean and standard deviation over seeds of each task, share and arm, in the order of the rows."""
     found: dict[tuple[str, str, str], dict[int, float]] = {}
     for row in rows:
-        values = found.setdefault((row["task"], row["labels"], row["arm"]), {})
+        values = found.setdefault((row["task"], row["label_budget"], row["arm"]), {})
         if row[metric] is not None:
             values[row["seed"]] = row[metric]
     return [
@@ -152,18 +152,18 @@ def case_values(row: Row, metric: str = "dice") -> dict[str, float]:
     return {case: fmean(values) for case, values in found.items()}
 
 
-def compare(rows: Sequence[Row], arm: str, reference: str, labels: str, metric: str = "dice") -> list[Difference]:
+def compare(rows: Sequence[Row], arm: str, reference: str, label_budget: str, metric: str = "dice") -> list[Difference]:
     """`arm` less `reference` on each task that both have, with Holm's correction over these tasks.
 
     Args:
         rows: Lines of a ledger, one for each arm, task, share and seed; of the two arms the cells are made the same.
         arm: The arm.
         reference: The other one.
-        labels: The share of the labels.
+        label_budget: The share of the labels.
         metric: ``dice``, ``hd95`` or ``nsd``.
     """
     differences = []
-    rows = same_cells(row for row in rows if row["labels"] == labels and row["arm"] in (arm, reference))
+    rows = same_cells(row for row in rows if row["label_budget"] == label_budget and row["arm"] in (arm, reference))
     for task in dict.fromkeys(row["task"] for row in rows):
         first, second = (
             {row["seed"]: row for row in rows if (row["task"], row["arm"]) == (task, name)} for name in (arm, reference)
@@ -182,7 +182,7 @@ def compare(rows: Sequence[Row], arm: str, reference: str, labels: str, metric: 
             differences.append(
                 Difference(
                     task,
-                    labels,
+                    label_budget,
                     arm,
                     reference,
                     len(seeds),
@@ -235,18 +235,18 @@ def holm(values: Sequence[float | None]) -> list[float | None]:
     return corrected
 
 
-def mean_ranks(rows: Iterable[Row], arms: Sequence[str], labels: str, metric: str = "dice") -> dict[str, float]:
+def mean_ranks(rows: Iterable[Row], arms: Sequence[str], label_budget: str, metric: str = "dice") -> dict[str, float]:
     """Mean rank (1 is best, ties share) of each arm over the tasks that all have, seed for seed; empty without one.
 
     Args:
         rows: Lines of a ledger.
         arms: Arms to rank against each other.
-        labels: The share of the labels.
+        label_budget: The share of the labels.
         metric: ``dice``, ``nsd`` (more is better) or ``hd95`` (less is).
     """
     found: dict[str, dict[str, Summary]] = {}
     for each in summarise(rows, metric):
-        if each.labels == labels and each.arm in arms and each.mean is not None:
+        if each.label_budget == label_budget and each.arm in arms and each.mean is not None:
             found.setdefault(each.task, {})[each.arm] = each
     sign = 1 if metric == "hd95" else -1
     paired = [of for of in found.values() if len(of) == len(arms) and same_seeds(of.values())]

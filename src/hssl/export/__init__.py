@@ -5,18 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from hssl.errors import ConfigError
 from hssl.export.hub import push, write_hub
 from hssl.export.monai_bundle import write_bundle
 from hssl.export.nnunet import write_nnunet
 from hssl.export.onnx import write_onnx
-
-FORMATS: dict[str, Callable[[Path | str, Path], Path]] = {
-    "nnunet": write_nnunet,
-    "monai-bundle": write_bundle,
-    "onnx": write_onnx,
-    "hub": write_hub,
-}
+from hssl.registry import EXPORTS
 
 
 def export_run(run: Path | str, to: str, output: Path | str) -> Path:
@@ -24,7 +17,7 @@ def export_run(run: Path | str, to: str, output: Path | str) -> Path:
 
     Args:
         run: A complete run folder, or ``hf://OWNER/NAME``.
-        to: One of :data:`FORMATS`.
+        to: One of :data:`hssl.registry.EXPORTS`, or ``module:function`` of one of your own.
         output: The file (``nnunet``, ``onnx``) or folder (``monai-bundle``, ``hub``) to write.
 
     Returns:
@@ -34,9 +27,8 @@ def export_run(run: Path | str, to: str, output: Path | str) -> Path:
         ConfigError: There is no such format, a package it needs is missing, or `output` is taken.
         RunError: The run is not complete, or is not what the format needs.
     """
-    if to not in FORMATS:
-        raise ConfigError(f"no format '{to}' to export to", hint=f"one of {', '.join(FORMATS)}")
-    return FORMATS[to](run, Path(output))
+    write: Callable[[Path | str, Path], Path] = EXPORTS[to]
+    return write(run, Path(output))
 
 
-__all__ = ["FORMATS", "export_run", "push", "write_bundle", "write_hub", "write_nnunet", "write_onnx"]
+__all__ = ["export_run", "push", "write_bundle", "write_hub", "write_nnunet", "write_onnx"]

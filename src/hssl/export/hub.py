@@ -134,12 +134,12 @@ def model_card(run: Run) -> str:
 
 
 def _finetuned(task: TaskInfo) -> str:
-    plan = task.plan
+    preprocessing = task.preprocessing
     return _FINETUNED.format(
         task=task.name,
         labels=", ".join(f"{value} {name}" for value, name in task.labels.items()),
-        spacing=" x ".join(f"{side:g}" for side in plan.spacing),
-        window=f"{plan.window[0]:g} to {plan.window[1]:g}" if plan.window else "percentiles of each image",
+        spacing=" x ".join(f"{side:g}" for side in preprocessing.spacing),
+        window="{:g} to {:g}".format(*preprocessing.window) if preprocessing.window else "percentiles of each image",
     )
 
 

@@ -77,7 +77,7 @@ def _metadata(run: Run) -> dict[str, Any]:
         "copyright": "unknown",
         "intended_use": "Research. Not a medical device.",
         "data_source": f"store with SHA-256 {run.info.provenance.get('data', {}).get('store')}",
-        "plan": task.plan.model_dump(),
+        "preprocessing": task.preprocessing.model_dump(),
         "network_data_format": {
             "inputs": {
                 "image": {

@@ -18,7 +18,7 @@ from hssl.errors import ConfigError, RunError, install
 from hssl.files import refuse_existing, replacing
 from hssl.networks import UNet
 from hssl.runs import Run, load_segmentation, load_unet
-from hssl.store.plan import PERCENTILES
+from hssl.store.preprocessing import PERCENTILES
 
 OPSET = 18
 TOLERANCE = 1e-3  # of an output's largest value; `large` is within 3e-5 at 96 pixels, 3e-4 at 64 (2 x 2 at the deepest)
@@ -145,6 +145,6 @@ def _metadata(run: Run, divisor: tuple[int, int]) -> dict[str, Any]:
         "divisor": divisor,
         "labels": task.labels if task else None,
         "channels": [0, *sorted(task.labels)] if task else None,
-        "plan": task.plan.model_dump() if task else None,
-        "percentiles": PERCENTILES if task and not task.plan.window else None,
+        "preprocessing": task.preprocessing.model_dump() if task else None,
+        "percentiles": PERCENTILES if task and not task.preprocessing.window else None,
     }

@@ -113,6 +113,9 @@ class PointHead(nn.Module):
 
 
 def at_points(features: Tensor, points: Tensor) -> Tensor:
-    """Features ``[B, C, H, W]`` at points ``[B, N, 2]`` in [-1, 1], as float32 ``[B, N, C]``."""
-    sampled = F.grid_sample(features.float(), points[:, None], mode="bilinear", align_corners=False)
+    """Features ``[B, C, H, W]`` at points ``[B, N, 2]`` in [-1, 1], as float32 ``[B, N, C]``.
+
+    Within half a pixel of the border the border's own features count; with zeros beyond it they would fade there.
+    """
+    sampled = F.grid_sample(features.float(), points[:, None], padding_mode="border", align_corners=False)
     return sampled[:, :, 0].mT

@@ -6,26 +6,29 @@ from typing import Any
 
 from hssl.errors import ConfigError
 from hssl.networks import UNet
-from hssl.objectives.base import SPREAD, WATCH, Domains, Objective, PretrainBatch, total
-from hssl.objectives.byol import BYOL
-from hssl.objectives.genesis import Genesis
-from hssl.objectives.global_local import GlobalLocal
-from hssl.objectives.hierarchical import Hierarchical
-from hssl.objectives.jigsaw import Jigsaw
-from hssl.objectives.masked import Masked
-from hssl.objectives.rotation import Rotation
-from hssl.objectives.simclr import SimCLR
+from hssl.objectives.base import (
+    SPREAD,
+    WATCH,
+    Domains,
+    Objective,
+    PretrainBatch,
+    WindowBatch,
+    compute_losses,
+    total,
+)
+from hssl.registry import OBJECTIVES
 
-OBJECTIVES: dict[str, type[Objective]] = {
-    "hierarchical": Hierarchical,
-    "simclr": SimCLR,
-    "byol": BYOL,
-    "rotation": Rotation,
-    "jigsaw": Jigsaw,
-    "genesis": Genesis,
-    "global_local": GlobalLocal,
-    "masked": Masked,
-}
+
+def objective_class(name: str) -> type[Objective]:
+    """The objective of that name, or at that place (``module:Class``).
+
+    Raises:
+        ConfigError: There is none.
+    """
+    kind: type[Objective] = OBJECTIVES[name]
+    if not (isinstance(kind, type) and issubclass(kind, Objective)):
+        raise ConfigError(f"objective '{name}' is no subclass of hssl.objectives.Objective")
+    return kind
 
 
 def build_objective(name: str, network: UNet, domains: Domains, options: dict[str, Any]) -> Objective:
@@ -34,7 +37,7 @@ def build_objective(name: str, network: UNet, domains: Domains, options: dict[st
     Raises:
         ConfigError: There is no such objective, or an option is not one of its own.
     """
-    kind = _kind(name)
+    kind = objective_class(name)
     return kind(network, domains, kind.Options.checked(options))
 
 
@@ -44,36 +47,19 @@ def objective_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: There is no such objective, or an option is not one of its own.
     """
-    return _kind(name).Options.checked(options).model_dump(mode="json")
-
-
-def _kind(name: str) -> type[Objective]:
-    if name not in OBJECTIVES:
-        raise ConfigError(f"no objective '{name}'", hint=f"choose one of {', '.join(OBJECTIVES)}")
-    return OBJECTIVES[name]
-
-
-def build_rehearsed(name: str, network: UNet, task: str, options: dict[str, Any]) -> Objective:
-    """The objective as an auxiliary loss on one task, with new heads.
-
-    Raises:
-        ConfigError: There is none of that name, an option is not valid, or it has nothing to ask of one task.
-    """
-    try:
-        return build_objective(name, network, Domains((task,), (-1,)), options)
-    except ConfigError as error:
-        raise ConfigError(f"cannot rehearse '{name}' on one task: {error.what}", hint="rehearsal=0") from error
+    return objective_class(name).Options.checked(options).model_dump(mode="json")
 
 
 __all__ = [
-    "OBJECTIVES",
     "SPREAD",
     "WATCH",
     "Domains",
     "Objective",
     "PretrainBatch",
+    "WindowBatch",
     "build_objective",
-    "build_rehearsed",
+    "compute_losses",
+    "objective_class",
     "objective_options",
     "total",
 ]

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
-from hssl.config import StageConfig
+from hssl.config import StageConfig, ViewConfig
 from hssl.networks import UNet
-from hssl.views import View
+from hssl.views import View, make_view
 
 WATCH = "watch/"
 """Before the names of values that an objective gives beside its losses: logged, and not added."""
@@ -30,6 +30,19 @@ class Domains:
 
     tasks: tuple[str, ...]
     groups: tuple[int, ...]
+
+
+class WindowBatch(NamedTuple):
+    """Windows ``[B, 1, S, S]`` float16 without masks; numbers as in :class:`PretrainBatch`."""
+
+    window: Tensor
+    task: Tensor
+    subject: Tensor
+    case: Tensor
+    slice: Tensor
+    slices: Tensor
+    position: Tensor
+    frame: Tensor
 
 
 @dataclass(frozen=True)
@@ -75,8 +88,6 @@ class Objective(nn.Module):
     Options: ClassVar[type[StageConfig]] = StageConfig
     #: Learns from groups of tasks: the training loop finds them and calls `set_groups`.
     wants_groups: bool = False
-    #: Asks which task an image is of: a batch must hold images of two tasks at least.
-    wants_tasks: bool = False
 
     def __init__(self, network: UNet, domains: Domains, options: StageConfig) -> None:
         super().__init__()
@@ -93,6 +104,14 @@ class Objective(nn.Module):
         """
         raise NotImplementedError
 
+    def check_domains(self, per_batch: int) -> None:
+        """Checks that a batch holds images of as many tasks as the objective needs.
+
+        Raises:
+            ConfigError: It holds too few.
+        """
+        return
+
     def after_step(self, network: UNet) -> None:
         """Called after each optimiser step; for momentum copies."""
         return
@@ -100,6 +119,25 @@ class Objective(nn.Module):
     def set_groups(self, groups: Tensor) -> None:
         """Told the group of each task, int64 ``[tasks]``, once they are found."""
         return
+
+
+def compute_losses(
+    objective: Objective, network: UNet, batch: WindowBatch, patch: int, view: ViewConfig, generator: Generator
+) -> dict[str, Tensor]:
+    """Draws two views of each window and computes the objective's losses on them.
+
+    Args:
+        objective: The pretext objective.
+        network: The network in training.
+        batch: Windows on the network's device.
+        patch: Side of a view in pixels.
+        view: Ranges of the augmentation.
+        generator: Random state on the device of the windows.
+    """
+    window, *where = batch
+    first, second = (make_view(window, patch, view, generator) for _ in range(2))
+    losses: dict[str, Tensor] = objective(network, PretrainBatch(first, second, *where))
+    return losses
 
 
 def total(losses: dict[str, Tensor]) -> Tensor:

@@ -5,7 +5,7 @@ The network predicts, from one view, what a slowly moving copy of itself makes o
 Departures: the projector reads the deepest stage on a coarse grid, since instance normalisation leaves global average
 pooling nothing of the image; the momentum is constant (published: a cosine to 1 over the run) and lower, for runs of
 thousands of steps and not of a million; batch normalisation in the heads sees both views together, and one process's
-images; AdamW takes the place of LARS. Views, with their hidden blocks, and schedule are those that all objectives
+images; AdamW takes the place of LARS. Views, with their occluded blocks, and schedule are those that all objectives
 share.
 """
 

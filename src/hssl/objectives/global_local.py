@@ -10,7 +10,7 @@ are no slices of a volume, attract those of their own subject. Encoder and
 decoder are trained at the same time, the decoder on detached features, where the paper trains one after the other. The
 two views differ in geometry too, and regions are found again through their maps. Regions lie at random, and those that
 overlap do not repel each other. The global head pools on a coarse grid, since instance normalisation leaves global
-average pooling nothing of the image. Views, with their hidden blocks, and schedule are those that all objectives share.
+average pooling nothing of the image. Views, with their occluded blocks, and schedule are those of all objectives.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from hssl.errors import ConfigError
 from hssl.networks import GridPoolHead, PixelHead, UNet
 from hssl.networks.gather import gather, rank
 from hssl.objectives.base import SPREAD, Domains, Objective, PretrainBatch, spread
+from hssl.objectives.points import draw_points
 from hssl.views import map_points
 
 REGION = 3
@@ -80,12 +81,13 @@ class GlobalLocal(Objective):
         temperature = self.options.temperature
         # In bf16 a coordinate would be off by a quarter of a pixel.
         with torch.autocast(projected.device.type, enabled=False):
-            points = torch.rand((len(batch.task), self.options.regions, 2), device=projected.device) * 2 - 1
+            points, real = draw_points(batch.first, batch.frame, self.options.regions)
             there = map_points(points, batch.first.theta, batch.second.theta)
+            seen = real & (there.abs() < 1).all(-1)
             first, second = regions.chunk(2)
             return {
                 "global": global_contrast(projected, batch.task.repeat(2), partition.repeat(2), temperature),
-                "local": local_contrast(first, second, points, there, temperature),
+                "local": local_contrast(first, second, points, there, seen, temperature),
                 SPREAD: spread(projected),
             }
 
@@ -111,8 +113,10 @@ def global_contrast(projected: Tensor, task: Tensor, partition: Tensor, temperat
     return (F.softplus(negatives - logits).masked_fill(~positive, 0).sum(1) / positive.sum(1)).mean()
 
 
-def local_contrast(first: Tensor, second: Tensor, here: Tensor, there: Tensor, temperature: float) -> Tensor:
-    """Contrast of the regions of each image, over both views; regions that the second view lacks count nothing, and
+def local_contrast(
+    first: Tensor, second: Tensor, here: Tensor, there: Tensor, seen: Tensor, temperature: float
+) -> Tensor:
+    """Contrast of the regions of each image, over both views; regions that are not `seen` count nothing, and
     those that overlap in the first view are no negatives of each other.
 
     Args:
@@ -120,10 +124,11 @@ def local_contrast(first: Tensor, second: Tensor, here: Tensor, there: Tensor, t
         second: Features of the second view.
         here: Centres of the regions in the first view, ``[B, K, 2]`` in [-1, 1], x before y.
         there: The same places in the second view.
+        seen: Regions within the slice that both views show, bool ``[B, K]``.
         temperature: Of the similarities.
     """
     count, regions = here.shape[:2]
-    seen = (there.abs() < 1).all(-1).repeat(1, 2)
+    seen = seen.repeat(1, 2)
     vectors = F.normalize(torch.cat((_regions(first, here), _regions(second, there)), 1), dim=-1)
     logits = vectors @ vectors.mT / temperature
     itself = torch.eye(2 * regions, dtype=torch.bool, device=here.device)
@@ -141,4 +146,4 @@ def local_contrast(first: Tensor, second: Tensor, here: Tensor, there: Tensor, t
 def _regions(features: Tensor, centres: Tensor) -> Tensor:
     # Means around each centre, [B, K, D].
     means = F.avg_pool2d(features, REGION, stride=1, padding=REGION // 2, count_include_pad=False)
-    return F.grid_sample(means, centres[:, None], mode="bilinear", align_corners=False)[:, :, 0].mT
+    return F.grid_sample(means, centres[:, None], padding_mode="border", align_corners=False)[:, :, 0].mT

@@ -4,7 +4,7 @@ Two views of an image attract each other, all other images of the batch repel. T
 alone, and as published every image is a negative, also a neighbouring slice and an image of another task.
 
 Departures: the head pools on a coarse grid, since instance normalisation leaves global average pooling nothing of the
-image; batches are far smaller, and AdamW takes the place of LARS. Views, with their hidden blocks, and schedule are
+image; batches are far smaller, and AdamW takes the place of LARS. Views, with their occluded blocks, and schedule are
 those that all objectives share.
 """
 

@@ -11,7 +11,7 @@ CARD = "README.md"
 _ADDRESS = re.compile(r"hf://(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 
 
-def fetched(run: Path | str) -> Path:
+def fetch(run: Path | str) -> Path:
     """The folder of a run: itself, or where the hub's copy of it lies after download.
 
     Raises:

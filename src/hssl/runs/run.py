@@ -34,7 +34,7 @@ from hssl.config import FinetuneConfig, NetworkConfig, PretrainConfig, TrainingC
 from hssl.errors import RunError, TrainingError, first_line, first_mistake
 from hssl.files import flush, replacing, write_text
 from hssl.networks import SegmentationNetwork, UNet, build_network
-from hssl.runs.hub import fetched
+from hssl.runs.hub import fetch
 from hssl.store import Store, TaskInfo
 
 RESTART = "train again in another folder with a lower learning rate, or with precision 32"
@@ -73,7 +73,7 @@ class RunInfo(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     stage: Literal["pretrain", "finetune"]
     network: NetworkConfig
     task: TaskInfo | None = None
@@ -103,7 +103,7 @@ class Run:
         Raises:
             RunError: The folder is not a run, or one of its files cannot be read.
         """
-        path = fetched(path)
+        path = fetch(path)
         if not (path / INFO).is_file():
             raise RunError("is not a run folder", path=path, hint="make one with 'hssl pretrain' or 'hssl finetune'")
         try:
@@ -146,7 +146,7 @@ class Run:
                     f"holds a run of another stage ({run.info.stage})", path=path, hint="give another folder"
                 )
             # As JSON, for that is what was read back: a list and a tuple are the same option.
-            before, now = run.config.decisive(), config.decisive()
+            before, now = run.config.fingerprint_fields(), config.fingerprint_fields()
             # Where it started tells the hash of the weights below, which may be called another way by now.
             told = {"init"} if INIT_HASH in run.info.provenance and INIT_HASH in info.provenance else set()
             if changed := [name for name in now | before if now.get(name) != before.get(name) and name not in told]:
@@ -324,7 +324,7 @@ def load(path: Path | str) -> UNet:
 
 
 def load_segmentation(path: Path | str) -> tuple[SegmentationNetwork, Run, TaskInfo]:
-    """The network of a fine-tuning run, in evaluation mode on the CPU, and its task with plan and labels.
+    """The network of a fine-tuning run, in evaluation mode on the CPU, and its task with preprocessing and labels.
 
     Raises:
         RunError: The folder is not a complete fine-tuning run.

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from hssl.store.aggregate import aggregate, aggregate_sources
-from hssl.store.plan import TaskPlan, make_plan
+from hssl.store.preprocessing import Preprocessing, make_preprocessing
 from hssl.store.splits import Split, make_split
-from hssl.store.store import CaseRecord, Store, TaskInfo, widest_slice
+from hssl.store.store import CaseRecord, Part, Store, TaskInfo, widest_slice
 from hssl.store.summary import TaskSummary, contact_sheet, summarise, summary_table
 
 __all__ = [
     "CaseRecord",
+    "Part",
+    "Preprocessing",
     "Split",
     "Store",
     "TaskInfo",
-    "TaskPlan",
     "TaskSummary",
     "aggregate",
     "aggregate_sources",
     "contact_sheet",
-    "make_plan",
+    "make_preprocessing",
     "make_split",
     "summarise",
     "summary_table",

@@ -10,7 +10,7 @@ from zlib import crc32
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from hssl.config import GivenSplit, labels_in
+from hssl.config import GivenSplit, parse_label_budget
 from hssl.errors import StoreError
 
 
@@ -150,7 +150,7 @@ def labelled_subjects(
         raise StoreError(f"task '{task}' has no training subject with a mask", path=path)
     order = _shuffled(sorted(candidates), f"{task}/labels", seed)
     if isinstance(labels, str):
-        labels = labels_in(labels)
+        labels = parse_label_budget(labels)
     if isinstance(labels, str):
         return order[: _count_of_percentage(labels, len(order), path)]
     if isinstance(labels, int):

@@ -15,10 +15,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from hssl.errors import StoreError, first_mistake
 from hssl.sources import find_sources
 from hssl.sources.base import Case, Geometry
-from hssl.store.plan import TaskPlan
+from hssl.store.preprocessing import Preprocessing
 from hssl.store.splits import Split, Splits, labelled_subjects
 
 INDEX, SPLITS = "index.json", "splits.json"
+Part = Literal["train", "val", "test"]
 # Where the data came from differs between machines.
 _ORIGIN = {
     "tasks": {"__all__": {"origin", "fingerprint", "skipped", "duplicates"}},
@@ -38,7 +39,7 @@ class TaskInfo(_Entry):
         name: The task.
         modality: As its source names it; empty where unknown.
         labels: Name of each label value in the masks, without background (0).
-        plan: How its images were brought into the store.
+        preprocessing: How its images were brought into the store.
         layout: The reader that found it.
         origin: The folder it was read from.
         subject: The subject rule given, if any.
@@ -52,7 +53,7 @@ class TaskInfo(_Entry):
     name: str
     modality: str
     labels: dict[int, str]
-    plan: TaskPlan
+    preprocessing: Preprocessing
     layout: str
     origin: str
     subject: str | None = None
@@ -70,44 +71,13 @@ class TaskInfo(_Entry):
     def to_channels(self, mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Channel of the label value of each voxel, any shape; values may have gaps (0, 1, 255), channels do not."""
         table = np.zeros(256, np.uint8)
-        table[self._values] = np.arange(self.classes)
+        table[self.values] = np.arange(self.classes)
         channels: NDArray[np.uint8] = table[mask]
         return channels
 
-    def mask(self, scores: NDArray[np.float32], geometry: Geometry | None = None) -> NDArray[np.uint8]:
-        """Label values from a network's scores.
-
-        Args:
-            scores: ``[classes, slices, rows, columns]`` on the store's grid.
-            geometry: The grid of a file; None stays on the store's.
-
-        Returns:
-            The mask, ``[slices, rows, columns]``, or of the shape of `geometry`.
-
-        Raises:
-            StoreError: The scores are not of the shape that images of this geometry have in the store.
-        """
-        return self.joined([self.planes(scores, geometry)], geometry)
-
-    def planes(self, scores: NDArray[np.float32], geometry: Geometry | None = None) -> NDArray[np.uint8]:
-        """Does the part of :meth:`mask` that needs scores, for all slices of an image or some of them.
-
-        Returns:
-            Channels, uint8 ``[slices, rows, columns]``, for :meth:`joined`.
-        """
-        if geometry is None:
-            return np.asarray(scores.argmax(axis=0), np.uint8)
-        return self.plan.restore_slices(scores, geometry)
-
-    def joined(self, parts: Sequence[NDArray[np.uint8]], geometry: Geometry | None = None) -> NDArray[np.uint8]:
-        """The mask of :meth:`mask`, from its :meth:`planes` part by part, in order."""
-        planes = np.concatenate(parts)
-        channels = planes if geometry is None else self.plan.restore_axes(planes, geometry)
-        labels: NDArray[np.uint8] = self._values[channels]
-        return labels
-
     @property
-    def _values(self) -> NDArray[np.uint8]:
+    def values(self) -> NDArray[np.uint8]:
+        """Label value of each channel, background (0) first."""
         return np.array([0, *sorted(self.labels)], np.uint8)
 
 
@@ -162,7 +132,7 @@ class CaseRecord(_Entry):
 class Index(_Entry):
     """What ``index.json`` holds."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     tasks: dict[str, TaskInfo]
     cases: list[CaseRecord]
 
@@ -202,12 +172,21 @@ class Store:
         """Every task by name."""
         return self.index.tasks
 
-    def cases(self, task: str | None = None, subjects: Collection[str] | None = None) -> list[CaseRecord]:
-        """The cases, with and without masks, in the order of the index.
+    def cases(
+        self,
+        task: str | None = None,
+        *,
+        part: Part | None = None,
+        subjects: Collection[str] | None = None,
+        labelled: bool | None = None,
+    ) -> list[CaseRecord]:
+        """The cases in the order of the index.
 
         Args:
             task: Only of this task.
+            part: Only subjects of this part of the split of their task.
             subjects: Only of these subjects.
+            labelled: Only cases with a mask (True) or without one (False).
 
         Raises:
             StoreError: There is no such task.
@@ -215,10 +194,14 @@ class Store:
         if task is not None:
             self._check_task(task)
         wanted = None if subjects is None else set(subjects)
+        parts = {} if part is None else {name: set(getattr(self.splits.tasks[name], part)) for name in self.tasks}
         return [
             case
             for case in self.index.cases
-            if (task is None or case.task == task) and (wanted is None or case.subject in wanted)
+            if (task is None or case.task == task)
+            and (part is None or case.subject in parts[case.task])
+            and (wanted is None or case.subject in wanted)
+            and (labelled is None or case.has_label == labelled)
         ]
 
     def image(self, record: CaseRecord) -> NDArray[np.float16]:
@@ -300,8 +283,7 @@ class Store:
         Raises:
             StoreError: There are not so many, or one is no training subject with a mask.
         """
-        train = self.split(task).train
-        candidates = {case.subject for case in self.cases(task, train) if case.has_label}
+        candidates = {case.subject for case in self.cases(task, part="train", labelled=True)}
         return labelled_subjects(task, sorted(candidates), labels, seed, path=self.path)
 
     @property

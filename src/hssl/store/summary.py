@@ -129,7 +129,7 @@ def contact_sheet(store: Store, output: Path | str, *, columns: int = 6) -> Path
         for axis, index in zip(row[:columns], chosen, strict=False):
             case = cases[index]
             number = _telling_slice(store, case)
-            _, height, width = info.plan.stored_spacing(case.geometry)
+            _, height, width = info.preprocessing.stored_spacing(case.geometry)
             axis.imshow(store.image(case)[number].astype(np.float32), "gray", vmin=0, vmax=1, aspect=height / width)
             axis.set_title(f"{case.id} [{number}]", fontsize=6)
             if case.has_label:
@@ -137,7 +137,7 @@ def contact_sheet(store: Store, output: Path | str, *, columns: int = 6) -> Path
                 for value in info.labels:
                     if (mask == value).any():
                         axis.contour(mask == value, [0.5], colors=[f"C{value % 10}"], linewidths=0.8)
-        if orientation := info.plan.orientation:
+        if orientation := info.preprocessing.orientation:
             for x, y, letter in ((0.98, 0.5, orientation[1]), (0.5, 0.05, orientation[0])):
                 row[0].text(x, y, letter, transform=row[0].transAxes, color="w", fontsize=7, ha="right")
         names = [Patch(color=f"C{value % 10}", label=name) for value, name in info.labels.items()]
@@ -151,7 +151,7 @@ def contact_sheet(store: Store, output: Path | str, *, columns: int = 6) -> Path
 
 def _summary(store: Store, task: str) -> TaskSummary:
     info, cases, split = store.tasks[task], store.cases(task), store.split(task)
-    spacings = np.array([info.plan.stored_spacing(case.geometry) for case in cases])
+    spacings = np.array([info.preprocessing.stored_spacing(case.geometry) for case in cases])
     labels = {value: LabelSummary(name=name, **_presence(cases, value)) for value, name in info.labels.items()}
     shape = np.median([case.shape for case in cases], axis=0).astype(int).tolist()
     return TaskSummary(

@@ -6,7 +6,7 @@ over several ranks draw exactly what an undisturbed one does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -16,27 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from hssl.config import FinetuneConfig, PretrainConfig
+from hssl.config import FinetuneConfig
 from hssl.errors import StoreError
+from hssl.objectives import WindowBatch
 from hssl.store import CaseRecord, Store
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
 FLAT = 0.02
 """A slice whose standard deviation is below this shows nothing (air, or outside of a skull-stripped brain)."""
-
-
-class WindowBatch(NamedTuple):
-    """Windows ``[B, 1, S, S]`` float16 to pre-train on; numbers as in :class:`hssl.objectives.PretrainBatch`."""
-
-    window: Tensor
-    task: Tensor
-    subject: Tensor
-    case: Tensor
-    slice: Tensor
-    slices: Tensor
-    position: Tensor
-    frame: Tensor
 
 
 class LabelledBatch(NamedTuple):
@@ -47,40 +35,57 @@ class LabelledBatch(NamedTuple):
 
 
 class FinetuneBatch(NamedTuple):
-    """What a step of fine-tuning sees: patches with masks and, where it rehearses, scans without."""
+    """What a step of fine-tuning sees: patches with masks, and for each auxiliary windows without."""
 
     labelled: LabelledBatch
-    rehearsed: WindowBatch | None
+    unlabelled: dict[str, WindowBatch]
 
 
-class PretrainData(Dataset[WindowBatch]):
-    """Pre-training batches of the training subjects; no mask is read.
+class WindowData(Dataset[WindowBatch]):
+    """Windows of the training subjects, by step; no mask is read.
 
     Args:
         store: The aggregated data.
         tasks: Tasks to draw from, in the order that numbers them.
-        config: Batch size, window, domains per batch, tempering and seed.
+        batch_size: Windows a step, over all processes.
+        size: Side of a window in pixels.
+        steps: Length.
+        seed: Fixes every draw.
+        stream: Separates draws that have the same seed.
+        domains_per_batch: Tasks that share a batch.
+        task_sampling_exponent: A task is drawn with probability proportional to its slices to this power.
         rank: Number of this process.
         world_size: Number of processes; each gets an equal, disjoint part of the same global batch.
+
+    Raises:
+        StoreError: A task has no training subject.
     """
 
     def __init__(
         self,
         store: Store,
         tasks: Sequence[str],
-        config: PretrainConfig,
         *,
+        batch_size: int,
+        size: int,
+        steps: int,
+        seed: int,
+        stream: tuple[int, ...] = (),
+        domains_per_batch: int = 1,
+        task_sampling_exponent: float = 0.5,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.store, self.config, self.rank, self.world_size = store, config, rank, world_size
+        self.store, self.rank, self.world_size = store, rank, world_size
+        self.batch_size, self.size, self.steps = batch_size, size, steps
+        self.seed, self.stream, self.domains_per_batch = seed, stream, domains_per_batch
         self.cases: list[CaseRecord] = []
         self.by_subject: list[list[list[int]]] = []  # task -> subject -> numbers of its cases
         self.subject_of_case: list[int] = []
         slices = []
         for task in tasks:
             subjects: dict[str, list[int]] = {}
-            for case in store.cases(task, store.split(task).train):
+            for case in store.cases(task, part="train"):
                 subjects.setdefault(case.subject, []).append(len(self.cases))
                 self.cases.append(case)
             if not subjects:
@@ -90,20 +95,20 @@ class PretrainData(Dataset[WindowBatch]):
             self.subject_of_case += [numbers[case.subject] for case in self.cases[len(self.subject_of_case) :]]
             self.by_subject.append(list(subjects.values()))
             slices.append(sum(self.cases[number].shape[0] for numbers_ in subjects.values() for number in numbers_))
-        weights = np.array(slices, np.float64) ** config.tempering
+        weights = np.array(slices, np.float64) ** task_sampling_exponent
         self.task_weights = weights / weights.sum()
 
     def __len__(self) -> int:
-        return self.config.steps
+        return self.steps
 
     def __getitem__(self, step: int) -> WindowBatch:
         """This rank's part of the batch of `step`."""
-        rng = np.random.default_rng((self.config.seed, step, 1))
-        size = self.config.window
+        rng = np.random.default_rng((self.seed, step, 1, *self.stream))
+        size = self.size
         rows = []
         for number, (task, case) in enumerate(self._draw_cases(rng)):
             # Each image has its own generator, so that a rank need not read what the others draw.
-            own = np.random.default_rng((self.config.seed, step, 2, number))
+            own = np.random.default_rng((self.seed, step, 2, number, *self.stream))
             if number % self.world_size == self.rank:
                 index, image = self._draw_slice(self.cases[case], own)
                 corner = _draw_corner(image.shape, size, own)
@@ -124,10 +129,10 @@ class PretrainData(Dataset[WindowBatch]):
         )
 
     def _draw_cases(self, rng: Generator) -> list[tuple[int, int]]:
-        count = min(self.config.domains_per_batch, len(self.by_subject), self.config.batch_size)
+        count = min(self.domains_per_batch, len(self.by_subject), self.batch_size)
         tasks = rng.choice(len(self.by_subject), size=count, replace=False, p=self.task_weights)
         drawn = []
-        for share, task in zip(np.array_split(np.arange(self.config.batch_size), count), tasks, strict=True):
+        for share, task in zip(np.array_split(np.arange(self.batch_size), count), tasks, strict=True):
             subjects = self.by_subject[task]
             # Every subject once before any comes twice: neighbours in one volume are rare by construction.
             order = np.concatenate([rng.permutation(len(subjects)) for _ in range(0, len(share), len(subjects))])
@@ -144,15 +149,18 @@ class PretrainData(Dataset[WindowBatch]):
 
 
 class FinetuneData(Dataset[FinetuneBatch]):
-    """Fine-tuning batches of one task's labelled subjects.
+    """Fine-tuning batches of one task's labelled subjects, and windows for auxiliaries.
 
     Args:
         store: The aggregated data.
         subjects: Subjects whose masks may be read.
         config: Task, batch size, window, share of foreground patches and seed.
-        rehearsed: Scans to rehearse on, as pre-training draws them; None for none.
+        unlabelled: Windows without masks, by the name of the auxiliary that they are for.
         rank: Number of this process.
         world_size: Number of processes; each gets an equal, disjoint part of the same global batch.
+
+    Raises:
+        StoreError: The subjects have no masks.
     """
 
     def __init__(
@@ -161,13 +169,13 @@ class FinetuneData(Dataset[FinetuneBatch]):
         subjects: Sequence[str],
         config: FinetuneConfig,
         *,
-        rehearsed: PretrainData | None = None,
+        unlabelled: Mapping[str, WindowData] | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.store, self.config, self.rehearsed = store, config, rehearsed
+        self.store, self.config, self.unlabelled = store, config, dict(unlabelled or {})
         self.rank, self.world_size = rank, world_size
-        self.cases = [case for case in store.cases(config.task, subjects) if case.has_label]
+        self.cases = store.cases(config.task, subjects=subjects, labelled=True)
         if not self.cases:
             raise StoreError(f"task '{config.task}' has no masks of the chosen subjects", path=store.path)
         rng = np.random.default_rng((config.seed, 3))
@@ -179,7 +187,7 @@ class FinetuneData(Dataset[FinetuneBatch]):
 
     def __getitem__(self, step: int) -> FinetuneBatch:
         """This rank's part of the batch of `step`."""
-        return FinetuneBatch(self._labelled(step), None if self.rehearsed is None else self.rehearsed[step])
+        return FinetuneBatch(self._labelled(step), {name: data[step] for name, data in self.unlabelled.items()})
 
     def _labelled(self, step: int) -> LabelledBatch:
         rng = np.random.default_rng((self.config.seed, step, 4))

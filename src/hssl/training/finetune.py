@@ -1,28 +1,39 @@
-"""Fine-tuning: the whole network, encoder and decoder, on a few masks of one task."""
+"""Fine-tuning: the whole network, encoder and decoder, on a few masks of one task and all of its scans."""
 
 from __future__ import annotations
 
+import copy
 import logging
-import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from monai.losses.dice import DiceCELoss
 from torch import Generator, Tensor, nn
 from torch.utils.data import Dataset
 
 from hssl.config import FinetuneConfig, PretrainConfig
 from hssl.errors import ConfigError, StoreError
-from hssl.networks import SegmentationNetwork, build_network, predict_slabs
-from hssl.objectives import WATCH, Objective, build_rehearsed
+from hssl.metrics import dice_by_label, dice_ce_loss
+from hssl.networks import SegmentationNetwork, build_network
+from hssl.objectives import WATCH
+from hssl.prediction.masks import class_planes, join_planes
+from hssl.prediction.tiling import predict_slabs
 from hssl.runs.run import Run, RunInfo, provenance
 from hssl.store import Store
-from hssl.training.data import FinetuneBatch, FinetuneData, PretrainData
+from hssl.training.auxiliary import (
+    Auxiliary,
+    AuxiliaryOptions,
+    LabelledView,
+    Setting,
+    build_auxiliaries,
+    resolve_auxiliaries,
+)
+from hssl.training.checks import check_batch_size, check_patch
+from hssl.training.data import FinetuneBatch, FinetuneData, WindowData
 from hssl.training.loggers import check_loggers
 from hssl.training.loop import Stage, as_finished, fit, make_trainer, wants_bf16
-from hssl.training.pretrain import ask, check_batch_size, check_patch
 from hssl.training.start import load_start, with_source
 from hssl.views import follow, make_view
 
@@ -30,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 
 class Finetuning(Stage):
-    """A segmentation network and its labelled subjects.
+    """A segmentation network, its labelled subjects, and what else it learns from.
 
     Args:
         config: What to do.
@@ -39,7 +50,8 @@ class Finetuning(Stage):
         network: Encoder, decoder and new head.
         labelled: Subjects whose masks are trained on.
         loaded: Whether encoder and decoder come from pre-training.
-        rehearsal: The pre-training to rehearse, cut to this task; None for fine-tuning on masks alone.
+        auxiliaries: Options of each auxiliary, by name.
+        before: The pre-training that the network starts from; None without one.
     """
 
     config: FinetuneConfig
@@ -53,63 +65,87 @@ class Finetuning(Stage):
         labelled: list[str],
         *,
         loaded: bool,
-        rehearsal: PretrainConfig | None = None,
+        auxiliaries: dict[str, AuxiliaryOptions] | None = None,
+        before: PretrainConfig | None = None,
     ) -> None:
         super().__init__(config, run)
         self.store, self.labelled, self.loaded = store, labelled, loaded
         self.network = network
-        self.rehearsal = rehearsal
-        self.objective: Objective | None = None
-        if rehearsal is not None:
-            # Its heads are new: those of pre-training were thrown away.
-            self.objective = build_rehearsed(rehearsal.objective, network.unet, config.task, rehearsal.options)
-        self.loss = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
+        self.average: SegmentationNetwork | None = None
+        if config.ema_decay:
+            self.average = copy.deepcopy(network).requires_grad_(False)
+        self.auxiliary_options = auxiliaries or {}
+        built = build_auxiliaries(self.auxiliary_options, Setting(config, before, network, store, labelled))
+        self.names, self.auxiliaries = list(built), nn.ModuleList(built.values())
         self.extra = {"best": -1.0}
 
+    @property
+    def auxiliary(self) -> dict[str, Auxiliary]:
+        """The auxiliaries by name."""
+        return dict(zip(self.names, cast("Iterable[Auxiliary]", self.auxiliaries), strict=True))
+
+    @property
+    def kept(self) -> SegmentationNetwork:
+        """The network whose weights the run keeps: the moving average, if there is one."""
+        return self.network if self.average is None else self.average
+
     def losses(self, batch: FinetuneBatch, step: int, generator: Generator) -> dict[str, Tensor]:
-        """Dice and cross-entropy on one augmented view of each window, and the pretext losses that are rehearsed."""
+        """Dice and cross-entropy on one augmented view of each window, and the losses of the auxiliaries."""
         window, labels = batch.labelled
         view = make_view(window, self.config.patch_size, self.config.view, generator)
-        label = follow(labels, view.grid)
-        losses = {"dice_ce": self.loss(self.network(view.image).float(), label[:, None])}
-        if self.objective is not None and self.rehearsal is not None and batch.rehearsed is not None:
-            asked = ask(self.objective, self.network.unet, batch.rehearsed, self.rehearsal, generator)
-            for name, loss in asked.items():
-                if not name.startswith(WATCH):
-                    losses[f"rehearsal/{name}"] = self.config.rehearsal * loss
+        labelled = LabelledView(view.image, follow(labels, view.grid))
+        losses = {"dice_ce": dice_ce_loss(self.network(labelled.image).float(), labelled.label)}
+        for name, auxiliary in self.auxiliary.items():
+            windows, weight = batch.unlabelled[name], self.auxiliary_options[name].weight
+            for each, loss in auxiliary(self.network, self.kept, labelled, windows, step, generator).items():
+                if each.startswith(WATCH):
+                    losses[f"{WATCH}{name}/{each.removeprefix(WATCH)}"] = loss
+                else:
+                    losses[f"{name}/{each}"] = weight * loss
         return losses
 
     def data(self, rank: int, world_size: int) -> Dataset[Any]:
-        """Windows of the labelled subjects and, to rehearse on, of all training subjects of the task."""
-        rehearsed = None
-        if self.rehearsal is not None:
-            rehearsed = PretrainData(self.store, (self.config.task,), self.rehearsal, rank=rank, world_size=world_size)
-        return FinetuneData(
-            self.store, self.labelled, self.config, rehearsed=rehearsed, rank=rank, world_size=world_size
-        )
+        """Windows of the labelled subjects and, for auxiliaries, of all training subjects of the task."""
+        ranks = {"rank": rank, "world_size": world_size}
+        unlabelled = {
+            name: WindowData(
+                self.store,
+                (self.config.task,),
+                batch_size=options.batch_size,
+                size=self.config.window,
+                steps=self.config.steps,
+                seed=self.config.seed,
+                stream=(number,),
+                **ranks,
+            )
+            for number, (name, options) in enumerate(self.auxiliary_options.items())
+        }
+        return FinetuneData(self.store, self.labelled, self.config, unlabelled=unlabelled, **ranks)
 
     def trained(self) -> dict[str, nn.Module]:
-        """The segmentation network and, where it rehearses, the objective's heads."""
-        return {"network": self.network, **({} if self.objective is None else {"objective": self.objective})}
+        """The segmentation network, the average of its weights, and the auxiliaries."""
+        average = {} if self.average is None else {"average": self.average}
+        return {"network": self.network, **average, **self.auxiliary}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The U-Net, the new head and the objective's heads, each with a rate of its own."""
+        """The U-Net, the new head and the heads of the auxiliaries, each with a rate of its own."""
         unet: dict[str, Any] = {"params": list(self.network.unet.parameters())}
         if self.loaded:
-            unet |= {"rate": self.config.init_rate, "frozen": self.config.frozen}
-        groups = [unet, {"params": list(self.network.head.parameters()), "rate": self.config.head_rate}]
-        if self.objective is not None:
-            groups.append({"params": [p for p in self.objective.parameters() if p.requires_grad]})
-        return groups
+            unet |= {"rate": self.config.init_lr_factor, "freeze_steps": self.config.freeze_steps}
+        groups = [unet, {"params": list(self.network.head.parameters()), "rate": self.config.head_lr_factor}]
+        own = [p for p in self.auxiliaries.parameters() if p.requires_grad]
+        return [*groups, {"params": own}] if own else groups
 
     def rate(self, step: int, group: dict[str, Any]) -> float:
         """As the schedule says for the group; loaded layers wait while they are frozen."""
-        return 0.0 if step < group.get("frozen", 0) else super().rate(step, group)
+        return 0.0 if step < group.get("freeze_steps", 0) else super().rate(step, group)
 
     def after_step(self, step: int) -> None:
-        """Lets the objective move its copies, validates now and then, and keeps the best weights."""
-        if self.objective is not None:
-            self.objective.after_step(self.network.unet)
+        """Moves the average, lets auxiliaries move theirs, validates now and then, and keeps the best weights."""
+        if self.average is not None:
+            update_average(self.average, self.network, self.config.ema_decay, step)
+        for auxiliary in self.auxiliary.values():
+            auxiliary.after_step(self.network)
         every, last = self.config.validate_every, step == self.config.steps
         if self.config.validation and (step % every == 0 or last):
             dice = self.validate()
@@ -120,82 +156,97 @@ class Finetuning(Stage):
             if self.global_rank == 0:
                 self.record(step, {"validation_dice": dice})
                 if best:
-                    self.run.save_weights(self.network)
+                    self.run.save_weights(self.kept)
                 if last and not self.extra["best"]:
                     logger.warning("no validation has found any label: the last weights are kept")
 
     def validate(self) -> float:
         """Mean Dice over validation cases and labels, in the store's grid; 0 where there is nothing to score."""
-        self.network.eval()
-        task = self.store.tasks[self.config.task]
+        task, network = self.store.tasks[self.config.task], self.kept.eval()
         options = {"patch_size": self.config.patch_size, "amp": wants_bf16(self.config)}
-        scores = [
-            dice_by_label(
-                task.joined([*map(task.planes, predict_slabs(self.network, self.store.image(case), **options))]),
-                self.store.label(case),
-                list(task.labels),
-            )
-            for case in self.store.cases(self.config.task, self.store.split(self.config.task).val)
-            if case.has_label
-        ]
-        self.network.train()
+        scores = []
+        for case in self.store.cases(task.name, part="val", labelled=True):
+            slabs = predict_slabs(network, self.store.image(case), **options)
+            predicted = join_planes(task, [class_planes(task, slab) for slab in slabs])
+            scores.append(dice_by_label(self.store.label(case), predicted, task.labels))
+        network.train()
         means = [np.nanmean(row) for row in scores if not np.isnan(row).all()]
         return float(np.mean(means)) if means else 0.0
 
 
-def dice_by_label(prediction: np.ndarray[Any, Any], truth: np.ndarray[Any, Any], labels: list[int]) -> list[float]:
-    """Dice of each label; NaN where both are empty."""
-    values = []
-    for label in labels:
-        first, second = prediction == label, truth == label
-        size = np.count_nonzero(first) + np.count_nonzero(second)
-        values.append(2 * np.count_nonzero(first & second) / size if size else math.nan)
-    return values
+@torch.no_grad()
+def update_average(average: nn.Module, network: nn.Module, decay: float, step: int) -> None:
+    """Moves an exponential moving average of weights towards those of `network`.
+
+    Args:
+        average: A copy of the network.
+        network: The network in training.
+        decay: Share that stays; in the first steps less, (1 + step) / (10 + step), so that the start is forgotten.
+        step: Steps taken.
+    """
+    share = 1 - min(decay, (1 + step) / (10 + step))
+    torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), share)
 
 
-def finetune(store: Store | Path | str, output: Path | str, *, config: FinetuneConfig) -> Run:
+def finetune(
+    store: Store | Path | str,
+    output: Path | str,
+    *,
+    config: FinetuneConfig | None = None,
+    task: str | None = None,
+    labels: str | int | Sequence[str] | None = None,
+    init: Path | str | None = None,
+    validation: bool | None = None,
+    steps: int | None = None,
+    patch_size: int | None = None,
+    batch_size: int | None = None,
+    seed: int | None = None,
+    auxiliary: dict[str, bool | dict[str, Any]] | None = None,
+    **options: Any,
+) -> Run:
     """Fine-tunes a network on some of a task's masks, or continues the run in `output`.
+
+    Options that are not given are those of `config`, or the defaults of :class:`hssl.config.FinetuneConfig`.
 
     Args:
         store: The aggregated data.
         output: Run folder.
-        config: Task, labels, where to start from, schedule.
+        config: Options; those given by name go over them.
+        task: The task.
+        labels: Label budget: a share (``"5%"``), a number of subjects, or their ids.
+        init: A run folder, usually of pre-training, ``hf://OWNER/NAME`` or ``"scratch"``.
+        validation: Whether the masks of validation subjects choose the best step.
+        steps: Optimiser steps.
+        patch_size: Side of what the network sees, in pixels.
+        batch_size: Patches a step.
+        seed: Fixes every draw.
+        auxiliary: What is learned from besides masks: ``{"self_training": True, "pretext": {"weight": 0.1}}``.
+        options: Any other field of :class:`hssl.config.FinetuneConfig`.
 
     Returns:
         The complete run; its weights are those of the best validation Dice, or the last ones without validation.
 
     Raises:
-        ConfigError: An option does not fit the data, or a logger is not installed.
+        ConfigError: An option is not valid or does not fit the data, or a logger is not installed.
         RunError: `output` holds something else, or `init` is not a complete run or has seen test subjects.
         StoreError: The task is not in the store, or has no masks.
         TrainingError: The loss is not finite.
     """
+    named: dict[str, Any] = {"task": task, "label_budget": labels, "init": None if init is None else str(init)}
+    named |= {"validation": validation, "steps": steps, "patch_size": patch_size, "batch_size": batch_size}
+    config = FinetuneConfig.over(config, **options, **named, seed=seed, auxiliary=auxiliary)
     store = store if isinstance(store, Store) else Store.open(store)
     check_batch_size(config.batch_size, config, "batch size", least=1)
-    split = store.split(config.task)
-    labels = config.labels if isinstance(config.labels, str | int) else list(config.labels)
-    labelled = store.labelled(config.task, labels, config.seed)
-    if all(case.label_voxels == {} for case in store.cases(config.task, labelled) if case.has_label):
+    budget = config.label_budget if isinstance(config.label_budget, str | int) else list(config.label_budget)
+    labelled = store.labelled(config.task, budget, config.seed)
+    if all(case.label_voxels == {} for case in store.cases(config.task, subjects=labelled, labelled=True)):
         raise StoreError(f"no mask of {', '.join(labelled[:4])} of '{config.task}' holds a label", path=store.path)
-    validation = validation_subjects(config, store)
-    masks = {config.task: sorted({*labelled, *validation})}
-    info = RunInfo(
-        stage="finetune",
-        network=config.network,
-        task=store.tasks[config.task],
-        subjects_seen=masks,
-        masks_seen=masks,
-        provenance=provenance(config, store),
-    )
+    validation_set = validation_subjects(config, store)
     torch.manual_seed(config.seed)
     unet, source = load_start(config, store) or (build_network(config.network), None)
-    if source is not None:
-        info = with_source(info, source)
-    before = source.config if source is not None else None
-    rehearsal = rehearsed_pretraining(config, before if isinstance(before, PretrainConfig) else None)
-    if rehearsal is not None:
-        seen = info.subjects_seen | {config.task: sorted({*info.subjects_seen[config.task], *split.train})}
-        info = info.model_copy(update={"subjects_seen": seen})
+    before = source.config if source is not None and isinstance(source.config, PretrainConfig) else None
+    auxiliaries = resolve_auxiliaries(config, before)
+    info = _run_info(config, store, labelled, validation_set, source, whole=bool(auxiliaries))
     # Seeded again: the new head is the same whatever the network under it comes from.
     torch.manual_seed(config.seed)
     network = SegmentationNetwork(unet, store.tasks[config.task].classes, config.head)
@@ -206,31 +257,60 @@ def finetune(store: Store | Path | str, output: Path | str, *, config: FinetuneC
         return run
     check_loggers(config)
     loaded = source is not None
-    stage = Finetuning(config, store, run, network, labelled, loaded=loaded, rehearsal=rehearsal)
+    stage = Finetuning(config, store, run, network, labelled, loaded=loaded, auxiliaries=auxiliaries, before=before)
     trainer = make_trainer(config, run.path, f"finetune {config.task}")
     run.create()  # only now, as in pre-training
-    count, available = len(labelled), len(store.labelled(config.task, "100%"))
+    _announce(stage, source, validation_set)
+    seconds = fit(stage, trainer)
+    if stage.global_rank == 0:
+        if not config.validation:
+            run.save_weights(stage.kept)
+        run.finish({"seconds": seconds, "labelled": labelled, **(stage.extra if config.validation else {})})
+    return as_finished(run, trainer)
+
+
+def _run_info(
+    config: FinetuneConfig,
+    store: Store,
+    labelled: list[str],
+    validation_set: list[str],
+    source: Run | None,
+    *,
+    whole: bool,
+) -> RunInfo:
+    """What the run sees; with `whole` the images of all training subjects."""
+    masks = {config.task: sorted({*labelled, *validation_set})}
+    images = {*masks[config.task], *(store.split(config.task).train if whole else ())}
+    info = RunInfo(
+        stage="finetune",
+        network=config.network,
+        task=store.tasks[config.task],
+        subjects_seen={config.task: sorted(images)},
+        masks_seen=masks,
+        provenance=provenance(config, store),
+    )
+    return info if source is None else with_source(info, source)
+
+
+def _announce(stage: Finetuning, source: Run | None, validation_set: list[str]) -> None:
+    config, store, labelled = stage.config, stage.store, stage.labelled
     if source is None:
         logger.info("from scratch: encoder, decoder and segmentation head are new")
     else:
         logger.info("loaded encoder and decoder of %s; new: segmentation head", config.init)
-    names = ", ".join(labelled[:4]) + " ..." * (count > 4)
+    names = ", ".join(labelled[:4]) + " ..." * (len(labelled) > 4)
     logger.info(
-        f"{config.task}: masks of {count} of {available} training subjects ({names})"
-        + (f" and, to choose the checkpoint, of {len(validation)} for validation" if validation else "")
+        f"{config.task}: masks of {len(labelled)} of {len(store.labelled(config.task, '100%'))} training subjects "
+        f"({names})"
+        + (f" and, to choose the checkpoint, of {len(validation_set)} for validation" if validation_set else "")
     )
     if source is not None and (known := source.info.masks_seen.get(config.task)):
         logger.warning(
             f"{source.path} was trained on masks of {len(known)} subjects of {config.task}: they are labels, too"
         )
-    if rehearsal is not None:
-        logger.info("rehearses '%s' on the images of %d training subjects", rehearsal.objective, len(split.train))
-    seconds = fit(stage, trainer)
-    if stage.global_rank == 0:
-        if not config.validation:
-            run.save_weights(network)
-        run.finish({"seconds": seconds, "labelled": labelled, **(stage.extra if config.validation else {})})
-    return as_finished(run, trainer)
+    for name, auxiliary in stage.auxiliary.items():
+        count = len(store.split(config.task).train)
+        logger.info("auxiliary %s on the images of %d training subjects: %s", name, count, auxiliary.describe())
 
 
 def validation_subjects(config: FinetuneConfig, store: Store) -> list[str]:
@@ -241,33 +321,9 @@ def validation_subjects(config: FinetuneConfig, store: Store) -> list[str]:
     """
     if not config.validation:
         return []
-    cases = store.cases(config.task, store.split(config.task).val)
-    if found := sorted({case.subject for case in cases if case.has_label}):
+    if found := sorted({case.subject for case in store.cases(config.task, part="val", labelled=True)}):
         return found
     raise ConfigError(f"task '{config.task}' has no validation subject with a mask", hint="use --no-validation")
 
 
-def rehearsed_pretraining(config: FinetuneConfig, before: PretrainConfig | None) -> PretrainConfig | None:
-    """The pre-training that `config` rehearses after `before`, cut to its task and schedule; None without one.
-
-    Raises:
-        ConfigError: Its batch does not suit the devices.
-    """
-    options = config.rehearsed(before)
-    if not options:
-        return None
-    name, hint = "option 'rehearsal_batch_size':", "at least 2 each, or rehearsal=0"
-    check_batch_size(config.rehearsal_batch_size, config, name, hint)
-    return PretrainConfig(
-        **options,
-        tasks=(config.task,),
-        batch_size=config.rehearsal_batch_size,
-        patch_size=config.patch_size,
-        window_size=config.window_size,
-        steps=config.steps,
-        seed=config.seed,
-        groups="none",
-    )
-
-
-__all__ = ["Finetuning", "finetune", "rehearsed_pretraining", "validation_subjects"]
+__all__ = ["Finetuning", "finetune", "update_average", "validation_subjects"]

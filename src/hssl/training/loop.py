@@ -34,7 +34,7 @@ from torch.utils.data import DataLoader, Dataset
 from hssl.config import TrainingConfig
 from hssl.errors import ConfigError, HsslError, TrainingError
 from hssl.files import locked
-from hssl.networks import bf16_pays
+from hssl.machine import bf16_pays
 from hssl.objectives import SPREAD, WATCH, total
 from hssl.runs.run import CHECKPOINT, RESTART, Run
 from hssl.training.loggers import close_loggers, open_loggers
@@ -144,7 +144,7 @@ class Stage(pl.LightningModule):
         return loss
 
 
-class Keeper(Callback):
+class TrainingCallback(Callback):
     """Logs, checks, shows progress and saves checkpoints."""
 
     def __init__(self, title: str) -> None:
@@ -258,7 +258,7 @@ def make_trainer(config: TrainingConfig, folder: Path, title: str) -> pl.Trainer
             max_epochs=1,
             gradient_clip_val=config.gradient_clip,
             logger=False,  # they write into the run's folder, which is not there yet
-            callbacks=[Keeper(title)],
+            callbacks=[TrainingCallback(title)],
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -300,7 +300,7 @@ def fit(stage: Stage, trainer: pl.Trainer) -> float:
         logger.warning(f"{config.steps} steps are no more than the warm-up of {config.warmup}: set a shorter 'warmup'")
     interrupt = signal.getsignal(signal.SIGINT)
     try:
-        with locked(checkpoints, "training") if trainer.is_global_zero else nullcontext(), enough_memory():
+        with locked(checkpoints, "training") if trainer.is_global_zero else nullcontext(), oom_as_error():
             trainer.loggers = open_loggers(config, stage.run.path)
             trainer.fit(stage)
     except SIGTERMException:
@@ -331,7 +331,7 @@ def as_finished(run: Run, trainer: pl.Trainer) -> Run:
 
 
 @contextmanager
-def enough_memory() -> Iterator[None]:
+def oom_as_error() -> Iterator[None]:
     """Says in one line that a step has not found the memory it needs.
 
     Raises:

@@ -8,6 +8,7 @@ import math
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,18 +16,18 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.utils.data import Dataset
 
-from hssl.config import PretrainConfig, TrainingConfig
-from hssl.errors import ConfigError
-from hssl.grouping import Grouping, check_groups, find_groups, given_groups
+from hssl.config import NetworkConfig, PretrainConfig
+from hssl.grouping import Grouping, find_groups, given_groups
 from hssl.networks import UNet, build_network
-from hssl.objectives import Domains, Objective, PretrainBatch, build_objective, total
+from hssl.objectives import Domains, Objective, WindowBatch, build_objective, compute_losses, total
 from hssl.runs.run import Run, RunInfo, provenance
 from hssl.store import Store
-from hssl.training.data import PretrainData, WindowBatch
+from hssl.text import duration
+from hssl.training.checks import check_batch_size, check_groups, check_patch
+from hssl.training.data import WindowData
 from hssl.training.loggers import check_loggers
-from hssl.training.loop import Stage, as_finished, enough_memory, expected_device, fit, make_trainer, wants_bf16
+from hssl.training.loop import Stage, as_finished, expected_device, fit, make_trainer, oom_as_error, wants_bf16
 from hssl.training.start import load_start, with_source
-from hssl.views import make_view
 
 GROUPS = "groups.json"
 logger = logging.getLogger(__name__)
@@ -57,11 +58,11 @@ class Pretraining(Stage):
 
     def losses(self, batch: WindowBatch, step: int, generator: Generator) -> dict[str, Tensor]:
         """The objective's losses."""
-        return ask(self.objective, self.network, batch, self.config, generator)
+        return compute_losses(self.objective, self.network, batch, self.config.patch_size, self.config.view, generator)
 
     def data(self, rank: int, world_size: int) -> Dataset[Any]:
         """Windows of the training subjects."""
-        return PretrainData(self.store, self.tasks, self.config, rank=rank, world_size=world_size)
+        return pretrain_windows(self.store, self.tasks, self.config, rank, world_size)
 
     def trained(self) -> dict[str, nn.Module]:
         """The network and the objective's heads."""
@@ -92,23 +93,58 @@ class Pretraining(Stage):
         return max(1, math.floor(self.config.group_start * self.config.steps)) if wanted else None
 
 
-def ask(
-    objective: Objective, network: UNet, batch: WindowBatch, config: PretrainConfig, generator: Generator
-) -> dict[str, Tensor]:
-    """Draws two views of each window, and asks the objective for its losses on them."""
-    window, *where = batch
-    first, second = (make_view(window, config.patch_size, config.view, generator) for _ in range(2))
-    losses: dict[str, Tensor] = objective(network, PretrainBatch(first, second, *where))
-    return losses
+def pretrain_windows(
+    store: Store, tasks: tuple[str, ...], config: PretrainConfig, rank: int = 0, world_size: int = 1
+) -> WindowData:
+    """The batches of a pre-training, by step."""
+    return WindowData(
+        store,
+        tasks,
+        batch_size=config.batch_size,
+        size=config.window,
+        steps=config.steps,
+        seed=config.seed,
+        domains_per_batch=config.domains_per_batch,
+        task_sampling_exponent=config.task_sampling_exponent,
+        rank=rank,
+        world_size=world_size,
+    )
 
 
-def pretrain(store: Store | Path | str, output: Path | str, *, config: PretrainConfig | None = None) -> Run:
+def pretrain(
+    store: Store | Path | str,
+    output: Path | str,
+    *,
+    config: PretrainConfig | None = None,
+    tasks: Sequence[str] | None = None,
+    init: Path | str | None = None,
+    objective: str | None = None,
+    network: str | NetworkConfig | None = None,
+    groups: str | int | dict[str, str] | None = None,
+    steps: int | None = None,
+    patch_size: int | None = None,
+    batch_size: int | None = None,
+    seed: int | None = None,
+    **options: Any,
+) -> Run:
     """Pre-trains a network on the training subjects of a store, or continues the run in `output`.
+
+    Options that are not given are those of `config`, or the defaults of :class:`hssl.config.PretrainConfig`.
 
     Args:
         store: The aggregated data.
         output: Run folder.
-        config: What to do; None for the defaults.
+        config: Options; those given by name go over them.
+        tasks: Tasks to learn from; all of the store by default.
+        init: A run folder to go on from, ``hf://OWNER/NAME`` or ``"scratch"``.
+        objective: Name of the pretext objective, or ``module:Class``.
+        network: A preset (``small``, ``base``, ``large``) or a shape.
+        groups: ``auto``, ``none``, how many, or the group of each task.
+        steps: Optimiser steps.
+        patch_size: Side of what the network sees, in pixels.
+        batch_size: Images a step; each is seen in two views.
+        seed: Fixes every draw.
+        options: Any other field of :class:`hssl.config.PretrainConfig`; ``options={...}`` are those of the objective.
 
     Returns:
         The complete run.
@@ -118,12 +154,19 @@ def pretrain(store: Store | Path | str, output: Path | str, *, config: PretrainC
         RunError: `output` holds something else, or `init` is not a complete run or has seen test subjects.
         TrainingError: The losses are not finite, or the features have collapsed.
     """
-    config = config or PretrainConfig()
+    named: dict[str, Any] = {
+        "tasks": tasks,
+        "init": None if init is None else str(init),
+        "objective": objective,
+        "network": network,
+    }
+    named |= {"groups": groups, "steps": steps, "patch_size": patch_size, "batch_size": batch_size, "seed": seed}
+    config = PretrainConfig.over(config, **options, **named)
     store = store if isinstance(store, Store) else Store.open(store)
     check_batch_size(config.batch_size, config, "batch size")
-    tasks = tuple(config.tasks or store.tasks)
-    check_groups(tasks, config.groups)
-    seen = {task: store.split(task).train for task in tasks}
+    chosen = tuple(config.tasks or store.tasks)
+    check_groups(chosen, config.groups)
+    seen = {task: store.split(task).train for task in chosen}
     info = RunInfo(
         stage="pretrain",
         network=config.network,
@@ -131,25 +174,25 @@ def pretrain(store: Store | Path | str, output: Path | str, *, config: PretrainC
         masks_seen={},
         provenance=provenance(config, store),
     )
-    network, source = load_start(config, store) or (None, None)
+    start, source = load_start(config, store) or (None, None)
     if source is not None:
         info = with_source(info, source)
     run = Run.prepare(Path(output), config, info)
     if run.info.complete:
         logger.info("%s is complete: nothing to do", run.path)
         return run
-    stage = Pretraining(config, store, run, tasks, network)
+    stage = Pretraining(config, store, run, chosen, start)
     check_patch(config.patch_size, stage.network)
-    check_mixture(stage.objective, config)
+    stage.objective.check_domains(config.domains_per_batch)
     check_loggers(config)
-    trainer = make_trainer(config, run.path, f"pretrain {len(tasks)} task{'s' * (len(tasks) > 1)}")
+    trainer = make_trainer(config, run.path, f"pretrain {len(chosen)} task{'s' * (len(chosen) > 1)}")
     if trainer.is_global_zero:
-        announce(stage, len(tasks))
+        announce(stage, len(chosen))
     if source is not None:
         logger.info("loaded encoder and decoder of %s; new: heads of '%s'", config.init, config.objective)
     run.create()  # only now: a folder with options that do not fit would refuse the corrected ones
     if isinstance(config.groups, dict) and stage.objective.wants_groups:
-        _report_groups(given_groups(tasks, config.groups), run)
+        _report_groups(given_groups(chosen, config.groups), run)
     seconds = fit(stage, trainer)
     if stage.global_rank == 0:
         run.save_weights(stage.network)
@@ -157,67 +200,17 @@ def pretrain(store: Store | Path | str, output: Path | str, *, config: PretrainC
     return as_finished(run, trainer)
 
 
-def check_batch_size(size: int, config: TrainingConfig, name: str, hint: str | None = None, *, least: int = 2) -> None:
-    """Checks that every device gets as many images as any other, and at least so many; `name` is for the message.
-
-    Raises:
-        ConfigError: It does not.
-    """
-    processes = config.devices * config.nodes
-    each = f" for each of {processes} devices" if processes > 1 else ""
-    if size < least * processes:
-        raise ConfigError(f"{name} {size} is too small{each}", hint=hint or f"take {least * processes} or more")
-    if size % processes:
-        raise ConfigError(
-            f"{name} {size} cannot be shared by {processes} devices", hint=f"take a multiple of {processes}"
-        )
-
-
-def check_mixture(objective: Objective, config: PretrainConfig) -> None:
-    """Checks that an objective that tells tasks apart sees two in a batch: what all share is taken away there.
-
-    Raises:
-        ConfigError: It sees one.
-    """
-    if objective.wants_tasks and config.domains_per_batch < 2:
-        raise ConfigError(
-            "with domains_per_batch 1 the group and task levels cannot tell tasks apart",
-            hint="take 2 or more, or switch these levels off (options.weights)",
-        )
-
-
-def check_patch(patch: int, network: UNet) -> None:
-    """Checks that the network can halve a patch as often as it has stages, and has two pixels left to normalise.
-
-    Raises:
-        ConfigError: It cannot.
-    """
-    divisor = math.lcm(*network.divisor)
-    if patch % divisor:
-        nearest = max(round(patch / divisor), 2) * divisor  # 1 would leave a pixel
-        raise ConfigError(f"patch size {patch} is not a multiple of {divisor}", hint=f"take {nearest}")
-    if all(patch == each for each in network.divisor):
-        raise ConfigError(f"patch size {patch} leaves the deepest stage one pixel", hint=f"take {2 * divisor}")
-
-
 def announce(stage: Pretraining, tasks: int) -> None:
     """Says before the start how large the run is and what it will take, from two steps on a copy."""
     config = stage.config
     parameters = sum(p.numel() for p in stage.network.parameters())
-    with enough_memory():
+    with oom_as_error():
         seconds, memory = _measure(stage)
     logger.info(
         f"{parameters / 1e6:.2f} M parameters, {tasks} tasks, {config.steps} steps of {config.batch_size} images in "
         f"two views at {config.patch_size}x{config.patch_size}; about {duration(seconds * config.steps)} and "
         f"{memory / 2**30:.1f} GiB{' a device' * (config.devices * config.nodes > 1)}"
     )
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: ``45 s``, ``12 min``, ``3.5 h``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _measure(stage: Pretraining) -> tuple[float, float]:
@@ -229,14 +222,14 @@ def _measure(stage: Pretraining) -> tuple[float, float]:
         torch.cuda.reset_peak_memory_stats()
     modules = nn.ModuleList(copy.deepcopy([stage.network, stage.objective])).to(device)
     network, objective = cast("tuple[UNet, Objective]", tuple(modules))
-    data = PretrainData(stage.store, stage.tasks, config, world_size=config.devices * config.nodes)
+    data = pretrain_windows(stage.store, stage.tasks, config, 0, config.devices * config.nodes)
     batch = WindowBatch(*(part.to(device) for part in data[0]))
     seconds = math.inf
     for _ in range(2):
         began = time.monotonic()
         generator = torch.Generator(device).manual_seed(0)
         with torch.autocast(device.type, torch.bfloat16, enabled=wants_bf16(config)):
-            losses = ask(objective, network, batch, config, generator)
+            losses = compute_losses(objective, network, batch, config.patch_size, config.view, generator)
         total(losses).backward()  # type: ignore[no-untyped-call]
         if cuda:
             torch.cuda.synchronize()

@@ -1,0 +1,434 @@
+"""Makes the runs of an experiment, as many at a time as are wanted, and keeps the ledger.
+
+BENCH/experiment.json           the experiment and its grid, as last run
+BENCH/ledger.jsonl        one line a finished fine-tuning, for each cell of the grid
+BENCH/pretraining.jsonl   one line a finished pre-training
+BENCH/pretrain/HASH/      pre-training runs, shared by the fine-tunings that start from them
+BENCH/runs/HASH/          fine-tuning runs, without weights once they have been scored
+BENCH/logs/HASH.log       what a run printed
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import rich
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from hssl.benchmark.experiment import Cell, Experiment, Grid, Job, check_sources, expand
+from hssl.benchmark.run.executors import ClusterExecutor, Executor, Handle, LocalExecutor, threads_each
+from hssl.benchmark.run.ledger import Ledger, Row, row_key
+from hssl.benchmark.run.worker import OUTCOME, Order
+from hssl.benchmark.statistics import same_cells
+from hssl.config import FinetuneConfig, PretrainConfig, read_mapping
+from hssl.errors import TrainingError, first_line
+from hssl.files import locked, write_text
+from hssl.store import Store
+from hssl.text import duration
+
+PAUSES = (5.0, 30.0)
+"""Seconds after which a run that could not be started is tried again."""
+EXPERIMENT, LEDGER, PRETRAINING = "experiment.json", "ledger.jsonl", "pretraining.jsonl"
+
+
+def run_benchmark(
+    experiment: Experiment | Path | str,
+    output: Path | str,
+    *,
+    workers: int = 1,
+    dry_run: bool = False,
+    cluster: Path | str | None = None,
+) -> list[Row]:
+    """Makes the runs of an experiment that are not in the ledger yet.
+
+    An interrupted grid continues where it stopped, a grown plan makes only what is new, and runs of another
+    configuration, store or split never stand for those of this one. A run that fails does not stop the others; the
+    same command tries it again.
+
+    Args:
+        experiment: The experiment, or its YAML file.
+        output: Folder of the benchmark, new or to be continued.
+        workers: Runs at the same time; on GPUs one each is usual.
+        dry_run: Only list the runs and estimate their hours.
+        cluster: YAML file with parameters of submitit, to run on a cluster instead of this machine.
+
+    Returns:
+        With `dry_run` the runs to make; otherwise one row for each arm, task and fraction of the experiment.
+
+    Raises:
+        ConfigError: The experiment is not valid.
+        StoreError: The store is not there, lacks what the experiment asks for, or its sources are not where they were.
+        RunError: Another benchmark is running in `output`, or its ledger is damaged.
+        TrainingError: Some runs have failed; all others are in the ledger.
+    """
+    if not isinstance(experiment, Experiment):
+        experiment = Experiment.load(Path(experiment))
+    store = Store.open(experiment.store)
+    grid = expand(experiment, store)
+    bench = Path(output).absolute()
+    board = _Board(experiment, grid, bench)
+    check_sources(experiment, store, board.tasks())
+    if dry_run:
+        return board.forecast(workers)
+    bench.mkdir(parents=True, exist_ok=True)
+    for name in ("orders", "logs", "pretrain", "runs"):
+        (bench / name).mkdir(exist_ok=True)
+    executor: Executor = (
+        LocalExecutor(bench, workers)
+        if cluster is None
+        else ClusterExecutor(bench, read_mapping(cluster, "parameters"))
+    )
+    with locked(bench, "benchmark"), _ends_cleanly():
+        board = _Board(experiment, grid, bench)
+        content = {"experiment": experiment.model_dump(mode="json"), "cells": [asdict(cell) for cell in grid.cells]}
+        write_text(bench / EXPERIMENT, json.dumps(content, indent=1))
+        board.run(executor, workers)
+    if board.failed:
+        raise TrainingError(
+            f"{len(board.failed)} of {len(grid.jobs)} runs have failed: {next(iter(board.failed.values()))}",
+            path=bench / "logs",
+            hint="the others are in the ledger; the same command tries these again",
+        )
+    return board.summary()
+
+
+class _Board:
+    """What is done, what is running and what is left."""
+
+    def __init__(self, experiment: Experiment, grid: Grid, bench: Path) -> None:
+        self.experiment, self.grid, self.bench = experiment, grid, bench
+        self.store = str(Path(experiment.store).absolute())
+        self.ledger, self.pretraining = Ledger(bench / LEDGER), Ledger(bench / PRETRAINING)
+        done = self.ledger.rows()
+        self.rows = {row["config_hash"]: row for row in done}
+        self.known = {row_key(row) for row in done}
+        self.cells: dict[str, list[Cell]] = {}
+        for cell in grid.cells:
+            self.cells.setdefault(cell.hash, []).append(cell)
+        self.failed: dict[str, str] = {}
+        self.left = self._left()
+        self.total = len(self.left)
+        self.clock = _Clock(grid, done, self.pretraining.rows())
+
+    def _left(self) -> dict[str, Job]:
+        """Fine-tunings that are not in the ledger, and the pre-trainings that they still need."""
+        wanted = {h for h in self.cells if h not in self.rows}
+
+        def missing(hash_: str) -> bool:
+            return not self._outcome(self.grid.jobs[hash_]).exists()
+
+        unmade = [cell for cell in self.grid.cells if cell.hash in wanted and missing(cell.hash)]
+        needed = {hash_ for cell in unmade for hash_ in takewhile(missing, self.grid.before(cell))}
+        return {h: job for h, job in self.grid.jobs.items() if h in wanted or h in needed}
+
+    def _outcome(self, job: Job) -> Path:
+        return self.bench / job.folder / OUTCOME
+
+    def tasks(self) -> list[str]:
+        """Tasks of the fine-tunings that are still to be made."""
+        unmade = [job.config for job in self.left.values() if not self._outcome(job).exists()]
+        return list(dict.fromkeys(config.task for config in unmade if isinstance(config, FinetuneConfig)))
+
+    # Running ------------------------------------------------------------------------------------------------------
+
+    def run(self, executor: Executor, workers: int) -> None:
+        """Makes all that is left; leaves no process behind."""
+        running: dict[int, tuple[Job, Handle, float]] = {}
+        console = rich.get_console()
+        columns = (TextColumn("benchmark"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._adopt()
+        try:
+            with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+                bar = progress.add_task("", total=self.total, completed=self.total - len(self.left))
+                while self.left or running:
+                    for slot in set(range(workers)) - running.keys():
+                        busy = {job.hash for job, _, _ in running.values()}
+                        job = self._next(busy)
+                        if job is not None and (handle := self._start(executor, job, slot)) is not None:
+                            running[slot] = (job, handle, time.monotonic())
+                    for slot, (job, handle, began) in list(running.items()):
+                        if (status := handle.poll()) is not None:
+                            del running[slot]
+                            self.left.pop(job.hash)
+                            # What a job waited in a queue is not its own.
+                            seconds = 0.0 if executor.queues else time.monotonic() - began
+                            self._finish(job, status, seconds, workers)
+                    progress.update(bar, completed=self.total - len(self.left))
+                    if running:
+                        time.sleep(0.2)
+        finally:
+            for _, handle, _ in running.values():
+                handle.kill()
+
+    def _adopt(self) -> None:
+        """Enters runs that were finished when an earlier benchmark stopped, or elsewhere, or for another cell."""
+        for hash_ in self.cells.keys() & self.rows.keys():
+            self._enter_cells(self.grid.jobs[hash_], self.rows[hash_])
+        for job in self.grid.jobs.values():
+            if self._outcome(job).exists() and (job.stage == "pretrain" or job.hash in self.left):
+                self._enter(job)
+                self.left.pop(job.hash, None)
+
+    def _next(self, busy: Collection[str]) -> Job | None:
+        for job in list(self.left.values()):
+            if job.needs in self.failed:
+                self.failed[job.hash] = f"{self._named(job)} needs a pre-training that has failed"
+                self.left.pop(job.hash)
+            elif job.hash not in busy and job.needs not in self.left:
+                return job
+        return None
+
+    def _start(self, executor: Executor, job: Job, slot: int) -> Handle | None:
+        """Starts a run, trying again for a while; one that cannot be started has failed."""
+        order = Order(
+            store=self.store,
+            folder=job.folder,
+            config=job.config,
+            scoring=self.experiment.scoring,
+            keep_weights=self.experiment.keep_weights,
+        )
+        path = self.bench / "orders" / f"{job.hash}.json"
+        write_text(path, order.model_dump_json(indent=1))
+        for pause in (*PAUSES, None):
+            try:
+                return executor.start(path, self._log(job), slot)
+            except (OSError, RuntimeError) as error:  # submitit's are the latter
+                reason = first_line(error)
+            if pause is not None:
+                time.sleep(pause)
+        self.left.pop(job.hash)
+        self.failed[job.hash] = f"{self._named(job)}: could not be started: {reason}"
+        self._tell(f"failed: {self.failed[job.hash]}")
+        return None
+
+    def _finish(self, job: Job, status: int, seconds: float, workers: int) -> None:
+        if status == 0 and self._outcome(job).exists():
+            outcome = self._enter(job)
+            # Its own count: this process may have come when most was done already.
+            seconds = max(seconds, outcome["seconds"])
+            self.clock.add(job, seconds)
+            result = f"Dice {outcome['dice']:.3f}" if outcome.get("dice") is not None else "done"
+            text = f"{self._named(job)}: {result} in {duration(seconds)}; {self._left_text(workers)}"
+        else:
+            self.failed[job.hash] = f"{self._named(job)}: {_reason(status, _last_line(self._log(job)))}"
+            text = f"failed: {self.failed[job.hash]}"
+        self._tell(text)
+
+    def _enter(self, job: Job) -> Row:
+        """Adds a finished run to the ledger, for each cell that it fills."""
+        outcome: Row = json.loads(self._outcome(job).read_text(encoding="utf-8"))
+        if job.stage == "pretrain":
+            if job.hash not in {row["config_hash"] for row in self.pretraining.rows()}:
+                self.pretraining.append({"config_hash": job.hash, "init_hash": job.needs, **outcome})
+            return outcome
+        self._enter_cells(job, outcome)
+        return outcome
+
+    def _enter_cells(self, job: Job, outcome: Row) -> None:
+        for cell in self.cells[job.hash]:
+            if cell.key not in self.known:
+                place = {
+                    "arm": cell.arm,
+                    "task": cell.task,
+                    "fraction": cell.fraction,
+                    "label_budget": cell.label_budget,
+                }
+                place |= {"seed": cell.seed, "config_hash": job.hash, "pretrain_hash": job.needs}
+                self.ledger.append({**place, **{k: v for k, v in outcome.items() if k not in place}})
+                self.known.add(cell.key)
+
+    def _log(self, job: Job) -> Path:
+        return self.bench / "logs" / f"{job.hash}.log"
+
+    def _named(self, job: Job) -> str:
+        if job.stage == "finetune":
+            cell = self.cells[job.hash][0]
+            return f"{cell.arm} {cell.task} {cell.label_budget} seed {cell.seed}"
+        arms = dict.fromkeys(c.arm for c in self.grid.cells if job.hash in self.grid.before(c))
+        tasks: tuple[str, ...] = getattr(job.config, "tasks", None) or ()
+        return f"pre-training of {', '.join(arms)} on {', '.join(tasks) if len(tasks) == 1 else f'{len(tasks)} tasks'}"
+
+    # Telling ------------------------------------------------------------------------------------------------------
+
+    def _tell(self, text: str) -> None:
+        count = f"[{self.total - len(self.left)}/{self.total}]"
+        rich.get_console().print(f"{count} {text}", highlight=False, markup=False, soft_wrap=True)
+
+    def _left_text(self, workers: int) -> str:
+        seconds = self.clock.together(self.left.values(), workers)
+        return f"about {duration(seconds)} left" if self.left else "nothing left"
+
+    def forecast(self, workers: int) -> list[Row]:
+        """A row for each run to make, with its hours, and one for all of them."""
+        self.clock.measure(self.left.values(), workers)
+        rows: list[Row] = [
+            {"run": self._named(job), "steps": job.config.steps, "hours": self.clock.seconds([job]) / 3600}
+            for job in self.left.values()
+        ]
+        steps, hours = sum(row["steps"] for row in rows), self.clock.together(self.left.values(), workers) / 3600
+        finished = sum(cell.hash in self.rows for cell in self.grid.cells)
+        name = f"all {len(rows)} runs, {workers} at a time; {finished} of {len(self.grid.cells)} cells are done"
+        return [*rows, {"run": name, "steps": steps, "hours": hours}]
+
+    def summary(self) -> list[Row]:
+        """Mean over seeds of each arm, task and fraction of the experiment."""
+        keys = {cell.key for cell in self.grid.cells}
+        found: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+        for row in same_cells(row for row in self.ledger.rows() if row_key(row) in keys):
+            found.setdefault((row["task"], row["label_budget"], row["arm"]), []).append(row)
+        return [
+            {
+                "task": task,
+                "label_budget": label_budget,
+                "arm": arm,
+                "seeds": len(rows),
+                "Dice": _mean(row["dice"] for row in rows),
+            }
+            for (task, label_budget, arm), rows in found.items()
+        ]
+
+
+class _Clock:
+    """Seconds per pixel that a stage trains on: from finished runs, else measured."""
+
+    def __init__(self, grid: Grid, *ledgers: list[Row]) -> None:
+        self._spent = {"pretrain": (0.0, 0.0), "finetune": (0.0, 0.0)}
+        self._measured: dict[str, float] = {}
+        seconds = {row["config_hash"]: row["seconds"] for rows in ledgers for row in rows}
+        for hash_, job in grid.jobs.items():
+            if hash_ in seconds:
+                self.add(job, seconds[hash_])
+
+    def add(self, job: Job, seconds: float) -> None:
+        """Learns from a finished run."""
+        spent, pixels = self._spent[job.stage]
+        self._spent[job.stage] = (spent + seconds, pixels + _pixels(job))
+
+    def seconds(self, jobs: Iterable[Job]) -> float:
+        """What these runs will take, one after the other."""
+        total = 0.0
+        for job in jobs:
+            spent, pixels = self._spent[job.stage]
+            rate = spent / pixels if pixels else self._measured.get(job.stage) or self._other(job.stage)
+            total += rate * _pixels(job)
+        return total
+
+    def together(self, jobs: Collection[Job], workers: int) -> float:
+        """What these runs will take, so many at a time: at least as long as those that need one another.
+
+        Args:
+            jobs: Each after the one that it needs.
+            workers: Runs at the same time.
+        """
+        ends: dict[str | None, float] = {}
+        for job in jobs:
+            ends[job.hash] = ends.get(job.needs, 0.0) + self.seconds([job])
+        return max(self.seconds(jobs) / workers, *ends.values(), 0.0)
+
+    def _other(self, stage: str) -> float:
+        spent, pixels = self._spent["finetune" if stage == "pretrain" else "pretrain"]
+        return spent / pixels if pixels else 0.0
+
+    def measure(self, jobs: Iterable[Job], workers: int) -> None:
+        """Times a training step of the bare network for stages that nothing is known of; evaluation is not in it."""
+        for job in jobs:
+            if not self._spent[job.stage][1] and job.stage not in self._measured:
+                seconds = _step_seconds(job, threads_each(workers)) * _sharing(job, workers)
+                self._measured[job.stage] = seconds * job.config.steps / _pixels(job)
+
+
+def _views(job: Job) -> int:
+    """Images that the network sees in a step: two views of a scan that is asked about, one of a labelled one."""
+    config = job.config
+    if isinstance(config, PretrainConfig):
+        return 2 * config.batch_size
+    return config.batch_size + 2 * sum(each.batch_size for each in job.auxiliaries.values())
+
+
+def _pixels(job: Job) -> float:
+    return float(job.config.steps * _views(job) * job.config.patch_size**2)
+
+
+def _sharing(job: Job, workers: int) -> float:
+    """How many workers share a GPU; on a CPU the threads tell."""
+    import torch
+
+    from hssl.training.loop import expected_device
+
+    return max(1.0, workers / torch.cuda.device_count()) if expected_device(job.config).type == "cuda" else 1.0
+
+
+def _step_seconds(job: Job, threads: int) -> float:
+    import torch
+
+    from hssl.networks import build_network
+    from hssl.training.loop import expected_device, wants_bf16
+
+    config = job.config
+    device = expected_device(config)
+    network = build_network(config.network).to(device)
+    batch = torch.rand((_views(job), 1, config.patch_size, config.patch_size), device=device)
+    seconds, before = [], torch.get_num_threads()
+    torch.set_num_threads(threads)
+    for _ in range(3):
+        began = time.monotonic()
+        with torch.autocast(device.type, torch.bfloat16, enabled=wants_bf16(config)):
+            loss = network(batch).float().mean()
+        loss.backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.monotonic() - began)
+    torch.set_num_threads(before)
+    return min(seconds)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    present = [value for value in values if value is not None]
+    return sum(present) / len(present) if present else None
+
+
+@contextmanager
+def _ends_cleanly() -> Iterator[None]:
+    """Makes a polite end (``kill``, a closed terminal) an exit like any other, which cancels what was submitted."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    # Under nohup the second is ignored, and has to stay so.
+    before = {number: handler for number in numbers if (handler := signal.getsignal(number)) is signal.SIG_DFL}
+    for number in before:
+        signal.signal(number, lambda got, _: sys.exit(128 + got))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _reason(status: int, said: str) -> str:
+    """Why a run ended: its own line if it knew, else how the process ended first."""
+    if status == 2 and said:
+        return said
+    how = f"exit status {status}"
+    if status < 0:
+        how = f"killed by {signal.Signals(-status).name}"
+        if -status == getattr(signal, "SIGKILL", None):
+            how += ", as by a machine that is out of memory"
+    return f"{how}; last said: {said}" if said else how
+
+
+def _last_line(path: Path) -> str:
+    with suppress(FileNotFoundError):
+        lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return lines[-1].strip() if lines else ""
+    return ""

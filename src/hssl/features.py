@@ -1,0 +1,65 @@
+"""Pooled features of slices: what groups, maps, probes and suggestions look at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from hssl.networks import UNet, grid_pool
+from hssl.store import CaseRecord
+
+GRID = 3
+"""Cells per axis: instance normalisation fixes the mean of a channel, so pooling over the whole map says nothing."""
+SIDE = 96
+"""Pixels that a slice is brought to, about."""
+
+
+def spread_slices(cases: Sequence[CaseRecord], count: int) -> list[tuple[CaseRecord, int]]:
+    """Chooses slices at even steps through all slices of some cases.
+
+    Args:
+        cases: The cases, in order.
+        count: Slices to choose; all where there are fewer.
+
+    Returns:
+        Case and number of each slice.
+    """
+    slices = [(case, number) for case in cases for number in range(case.shape[0])]
+    steps = np.linspace(0, max(len(slices) - 1, 0), min(count, len(slices)))
+    return [slices[index] for index in np.unique(steps.round().astype(int))]
+
+
+@torch.inference_mode()
+def pooled_features(
+    network: UNet, slices: Sequence[NDArray[np.floating]], *, side: int = SIDE, batch_size: int = 32
+) -> NDArray[np.float64]:
+    """Deepest features of each slice, pooled on a coarse grid.
+
+    Args:
+        network: Any network, in evaluation mode or not; instance normalisation does not know the difference.
+        slices: Images ``[rows, columns]`` in [0, 1], of any size; each is brought to `side` x `side` pixels, or the
+            nearest size that the network takes.
+        side: Pixels.
+        batch_size: Slices in one call of the network.
+
+    Returns:
+        float64 ``[slices, channels * GRID**2]``.
+    """
+    # No fewer than leave each cell of the grid a pixel of its own.
+    size = [max(side // divisor, GRID) * divisor for divisor in network.divisor]
+    device = next(network.parameters()).device
+    rows = []
+    for start in range(0, len(slices), batch_size):
+        pictures = [_resized(image, size) for image in slices[start : start + batch_size]]
+        rows.append(grid_pool(network.encode(torch.cat(pictures).to(device))[-1].float(), GRID).double().cpu())
+    features: NDArray[np.float64] = torch.cat(rows).numpy()
+    return features
+
+
+def _resized(image: NDArray[np.floating], size: Sequence[int]) -> torch.Tensor:
+    picture = torch.from_numpy(image.astype(np.float32))[None, None]
+    return F.interpolate(picture, size=list(size), mode="bilinear", align_corners=False, antialias=True)

@@ -1,0 +1,145 @@
+"""Who is one subject, and which part of the split a subject belongs to."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hssl.config import AggregateConfig, GivenSplit
+from hssl.errors import HsslError, StoreError
+from hssl.sources.base import Case, Source
+from hssl.store.splits import Split, given_split, make_split
+from hssl.store.store import CaseRecord, Store
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BadCase:
+    """A case that cannot be used, and why."""
+
+    case: Case
+    reason: HsslError
+
+    def __str__(self) -> str:
+        return f"{self.case.id}: {self.reason}"
+
+
+@dataclass
+class PendingTask:
+    """One source on its way into the store."""
+
+    source: Source
+    cases: list[Case]
+    fingerprint: str
+    bad: list[BadCase]
+
+    def drop(self, case: Case, reason: HsslError) -> None:
+        """Takes a bad case out."""
+        self.bad.append(BadCase(case, reason))
+        self.cases.remove(case)
+
+
+def split_by_folder(
+    tasks: Sequence[PendingTask],
+    records: dict[str, list[CaseRecord]],
+    existing: Store | None,
+    config: AggregateConfig,
+) -> tuple[dict[str, list[str]], dict[str, Split]]:
+    """Merges subjects that show the same image, in `records` itself, and splits them.
+
+    Channels of one folder are tasks that show the same subjects, so they are merged and split as one, even where
+    a channel lacks some of them; those that the store has already keep the part that they have there.
+
+    Returns:
+        A line for each duplicate, and the split, by task.
+    """
+    duplicates: dict[str, list[str]] = {}
+    splits: dict[str, Split] = {}
+    folders: dict[Path, list[Source]] = {}
+    for source in (task.source for task in tasks):
+        folders.setdefault(source.path.resolve(), []).append(source)
+    for folder, channels in folders.items():
+        names = [source.task for source in channels]
+        listed = [record for name in names for record in records[name]]
+        kept, lines = _one_subject_each(listed)
+        for name in names:
+            records[name] = [record for record in kept if record.task == name]
+            duplicates[name] = [line for record, line in lines if record.task == name]
+        with_masks = {record.subject for record in kept if record.has_label}
+        without_masks = {record.subject for record in kept} - with_masks
+        # Cases with the same image have become one subject, whose name may not be the one that was given.
+        merged = {before.subject: after.subject for before, after in zip(listed, kept, strict=True)}
+        stored = _stored_parts(folder, existing)
+        if given := split_given_for(channels[0], config):
+            skipped = {bad.case.subject for task in tasks if task.source.path.resolve() == folder for bad in task.bad}
+            given = _without(given, skipped - set(merged), folder)
+            whole = given_split(names[0], given, merged, with_masks, without_masks)
+            for subject, part in stored.items():
+                if subject in merged.values() and subject not in getattr(whole, part):
+                    raise StoreError(
+                        f"splits: '{subject}' is in {part} in another channel of this folder in the store", path=folder
+                    )
+        else:
+            fresh = (sorted(subjects.difference(stored)) for subjects in (with_masks, without_masks))
+            drawn = make_split(folder.name, *fresh, seed=config.seed, fractions=config.fractions)
+            parts = {part: set(getattr(drawn, part)) for part in Split.model_fields}
+            for subject, part in stored.items():
+                parts[part].add(subject)
+            whole = Split(**{part: sorted(subjects) for part, subjects in parts.items()})
+        for name in names:
+            present = {record.subject for record in records[name]}
+            splits[name] = Split(
+                **{part: [s for s in getattr(whole, part) if s in present] for part in Split.model_fields}
+            )
+    return duplicates, splits
+
+
+def _stored_parts(folder: Path, existing: Store | None) -> dict[str, str]:
+    """The part of each subject of the tasks that a store has from this folder."""
+    if existing is None:
+        return {}
+    return {
+        subject: part
+        for name, info in existing.tasks.items()
+        if info.origin == str(folder)
+        for part in Split.model_fields
+        for subject in getattr(existing.split(name), part)
+    }
+
+
+def split_given_for(source: Source, config: AggregateConfig) -> GivenSplit | None:
+    """The split that the user gave for the folder of `source`; None without one."""
+    return (config.splits or {}).get(folder_name(source))
+
+
+def _without(given: GivenSplit, subjects: set[str], folder: Path) -> GivenSplit:
+    """A split that was given, less subjects all of whose cases were bad and have been left out."""
+    for subject in sorted(subjects & {*given.val, *given.test}):
+        logger.warning("%s: subject '%s' of the split has no usable case and is left out of it", folder, subject)
+    val, test = (tuple(name for name in part if name not in subjects) for part in (given.val, given.test))
+    return GivenSplit(val=val, test=test)
+
+
+def folder_name(source: Source) -> str:
+    """Name of the folder of a source, by which splits are given."""
+    return source.path.resolve().name
+
+
+def _one_subject_each(records: list[CaseRecord]) -> tuple[list[CaseRecord], list[tuple[CaseRecord, str]]]:
+    """Gives cases with the same image the same subject, whatever their names say; returns each and a line on it."""
+    first_with: dict[str, CaseRecord] = {}
+    subjects = {record.subject: record.subject for record in records}
+    duplicates = []
+    for record in records:
+        first = first_with.setdefault(record.stored_image_sha256, record)
+        if first is record:
+            continue
+        line = f"{record.id} shows the same image as {first.id}: one subject"
+        duplicates.append((record, line))
+        logger.warning("task '%s': %s", record.task, line)
+        old, new = subjects[record.subject], subjects[first.subject]
+        subjects = {name: new if subject == old else subject for name, subject in subjects.items()}
+    return [record.model_copy(update={"subject": subjects[record.subject]}) for record in records], duplicates

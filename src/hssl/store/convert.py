@@ -1,0 +1,128 @@
+"""One case on its way into the store: read, checked, brought to the store's grid and range, written."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import rich
+import torch
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from numpy.typing import NDArray
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from hssl.errors import HsslError, StoreError
+from hssl.sources.base import Case, Source
+from hssl.sources.files import check_same_place
+from hssl.store.preprocessing import Preprocessing
+from hssl.store.store import CaseRecord, array_path, file_hash
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+def convert_case(case: Case, source: Source, preprocessing: Preprocessing, folder: Path) -> CaseRecord | HsslError:
+    """Reads, checks and prepares one case and writes its arrays; returns its record, or what is wrong."""
+    with catch_bad_file(case.image_path) as failed:
+        geometry = case.read_geometry()
+        pixels = case.read_image()
+        if pixels.shape != geometry.shape:
+            raise StoreError(f"has the shape {pixels.shape}, its header says {geometry.shape}")
+        intensity = preprocessing.intensity_range(pixels)
+        image = preprocessing.prepare_image(pixels, geometry, intensity=intensity).astype(np.float16)
+        image_sha256 = file_hash(*image_files_of(case))
+    if failed:
+        return failed[0]
+    del pixels
+
+    label, voxels, label_path, label_sha256 = None, None, None, None
+    if case.label_path is not None and case.read_label is not None:
+        with catch_bad_file(case.label_path) as failed:
+            mask = case.read_label()
+            if mask.shape != geometry.shape:
+                raise StoreError(f"the mask has the shape {mask.shape}, its image {geometry.shape}")
+            check_same_place(case.label_path, geometry)
+            voxels = _counted(mask, source.labels)
+            label = preprocessing.prepare_label(mask, geometry)
+            label_path = str(case.label_path.absolute())
+            label_sha256 = file_hash(case.label_path)
+        if failed:
+            return failed[0]
+
+    return CaseRecord(
+        id=case.id,
+        task=source.task,
+        subject=case.subject,
+        image_path=str(case.image_path.absolute()),
+        label_path=label_path,
+        shape=preprocessing.stored_shape(geometry),
+        source_shape=geometry.shape,
+        source_affine=geometry.affine.tolist(),
+        source_ndim=geometry.ndim,
+        intensity=intensity,
+        label_voxels=voxels,
+        image_sha256=image_sha256,
+        label_sha256=label_sha256,
+        stored_image_sha256=_save(image, array_path(folder, "images", source.task, case.id)),
+        stored_label_sha256=(
+            _save(label, array_path(folder, "labels", source.task, case.id)) if label is not None else None
+        ),
+    )
+
+
+def _counted(mask: NDArray[np.integer], labels: Mapping[int, str]) -> dict[int, int]:
+    """Voxels of each label present; values outside the task's list are an error."""
+    present = set(np.unique(mask).tolist()) - {0}
+    if unknown := sorted(present - labels.keys()):
+        raise StoreError(f"label {unknown[0]} is not in the list of labels {sorted(labels)}")
+    return {value: int(np.count_nonzero(mask == value)) for value in sorted(present)}
+
+
+def _save(array: NDArray[np.generic], path: Path) -> str:
+    np.save(path, array, allow_pickle=False)
+    return file_hash(path)
+
+
+@contextmanager
+def catch_bad_file(path: Path) -> Iterator[list[HsslError]]:
+    """Catches what a bad file raises; the list that is yielded then holds the error, with the file's name."""
+    failed: list[HsslError] = []
+    try:
+        yield failed
+    except HsslError as error:
+        failed.append(error if error.path else type(error)(error.what, path=path, hint=error.hint))
+    except (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError) as error:
+        failed.append(StoreError(f"cannot be read: {error}", path=path))
+
+
+def image_files_of(case: Case) -> Sequence[Path]:
+    """The files of an image: its own alone, for a folder may hold many series."""
+    return case.image_files or [case.image_path]
+
+
+def in_parallel(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int, title: str = "") -> list[Result]:
+    """Runs `function` on every job in threads; results in the order of the jobs, with a bar if titled.
+
+    Threads, not processes: decompressing, percentiles, resampling and hashing all release the interpreter
+    lock, and a script that calls :func:`aggregate` needs no ``if __name__ == "__main__"``.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    torch_threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(workers, "hssl-aggregate", initializer=lambda: torch.set_num_threads(1))
+    try:
+        with Progress(*columns, console=rich.get_console(), disable=not title) as progress:
+            bar = progress.add_task(title, total=len(jobs))
+            futures = [pool.submit(function, job) for job in jobs]
+            for future in as_completed(futures):
+                future.result()
+                progress.advance(bar)
+        return [future.result() for future in futures]
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(torch_threads)

@@ -1,0 +1,22 @@
+"""Durations, differences and label budgets in words."""
+
+from __future__ import annotations
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that suits them: ``45 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def budget_in_words(label_budget: str) -> str:
+    """``5%`` as ``5 % of the labels``, ``1`` as ``1 labelled subject``."""
+    if label_budget.endswith("%"):
+        return f"{label_budget[:-1].strip()} % of the labels"
+    return f"{label_budget} labelled subject{'s' * (label_budget != '1')}"
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """A difference with its sign, a true minus: ``+1.30``, ``−0.25``."""
+    return f"{value:+.{digits}f}".replace("-", "−")
