@@ -74,7 +74,7 @@ def make_run(path: Path, store: Store, name: str = "Balls", **changes: object) -
 @pytest.fixture
 def run(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> Run:
     run = make_run(tmp_path / "run", store)
-    monkeypatch.setattr("hssl.prediction.load_segmentation", lambda path: (ByIntensity(), run, run.info.task))
+    monkeypatch.setattr("hssl.prediction.predictor.load_segmentation", lambda path: (ByIntensity(), run, run.info.task))
     return run
 
 
@@ -203,7 +203,7 @@ def test_another_task_has_other_subjects_with_the_same_names(
     tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make_run(tmp_path / "clean", store, subjects_seen={"Other": store.split("Balls").test})
-    monkeypatch.setattr("hssl.prediction.load_segmentation", lambda path: (ByIntensity(), run, run.info.task))
+    monkeypatch.setattr("hssl.prediction.predictor.load_segmentation", lambda path: (ByIntensity(), run, run.info.task))
     assert evaluate(run.path).leaked == []
 
 
@@ -232,7 +232,7 @@ def test_distances_are_in_mm_in_either_space(tmp_path: Path, store: Store, monke
             return super().forward(torch.roll(x, 2, dims=3))  # two columns, 3 mm
 
     run = make_run(tmp_path / "shifted", store)
-    monkeypatch.setattr("hssl.prediction.load_segmentation", lambda path: (Shifted(), run, run.info.task))
+    monkeypatch.setattr("hssl.prediction.predictor.load_segmentation", lambda path: (Shifted(), run, run.info.task))
     results = [evaluate(run.path, space=space, tolerance=3.0) for space in ("source", "store")]
     for row, same in zip(*(result.scores for result in results), strict=True):
         assert (row.dice, row.hd95, row.surface_dice) == (same.dice, same.hd95, same.surface_dice)
@@ -266,18 +266,18 @@ def test_ready_masks_must_be_there_and_fit(run: Run, store: Store, tmp_path: Pat
         evaluate(run.path, predictions=ready)
 
 
-def test_a_store_made_with_another_plan_or_other_labels_is_refused(
+def test_a_store_made_with_another_preprocessing_or_other_labels_is_refused(
     tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = store.tasks["Balls"]
-    other = task.model_copy(update={"plan": task.preprocessing.model_copy(update={"window": (0.0, 99.0)})})
+    other = task.model_copy(update={"preprocessing": task.preprocessing.model_copy(update={"window": (0.0, 99.0)})})
     run = make_run(tmp_path / "other", store, task=other)
-    monkeypatch.setattr("hssl.prediction.load_segmentation", lambda path: (ByIntensity(), run, run.info.task))
+    monkeypatch.setattr("hssl.prediction.predictor.load_segmentation", lambda path: (ByIntensity(), run, run.info.task))
     renumbered = make_run(tmp_path / "third", store, task=task.model_copy(update={"labels": {1: "two", 2: "one"}}))
-    with pytest.raises(StoreError, match="another plan"):
+    with pytest.raises(StoreError, match="another preprocessing"):
         evaluate(run.path)
     monkeypatch.setattr(
-        "hssl.prediction.load_segmentation", lambda path: (ByIntensity(), renumbered, renumbered.info.task)
+        "hssl.prediction.predictor.load_segmentation", lambda path: (ByIntensity(), renumbered, renumbered.info.task)
     )
     with pytest.raises(StoreError, match=r"has the labels .*, the run's has \{1: 'two', 2: 'one'\}"):
         evaluate(renumbered.path)
@@ -317,7 +317,7 @@ def test_black_and_white_pictures_are_scored_as_label_1(tmp_path: Path, monkeypa
     config = AggregateConfig(window=(0, 255), fractions=(0.25, 0.25, 0.5), workers=1)
     store = aggregate([raw], tmp_path / "store", config=config)
     run = make_run(tmp_path / "run", store, "Squares")
-    monkeypatch.setattr("hssl.prediction.load_segmentation", lambda path: (ByIntensity(), run, run.info.task))
+    monkeypatch.setattr("hssl.prediction.predictor.load_segmentation", lambda path: (ByIntensity(), run, run.info.task))
     result = evaluate(run.path)
     assert [(row.label, row.dice, row.surface_dice) for row in result.scores] == [(1, 1.0, 1.0)] * 2
     assert result.scores[0].truth_voxels == 10 * (6 + int(result.scores[0].case[1:]))

@@ -6,6 +6,8 @@ exits with code 2; the Python API raises it. Anything else that escapes is a bug
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,3 +72,30 @@ class LeakError(HsslError):
 
 class TrainingError(HsslError):
     """Training cannot go on: the loss is not finite or the features have collapsed."""
+
+
+@contextmanager
+def name_bad_file(path: Path | str, kind: type[HsslError] = SourceError) -> Iterator[None]:
+    """Turns whatever is raised while a file is read into an error that names the file.
+
+    A damaged file makes the library that reads it raise almost anything, so every exception counts. An
+    :class:`HsslError` that names a file already passes through; one that names none gets `path`.
+
+    Args:
+        path: The file.
+        kind: What is raised.
+    """
+    try:
+        yield
+    except HsslError as error:
+        if error.path is not None:
+            raise
+        raise kind(error.what, path=path, hint=error.hint) from error
+    except FileNotFoundError as error:
+        raise kind("no such file", path=path) from error
+    except PermissionError as error:
+        raise kind("may not be read", path=path, hint="change its permissions") from error
+    except MemoryError as error:
+        raise kind("needs more memory than there is", path=path) from error
+    except Exception as error:
+        raise kind(f"cannot be read, it may be truncated or damaged: {first_line(error)}", path=path) from error

@@ -6,7 +6,6 @@ import builtins
 import logging
 import pickle
 import re
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +25,7 @@ from hssl.prediction.dicom_seg import write_segmentation
 from hssl.sources import find_sources
 from hssl.sources.base import Geometry, Source
 from hssl.sources.dicom import Series, list_series
-from hssl.store import Preprocessing, TaskInfo, aggregate
+from hssl.store import Preprocessing, TaskInfo, aggregate, convert
 from hssl.store.store import file_hash
 
 pytest.importorskip("pydicom", reason="needs the dicom extra: pip install '.[dicom]'")
@@ -474,8 +473,7 @@ def test_each_file_is_hashed_once_however_many_series_lie_in_a_folder(
     ]
     (tmp_path / "raw" / "notes.txt").write_text("no DICOM")
     hashed: list[Path] = []
-    module = sys.modules["hssl.store.aggregate"]  # its name in the room is that of the function
-    monkeypatch.setattr(module, "file_hash", lambda *paths: [hashed.extend(paths), file_hash(*paths)][1])
+    monkeypatch.setattr(convert, "file_hash", lambda *paths: [hashed.extend(paths), file_hash(*paths)][1])
     store = aggregate([tmp_path / "raw"], tmp_path / "store", config=AggregateConfig(workers=1))
     assert sorted(path for path in hashed if path.suffix != ".npy") == sorted(
         path for files in written for path in files
@@ -606,7 +604,7 @@ def network(monkeypatch: pytest.MonkeyPatch) -> None:
         fingerprint="",
     )
     run = SimpleNamespace(config=FinetuneConfig(task="T", patch_size=16, precision="32"))
-    monkeypatch.setattr("hssl.prediction.load_segmentation", lambda path: (ByIntensity(), run, info))
+    monkeypatch.setattr("hssl.prediction.predictor.load_segmentation", lambda path: (ByIntensity(), run, info))
 
 
 @pytest.mark.usefixtures("network")

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from hssl.errors import ConfigError, SourceError
-from hssl.registry import LAYOUTS, check_no_patients, find_sources
+from hssl.registry import LAYOUTS
+from hssl.sources.discovery import check_no_patients, find_sources
 from hssl.sources.folder import parse_labels, safe_name, subject_of
 
 AFFINE = np.array([[-2.0, 0, 0, 5], [0, 0, 3.0, 6], [0, 1.5, 0, 7], [0, 0, 0, 1]])

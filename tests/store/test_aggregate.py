@@ -21,7 +21,7 @@ from hssl.errors import ConfigError, HsslError, RunError, SourceError, StoreErro
 from hssl.files import locked
 from hssl.sources import find_sources
 from hssl.sources.base import Case
-from hssl.store import aggregate, aggregate_sources
+from hssl.store import aggregate, aggregate_sources, transaction
 from hssl.store.splits import Split
 from hssl.store.store import file_hash
 
@@ -108,7 +108,7 @@ def test_a_window_is_for_ct(make_task: MakeTask, tmp_path: Path) -> None:
     for number, modality in enumerate(("CT", "NCCT", "HRCT", "CTP", "micro-CT", "Computed Tomography", "")):
         (folder / "dataset.json").write_text(json.dumps({**listing, "modality": {"0": modality}}))
         store = aggregate([folder], tmp_path / f"store{number}", config=window)
-        assert store.tasks["Blobs"].plan.window == (0, 200)
+        assert store.tasks["Blobs"].preprocessing.window == (0, 200)
     for modality in ("functional", "Optical coherence tomography"):
         (folder / "dataset.json").write_text(json.dumps({**listing, "modality": {"0": modality}}))
         with pytest.raises(StoreError, match=f"is {modality}"):
@@ -214,7 +214,7 @@ def test_what_two_commands_add_is_all_there(
     first, second, third = (make_task(name, seed=seed) for seed, name in enumerate(("First", "Second", "Third")))
     aggregate([first], tmp_path / "store")
     module = sys.modules["hssl.store.aggregate"]  # the package has a function of that name
-    listed, met = module._listed, []
+    listed, met = module._list_task, []
 
     def meanwhile(*arguments: Any) -> Any:
         """Another command comes and goes after this one has read the index."""
@@ -223,7 +223,7 @@ def test_what_two_commands_add_is_all_there(
             aggregate([third], tmp_path / "store")
         return listed(*arguments)
 
-    monkeypatch.setattr(module, "_listed", meanwhile)
+    monkeypatch.setattr(module, "_list_task", meanwhile)
     assert aggregate([second], tmp_path / "store").tasks.keys() == {"First", "Second", "Third"}
     with locked(tmp_path / "store", "hssl aggregate"), pytest.raises(RunError, match="another hssl aggregate"):
         aggregate([make_task("Fourth")], tmp_path / "store")
@@ -242,7 +242,7 @@ def test_a_spacing_in_another_unit_is_named(factor: float, make_task: MakeTask, 
         aggregate([folder], tmp_path / "store")
     store = aggregate([folder], tmp_path / "store", config=AggregateConfig(skip_bad=True))
     assert [case.id for case in store.cases()] == ["a", "c", "d"]
-    assert store.tasks["Blobs"].plan.spacing == (1.0, 1.0)
+    assert store.tasks["Blobs"].preprocessing.spacing == (1.0, 1.0)
 
 
 def test_a_spacing_of_ones_own_may_be_far_from_that_of_the_files(make_task: MakeTask, tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_a_failure_while_writing_leaves_nothing(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    for owner, name in ((np, "save"), (sys.modules["hssl.store.aggregate"], "_write_index")):
+    for owner, name in ((np, "save"), (transaction, "_write_index")):
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, full)
             with pytest.raises(OSError, match="No space left"):
@@ -492,7 +492,7 @@ def test_the_subject_rule_keeps_frames_together(make_task: MakeTask, tmp_path: P
     store = aggregate([folder], tmp_path / "store", config=AggregateConfig(subject=r"(p\d)x"))
     split = store.split("Blobs")
     assert sorted(split.train + split.val + split.test) == [f"p{number}" for number in range(6)]
-    train, test = ({case.id[:2] for case in store.cases("Blobs", part)} for part in (split.train, split.test))
+    train, test = ({case.id[:2] for case in store.cases("Blobs", part=part)} for part in ("train", "test"))
     assert not train & test
 
 
@@ -644,6 +644,6 @@ def test_permissions_follow_the_umask(make_task: MakeTask, tmp_path: Path) -> No
 def test_real_cases(real_data: Path, tmp_path: Path) -> None:
     store = aggregate([real_data / "Task04_Abdomen"], tmp_path / "store")
     assert len(store.cases()) == 18
-    assert store.tasks["Task04_Abdomen"].plan.orientation == "PLS"
+    assert store.tasks["Task04_Abdomen"].preprocessing.orientation == "PLS"
     assert sum(case.shape[0] for case in store.cases()) == 2211
     store.verify()

@@ -50,7 +50,7 @@ def test_what_is_no_store_is_refused(store: Store, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"splits.json: is damaged"):
         Store.open(store.path)
     index = json.loads((store.path / "index.json").read_text())
-    (store.path / "index.json").write_text(json.dumps(index | {"format": 2}))
+    (store.path / "index.json").write_text(json.dumps(index | {"format": 1}))
     with pytest.raises(StoreError, match=r"another version: format"):
         Store.open(store.path)
 

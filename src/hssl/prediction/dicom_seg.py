@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hssl import __version__
 from hssl.errors import SourceError, install
 from hssl.files import replacing
-from hssl.sources.dicom import Series, naming
+from hssl.sources.dicom import Series, read_header
 
 ENDING = ".dcm"
 
@@ -105,10 +105,7 @@ def write_segmentation(
 
 def _header(series: Series, path: Path) -> Any:
     """The header of one file of the series, with all that a segmentation copies from it."""
-    import pydicom
-
-    with naming(path):
-        header = pydicom.dcmread(path, stop_before_pixels=True)
+    header = read_header(path)
     for keyword in _NEEDED:
         if not header.get(keyword):
             raise SourceError(f"{series} has no {keyword}, to which a segmentation must refer", path=path)

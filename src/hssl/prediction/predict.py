@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import track
 
-from hssl.errors import ConfigError, SourceError, StoreError
+from hssl.errors import ConfigError, SourceError, name_bad_file
 from hssl.files import replacing
 from hssl.prediction import dicom_seg
 from hssl.prediction.predictor import Predictor, ahead
@@ -82,7 +81,7 @@ def predict(
     _warn_of_modality(images, predictor.task)
 
     def load(image: _Input) -> NDArray[np.float32]:
-        with _naming(image.path):
+        with name_bad_file(image.path):
             pixels = image.series.image() if image.series else read_image(image.path, image.channel)
             return preprocessing.prepare_image(pixels, image.geometry)
 
@@ -174,9 +173,9 @@ def _checked(source: Path | dicom.Series, channel: int | None, preprocessing: Pr
         if count > 1 and channel is None:
             raise SourceError(f"has {count} channels", path=source, hint="choose one with --channel")
         channel = None if count == 1 else channel
-        with _naming(source):
+        with name_bad_file(source):
             image = _Input(source, channel, read_geometry(source, channel))
-    with _naming(image.path):
+    with name_bad_file(image.path):
         check_geometry(image.geometry)
         preprocessing.check_scale(image.geometry)
     return image
@@ -232,12 +231,3 @@ def _nifti_mask(mask: NDArray[np.uint8], image: _Input) -> nib.Nifti1Image:
         header[field] = b""
     shape = original.shape if image.channel is None else original.shape[:3]
     return type(original)(mask.reshape(shape), original.affine, header)
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Names the file in an error of preprocessing, which knows arrays only."""
-    try:
-        yield
-    except StoreError as error:
-        raise SourceError(error.what, path=path, hint=error.hint) from error

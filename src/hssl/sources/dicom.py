@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import struct
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -24,7 +22,7 @@ from typing import Any, Literal, NamedTuple, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from hssl.errors import SourceError, install
+from hssl.errors import SourceError, install, name_bad_file
 from hssl.sources.base import Case, Geometry, Source
 from hssl.sources.files import NIFTI, PICTURES
 from hssl.sources.folder import Layout, Options, choose_channels, safe_name, subject_of, task_name
@@ -50,7 +48,6 @@ _MACROS = (
     *("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence"),
     "PixelValueTransformationSequence",
 )
-_DAMAGE = (OSError, EOFError, ValueError, TypeError, AttributeError, KeyError, IndexError, RuntimeError, struct.error)
 
 _SAME_DIRECTION = 1e-3  # of unit vectors; scanners round them to four digits or more
 _SAME_PIXELS = 1e-3  # relative
@@ -205,7 +202,7 @@ class Series:
         volume = np.empty((len(planes), *planes[0].size), np.float32)
         read: tuple[Path | None, NDArray[np.generic]] = (None, np.empty(0))
         for number, plane in enumerate(planes):
-            with naming(plane.path):
+            with name_bad_file(plane.path):
                 if read[0] != plane.path:
                     pixels = _pydicom().dcmread(plane.path).pixel_array
                     read = plane.path, pixels.reshape(-1, *plane.size)
@@ -351,8 +348,8 @@ def list_series(path: Path) -> list[Series]:
     headers: dict[str, Any] = {}
     planes: dict[str, list[Plane]] = defaultdict(list)
     for file in [path] if path.is_file() else [file for files in _folders(path) for file in files if _is_dicom(file)]:
-        with naming(file):
-            header = _pydicom().dcmread(file, stop_before_pixels=True, specific_tags=list(_TAGS))
+        header = read_header(file, specific_tags=list(_TAGS))
+        with name_bad_file(file):
             if "Rows" not in header or header.get("Modality") in _NOT_SCANS:
                 continue
             uid = str(header.SeriesInstanceUID)
@@ -363,18 +360,23 @@ def list_series(path: Path) -> list[Series]:
     return sorted((_series(uid, headers[uid], planes[uid]) for uid in planes), key=lambda series: series.id)
 
 
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Turns whatever pydicom raises on a bad file into a SourceError that names the file."""
-    invalid = _pydicom().errors.InvalidDicomError
-    try:
-        yield
-    except invalid as error:
-        hint = "move it away, or if it is DICOM without a file header, add one with dcmconv"
-        raise SourceError("is called a DICOM file and is none", path=path, hint=hint) from error
-    except _DAMAGE as error:
-        reason = str(error) or type(error).__name__
-        raise SourceError(f"cannot be read, it may be truncated or damaged: {reason}", path=path) from error
+def read_header(path: Path, **options: Any) -> Any:
+    """The data set of a DICOM file without its pixels.
+
+    Args:
+        path: The file.
+        options: Of ``pydicom.dcmread``.
+
+    Raises:
+        SourceError: pydicom is not installed, or the file is no DICOM file or is damaged.
+    """
+    pydicom = _pydicom()
+    with name_bad_file(path):
+        try:
+            return pydicom.dcmread(path, stop_before_pixels=True, **options)
+        except pydicom.errors.InvalidDicomError as error:
+            hint = "move it away, or if it is DICOM without a file header, add one with dcmconv"
+            raise SourceError("is called a DICOM file and is none", path=path, hint=hint) from error
 
 
 def _pydicom() -> Any:

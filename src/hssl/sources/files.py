@@ -5,26 +5,20 @@ Whatever is wrong with a file becomes a :class:`~hssl.errors.SourceError` that n
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 from PIL import Image
 
-from hssl.errors import SourceError
+from hssl.errors import SourceError, name_bad_file
 from hssl.sources.base import Geometry
 
 NIFTI = (".nii.gz", ".nii")
 PICTURES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 
-_DAMAGE = (OSError, EOFError, ValueError, SyntaxError, zlib.error, ImageFileError, HeaderDataError)
 _LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
 _MM_PER_UNIT = {3: 10.0}  # TIFF ResolutionUnit: centimetre; dots per inch are for printers
 _MM_PER_NIFTI_UNIT = {"meter": 1000.0, "micron": 0.001}
@@ -61,7 +55,7 @@ def read_geometry(path: Path, channel: int | None = None) -> Geometry:
     Raises:
         SourceError: The file is missing or damaged, or has other dimensions than asked for.
     """
-    with _naming(path):
+    with name_bad_file(path):
         if _is_nifti(path):
             return _nifti_geometry(_open_nifti(path, channel), path)
         with Image.open(path) as picture:
@@ -75,7 +69,7 @@ def read_image(path: Path, channel: int | None = None) -> NDArray[np.float32]:
     NIfTI slope and intercept are applied. Colour pictures become luminance; a picture is
     ``[rows, columns, 1]``. Arguments and errors as in :func:`read_geometry`.
     """
-    with _naming(path):
+    with name_bad_file(path):
         if _is_nifti(path):
             return _nifti_array(_open_nifti(path, channel), channel).astype(np.float32, copy=False)
         return _read_picture(path)[..., None]
@@ -87,7 +81,7 @@ def read_label(path: Path) -> NDArray[np.integer]:
     Raises:
         SourceError: The file is missing or damaged, a colour picture, or holds values that are not whole.
     """
-    with _naming(path):
+    with name_bad_file(path):
         values = _nifti_array(_open_nifti(path, None), None) if _is_nifti(path) else _read_mask(path)
         return _whole(values, path)
 
@@ -124,20 +118,8 @@ def channel_count(path: Path) -> int:
     """
     if not _is_nifti(path):
         return 1
-    with _naming(path):
+    with name_bad_file(path):
         return _channels(_load_nifti(path))
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Turns whatever a reader raises on a bad file into a SourceError that names the file."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise SourceError("no such file", path=path) from error
-    except (*_DAMAGE, Image.DecompressionBombError) as error:
-        reason = str(error) or type(error).__name__
-        raise SourceError(f"cannot be read, it may be truncated or damaged: {reason}", path=path) from error
 
 
 def _is_nifti(path: Path) -> bool:

@@ -7,17 +7,18 @@ import json
 import logging
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from hssl.config import AggregateConfig
-from hssl.errors import HsslError, StoreError
+from hssl.errors import StoreError, name_bad_file
 from hssl.machine import cores
 from hssl.sources.base import Case, Geometry, Source, is_ct
 from hssl.sources.discovery import check_no_patients, find_sources
 from hssl.store.assign import BadCase, PendingTask, folder_name, split_by_folder, split_given_for
-from hssl.store.convert import catch_bad_file, convert_case, image_files_of, in_parallel
+from hssl.store.convert import attempt, convert_case, image_files_of, in_parallel
 from hssl.store.preprocessing import Preprocessing, check_geometry, make_preprocessing
-from hssl.store.splits import Splits, check_given
+from hssl.store.splits import Split, Splits, check_given
 from hssl.store.store import CaseRecord, Index, Store, TaskInfo
 from hssl.store.transaction import KINDS, STAGING, commit, exclusive, existing_store
 
@@ -181,12 +182,12 @@ def _write_arrays(
         for kind in KINDS:
             (staging / kind / task.source.task).mkdir(parents=True, exist_ok=True)
 
-    def convert(job: tuple[PendingTask, Case]) -> CaseRecord | HsslError:
+    def convert(job: tuple[PendingTask, Case]) -> CaseRecord:
         task, case = job
         return convert_case(case, task.source, preprocessings[task.source.task], staging)
 
     records: dict[str, list[CaseRecord]] = {task.source.task: [] for task in tasks}
-    results = in_parallel(convert, jobs, workers, "aggregate")
+    results = in_parallel(partial(attempt, convert), jobs, workers, "aggregate")
     for (task, case), result in zip(jobs, results, strict=True):
         if isinstance(result, CaseRecord):
             records[result.task].append(result)
@@ -195,24 +196,38 @@ def _write_arrays(
     _report([bad for task in tasks for bad in task.bad], config)
     tasks = _usable(tasks, {name for name, kept in records.items() if kept}, existing)
 
-    infos: dict[str, TaskInfo] = {}
     duplicates, splits = split_by_folder(tasks, records, existing, config)
-    for task in tasks:
-        source = task.source
-        infos[source.task] = TaskInfo(
-            name=source.task,
-            modality=source.modality,
-            labels=dict(sorted(source.labels.items())),
-            preprocessing=preprocessings[source.task],
-            layout=source.layout,
-            origin=str(source.path.resolve()),
-            subject=config.subject,
-            channel=config.channel if source.channel is None else source.channel,
-            renamed=config.task,
-            fingerprint=task.fingerprint,
-            skipped=[str(bad) for bad in task.bad],
-            duplicates=duplicates[source.task],
-        )
+    infos = {
+        name: _task_info(task, preprocessings[name], duplicates[name], config)
+        for task in tasks
+        for name in [task.source.task]
+    }
+    _warn_of_empty_parts(splits, records)
+    index = Index(tasks=infos, cases=[record for kept in records.values() for record in kept])
+    return index, Splits(seed=config.seed, fractions=config.fractions, tasks=splits)
+
+
+def _task_info(
+    task: PendingTask, preprocessing: Preprocessing, duplicates: list[str], config: AggregateConfig
+) -> TaskInfo:
+    source = task.source
+    return TaskInfo(
+        name=source.task,
+        modality=source.modality,
+        labels=dict(sorted(source.labels.items())),
+        preprocessing=preprocessing,
+        layout=source.layout,
+        origin=str(source.path.resolve()),
+        subject=config.subject,
+        channel=config.channel if source.channel is None else source.channel,
+        renamed=config.task,
+        fingerprint=task.fingerprint,
+        skipped=[str(bad) for bad in task.bad],
+        duplicates=duplicates,
+    )
+
+
+def _warn_of_empty_parts(splits: dict[str, Split], records: dict[str, list[CaseRecord]]) -> None:
     for name, split in splits.items():
         masked = {record.subject for record in records[name] if record.has_label}
         if lacking := [part for part in ("train", "val", "test") if masked and masked.isdisjoint(getattr(split, part))]:
@@ -222,8 +237,6 @@ def _write_arrays(
                 len(masked),
                 " or ".join(lacking),
             )
-    index = Index(tasks=infos, cases=[record for kept in records.values() for record in kept])
-    return index, Splits(seed=config.seed, fractions=config.fractions, tasks=splits)
 
 
 def _usable(tasks: list[PendingTask], names: set[str], existing: Store | None) -> list[PendingTask]:
@@ -245,18 +258,21 @@ def _usable(tasks: list[PendingTask], names: set[str], existing: Store | None) -
 def _choose_preprocessing(task: PendingTask, workers: int, config: AggregateConfig) -> Preprocessing | None:
     """Reads the headers and plans the task; cases whose header is bad are dropped. None if no case is left."""
 
-    def checked(case: Case) -> Geometry | HsslError:
-        with catch_bad_file(case.image_path) as failed:
+    def checked(case: Case) -> Geometry:
+        with name_bad_file(case.image_path, StoreError):
             if not case.id or case.id.startswith(".") or case.id != Path(case.id).name:
                 raise StoreError(f"the case id '{case.id}' cannot be a file name")
             geometry = case.read_geometry()
             check_geometry(geometry)
             return geometry
-        return failed[0]
+
+    def check_units(case: Case) -> None:
+        with name_bad_file(case.image_path, StoreError):
+            alike.check_units(geometries[case.id])
 
     geometries: dict[str, Geometry] = {}
     ids = set()
-    for case, result in zip(list(task.cases), in_parallel(checked, task.cases, workers), strict=True):
+    for case, result in zip(list(task.cases), in_parallel(partial(attempt, checked), task.cases, workers), strict=True):
         if isinstance(result, Geometry) and case.id in ids:
             result = StoreError(f"a second case is called '{case.id}'", path=case.image_path)
         ids.add(case.id)
@@ -267,10 +283,8 @@ def _choose_preprocessing(task: PendingTask, workers: int, config: AggregateConf
     if geometries:
         alike = make_preprocessing(geometries.values())  # of the headers alone, whatever the user wants made of them
         for case in list(task.cases):
-            with catch_bad_file(case.image_path) as failed:
-                alike.check_units(geometries[case.id])
-            if failed:
-                task.drop(case, failed[0])
+            if (failed := attempt(check_units, case)) is not None:
+                task.drop(case, failed)
                 del geometries[case.id]
     if not geometries:
         _report(task.bad, config)

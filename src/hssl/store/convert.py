@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import rich
 import torch
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from hssl.errors import HsslError, StoreError
-from hssl.sources.base import Case, Source
+from hssl.errors import HsslError, StoreError, name_bad_file
+from hssl.sources.base import Case, Geometry, Source
 from hssl.sources.files import check_same_place
 from hssl.store.preprocessing import Preprocessing
 from hssl.store.store import CaseRecord, array_path, file_hash
@@ -27,9 +23,14 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
-def convert_case(case: Case, source: Source, preprocessing: Preprocessing, folder: Path) -> CaseRecord | HsslError:
-    """Reads, checks and prepares one case and writes its arrays; returns its record, or what is wrong."""
-    with catch_bad_file(case.image_path) as failed:
+def convert_case(case: Case, source: Source, preprocessing: Preprocessing, folder: Path) -> CaseRecord:
+    """Reads, checks and prepares one case and writes its arrays.
+
+    Raises:
+        HsslError: The image or the mask cannot be used; the message names its file.
+        OSError: The arrays cannot be written.
+    """
+    with name_bad_file(case.image_path, StoreError):
         geometry = case.read_geometry()
         pixels = case.read_image()
         if pixels.shape != geometry.shape:
@@ -37,30 +38,14 @@ def convert_case(case: Case, source: Source, preprocessing: Preprocessing, folde
         intensity = preprocessing.intensity_range(pixels)
         image = preprocessing.prepare_image(pixels, geometry, intensity=intensity).astype(np.float16)
         image_sha256 = file_hash(*image_files_of(case))
-    if failed:
-        return failed[0]
     del pixels
-
-    label, voxels, label_path, label_sha256 = None, None, None, None
-    if case.label_path is not None and case.read_label is not None:
-        with catch_bad_file(case.label_path) as failed:
-            mask = case.read_label()
-            if mask.shape != geometry.shape:
-                raise StoreError(f"the mask has the shape {mask.shape}, its image {geometry.shape}")
-            check_same_place(case.label_path, geometry)
-            voxels = _counted(mask, source.labels)
-            label = preprocessing.prepare_label(mask, geometry)
-            label_path = str(case.label_path.absolute())
-            label_sha256 = file_hash(case.label_path)
-        if failed:
-            return failed[0]
-
+    label, voxels, label_sha256 = _label(case, source, preprocessing, geometry)
     return CaseRecord(
         id=case.id,
         task=source.task,
         subject=case.subject,
         image_path=str(case.image_path.absolute()),
-        label_path=label_path,
+        label_path=str(case.label_path.absolute()) if label is not None and case.label_path else None,
         shape=preprocessing.stored_shape(geometry),
         source_shape=geometry.shape,
         source_affine=geometry.affine.tolist(),
@@ -76,6 +61,21 @@ def convert_case(case: Case, source: Source, preprocessing: Preprocessing, folde
     )
 
 
+def _label(
+    case: Case, source: Source, preprocessing: Preprocessing, geometry: Geometry
+) -> tuple[NDArray[np.uint8] | None, dict[int, int] | None, str | None]:
+    """The prepared mask, the voxels of each label in its file, and the file's SHA-256; None without a mask."""
+    if case.label_path is None or case.read_label is None:
+        return None, None, None
+    with name_bad_file(case.label_path, StoreError):
+        mask = case.read_label()
+        if mask.shape != geometry.shape:
+            raise StoreError(f"the mask has the shape {mask.shape}, its image {geometry.shape}")
+        check_same_place(case.label_path, geometry)
+        voxels = _counted(mask, source.labels)
+        return preprocessing.prepare_label(mask, geometry), voxels, file_hash(case.label_path)
+
+
 def _counted(mask: NDArray[np.integer], labels: Mapping[int, str]) -> dict[int, int]:
     """Voxels of each label present; values outside the task's list are an error."""
     present = set(np.unique(mask).tolist()) - {0}
@@ -89,16 +89,12 @@ def _save(array: NDArray[np.generic], path: Path) -> str:
     return file_hash(path)
 
 
-@contextmanager
-def catch_bad_file(path: Path) -> Iterator[list[HsslError]]:
-    """Catches what a bad file raises; the list that is yielded then holds the error, with the file's name."""
-    failed: list[HsslError] = []
+def attempt(function: Callable[[Job], Result], job: Job) -> Result | HsslError:
+    """What `function` returns of `job`, or the error that it raises on a bad file."""
     try:
-        yield failed
+        return function(job)
     except HsslError as error:
-        failed.append(error if error.path else type(error)(error.what, path=path, hint=error.hint))
-    except (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError) as error:
-        failed.append(StoreError(f"cannot be read: {error}", path=path))
+        return error
 
 
 def image_files_of(case: Case) -> Sequence[Path]:
