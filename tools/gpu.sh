@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# docs/results/gpu.yaml on a GPU that is there for minutes: tools/gpu.sh PARTS OUT [SECONDS [WORKERS [PLAN]]], in hssl's folder.
+# experiments/gpu.yaml on a GPU that is there for minutes: tools/gpu.sh PARTS OUT [SECONDS [WORKERS [EXPERIMENT]]], in hssl's folder.
 # PARTS is a store packed by tools/pack.py. OUT gets the log, both ledgers and the joint weights as they come, so that a
 # run that is cut off goes on from them: put the ledgers back into runs/gpu, unpack joint.tar there, and call again. What
 # had not finished starts again.
 set -euo pipefail
-parts=$1 out=$2 seconds=${3:-540} workers=${4:-8} plan=${5:-docs/results/gpu.yaml}
+parts=$1 out=$2 seconds=${3:-540} workers=${4:-8} experiment=${5:-experiments/gpu.yaml}
 export PYTHONPATH=$PWD/src${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
-python3 -c "import hssl.benchmark, hssl.training, monai, nibabel" # what is missing shows now, not after the first run
+python3 -c "import hssl.benchmark, hssl.training, nibabel" # what is missing shows now, not after the first run
 mkdir -p "$out" runs/gpu
 [ -e runs/packed ] || python3 tools/pack.py unpack "$parts" runs/packed
 
@@ -24,6 +24,6 @@ trap keep EXIT
 keeper=$!
 status=0
 timeout --signal=INT --kill-after=20 "$seconds" \
-    python3 -m hssl benchmark "$plan" -o runs/gpu --workers "$workers" 2>&1 | tee "$out/log" || status=$?
+    python3 -m hssl benchmark "$experiment" -o runs/gpu --workers "$workers" 2>&1 | tee "$out/log" || status=$?
 kill "$keeper"
 exit "$status"

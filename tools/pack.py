@@ -5,7 +5,7 @@
 
 `PARTS` is a folder of tar files of at most so many MiB each, which can travel one by one. Images are rounded to a
 number of grey levels and stored as lossless WebP, masks as they are; cases and splits stay the same. The unpacked
-store has a hash of its own, and no source files beside it: a benchmark of it needs ``evaluation: {space: store}``.
+store has a hash of its own, and no source files beside it: a benchmark of it needs ``scoring: {space: store}``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Sets up an environment for other people's packages, beside ours: ``python tools/peer_env.py FOLDER PACKAGE...``.
 
-Some require torchvision (nnU-Net, lightly, kornia's baselines), which must not get into our own environment: the wheel on
+Some require torchvision (nnU-Net, lightly, kornia's peers), which must not get into our own environment: the wheel on
 PyPI is built for CUDA, and beside a CPU build of torch its import fails, because operators that it describes are
 missing. Where that is so, the environment gets a start-up file that declares them; nothing of ours calls them.
 """

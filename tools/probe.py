@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hssl.config import SCRATCH, NetworkConfig
+from hssl.metrics import dice_by_label
 from hssl.networks import UNet, build_network
+from hssl.prediction.masks import label_mask
 from hssl.runs import load_unet
 from hssl.store import CaseRecord, Store
-from hssl.training.finetune import dice_by_label
 
 FOREGROUND, BACKGROUND, PIXELS = 1500, 700, 60_000
 """Pixels per slice with and without regard to labels, and in all."""
@@ -52,7 +53,7 @@ def fit(store: Store, network: UNet, task: str, seed: int, stages: list[int]) ->
     torch.manual_seed(seed)
     info = store.tasks[task]
     pixels, classes = [], []
-    for case in masked(store, task, store.labelled(task, 1, seed)):
+    for case in store.cases(task, subjects=store.labelled(task, 1, seed), labelled=True):
         for features, label in slices(store, network, case, stages):
             truth = torch.from_numpy(info.to_channels(label).astype(np.int64)).flatten()
             inside = torch.where(truth > 0)[0]
@@ -87,20 +88,15 @@ def score(store: Store, network: UNet, task: str, read_outs: Sequence[ReadOut], 
     """Mean validation Dice of each read-out."""
     info = store.tasks[task]
     dice = []  # [case][read-out]
-    for case in masked(store, task, store.split(task).val):
+    for case in store.cases(task, part="val", labelled=True):
         found: list[list[Tensor]] = [[] for _ in read_outs]
         for features, _ in slices(store, network, case, stages):
             for logits, read_out in zip(found, read_outs, strict=True):
                 logits.append(read_out(features.flatten(1).T).T.view(-1, *features.shape[1:]))
         truth = store.label(case)
-        masks = [info.mask(torch.stack(logits, 1).numpy()) for logits in found]
-        dice.append([np.nanmean(dice_by_label(mask, truth, list(info.labels))) for mask in masks])
+        masks = [label_mask(info, torch.stack(logits, 1).numpy()) for logits in found]
+        dice.append([np.nanmean(dice_by_label(truth, mask, info.labels)) for mask in masks])
     return [float(mean) for mean in np.nanmean(dice, axis=0)]
-
-
-def masked(store: Store, task: str, subjects: Sequence[str]) -> list[CaseRecord]:
-    """Cases of these subjects that have a mask."""
-    return [case for case in store.cases(task, subjects) if case.has_label]
 
 
 def slices(

@@ -1,61 +1,74 @@
-"""How hard each objective would pull at a network while it is rehearsed: norms of gradients, beside that of the masks.
+"""How large the gradients of each pretext objective are in fine-tuning, beside those of the masks.
 
     python tools/scales.py STORE TASK RUN [BATCHES]
 
-`RUN` is a pre-training run to start from. Heads are new, as they are when fine-tuning starts. Means over eight
-batches of what a step of fine-tuning shows, with the gradient of the encoder and decoder alone.
+`RUN` is a pre-training run to start from. Heads are new, as they are when fine-tuning starts. Prints the mean norm of
+the gradient of the encoder and decoder over eight batches of a fine-tuning.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from statistics import fmean
 
 import torch
-from monai.losses.dice import DiceCELoss
 from torch import Generator, Tensor
 
-from hssl.config import FinetuneConfig, PretrainConfig
-from hssl.networks import SegmentationNetwork
-from hssl.objectives import OBJECTIVES, build_rehearsed, total
+from hssl.config import FinetuneConfig, ViewConfig
+from hssl.metrics import dice_ce_loss
+from hssl.networks import SegmentationNetwork, UNet
+from hssl.objectives import OBJECTIVES, Domains, build_objective, compute_losses, total
 from hssl.runs import load_unet
 from hssl.store import Store
-from hssl.training.data import FinetuneData, PretrainData
-from hssl.training.pretrain import compute_losses
+from hssl.training.auxiliary.pretext import PretextOptions
+from hssl.training.data import FinetuneData, WindowData
 from hssl.views import follow, make_view
 
 
 def main(store_path: str, task: str, run: str, batches: str = "8") -> None:
     """Prints a row of a table for the masks, and one for each objective."""
-    store, count = Store.open(store_path), int(batches)
+    store, steps = Store.open(store_path), int(batches)
     unet, _ = load_unet(run)
     unet.train()
+    config, options = FinetuneConfig(task=task, batch_size=8), PretextOptions()
 
-    def norm(loss: Tensor) -> float:
-        unet.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return float(torch.cat([p.grad.flatten() for p in unet.parameters() if p.grad is not None]).norm())
+    def mean_norm(losses: Iterator[Tensor]) -> float:
+        return fmean(gradient_norm(unet, loss) for loss in losses)
 
-    tuned = FinetuneConfig(task=task, batch_size=8)
-    labelled = FinetuneData(store, store.labelled(task, 1, 0), tuned)
-    torch.manual_seed(0)
-    network = SegmentationNetwork(unet, store.tasks[task].classes, tuned.head)
-    masks = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
-    norms = []
-    for step in range(count):
-        window, labels = labelled[step].labelled
-        view = make_view(window, tuned.patch_size, tuned.view, Generator().manual_seed(step))
-        norms.append(norm(masks(network(view.image), follow(labels, view.grid)[:, None])))
-    print(f"| Dice + cross-entropy | {sum(norms) / count:.2g} |")
+    print(f"| Dice + cross-entropy | {mean_norm(mask_losses(store, unet, config, steps)):.2g} |")
     for name in OBJECTIVES:
-        config = PretrainConfig(objective=name, tasks=(task,), batch_size=tuned.rehearsal_batch_size, groups="none")
-        scans = PretrainData(store, (task,), config)
-        torch.manual_seed(0)
-        objective = build_rehearsed(name, unet, task, {})
-        norms = [
-            norm(total(compute_losses(objective, unet, scans[step], config, Generator().manual_seed(step))))
-            for step in range(count)
-        ]
-        print(f"| {tuned.rehearsal} of {name} | {tuned.rehearsal * sum(norms) / count:.2g} |")
+        losses = pretext_losses(store, unet, config, name, steps)
+        print(f"| {options.weight} of {name} | {options.weight * mean_norm(losses):.2g} |")
+
+
+def gradient_norm(unet: UNet, loss: Tensor) -> float:
+    """Norm of the gradient of a loss."""
+    unet.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    return float(torch.cat([p.grad.flatten() for p in unet.parameters() if p.grad is not None]).norm())
+
+
+def mask_losses(store: Store, unet: UNet, config: FinetuneConfig, steps: int) -> Iterator[Tensor]:
+    """The loss of each step on the masks of one subject."""
+    data = FinetuneData(store, store.labelled(config.task, 1, 0), config)
+    torch.manual_seed(0)
+    network = SegmentationNetwork(unet, store.tasks[config.task].classes, config.head)
+    for step in range(steps):
+        window, labels = data[step].labelled
+        view = make_view(window, config.patch_size, config.view, Generator().manual_seed(step))
+        yield dice_ce_loss(network(view.image), follow(labels, view.grid))
+
+
+def pretext_losses(store: Store, unet: UNet, config: FinetuneConfig, name: str, steps: int) -> Iterator[Tensor]:
+    """The loss of each step of an objective on the images of all training subjects."""
+    size, seed = PretextOptions().batch_size, config.seed
+    data = WindowData(store, (config.task,), batch_size=size, size=config.window, steps=steps, seed=seed)
+    torch.manual_seed(0)
+    objective = build_objective(name, unet, Domains((config.task,), (-1,)), {})
+    for step in range(steps):
+        generator = Generator().manual_seed(step)
+        yield total(compute_losses(objective, unet, data[step], config.patch_size, ViewConfig(), generator))
 
 
 if __name__ == "__main__":

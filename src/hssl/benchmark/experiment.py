@@ -8,7 +8,7 @@ An arm is where fine-tuning starts from, so the claims, the baselines and the ab
     seeds: [0, 1, 2]
     pretrain:
       steps: 10000
-      options: {weights: {group: 0.05, task: 0.05, image: 0.1, place: 1, region: 0.1, tissue: 1, pixel: 10}}
+      options: {weights: {group: 0.05, task: 0.05, image: 0.1, position: 1, local: 0.1, cluster: 1, restoration: 10}}
     finetune: {steps: 1000, validation: false}
     finetune_by_task: {Task06_BrainTumour: {view: {flip: [0.5, 0.5]}}}
     arms:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from zipfile import BadZipFile
 
@@ -13,11 +14,15 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from hssl.benchmark import figures, pictures, report, write_report
+from hssl.benchmark import write_report
+from hssl.benchmark.report import figures, pictures
+from hssl.benchmark.report import page as report
 from hssl.benchmark.report.claims import Claim
-from hssl.benchmark.report.tables import Cell, Table, score_table, variant_table
+from hssl.benchmark.report.tables import Table, TableCell, score_table, variant_table
 from hssl.benchmark.statistics import Difference, Summary
+from hssl.config import NetworkConfig
 from hssl.errors import RunError, StoreError
+from hssl.networks import build_network
 from hssl.store import Store
 
 TASKS = ("A", "B", "C")
@@ -128,7 +133,7 @@ def report_scores(bench: Path) -> Table:
     return score_table(read.rows, read.roles.main, "5%")
 
 
-def change_plan(bench: Path, keep: Callable[[dict[str, Any]], bool], **experiment: Any) -> Path:
+def change_experiment(bench: Path, keep: Callable[[dict[str, Any]], bool], **experiment: Any) -> Path:
     """Changes the experiment of a finished benchmark, and leaves out cells and lines."""
     content = json.loads((bench / "experiment.json").read_text())
     content = {
@@ -142,13 +147,13 @@ def change_plan(bench: Path, keep: Callable[[dict[str, Any]], bool], **experimen
 def test_arms_with_one_share_each_have_no_curve_and_a_claim(tmp_path: Path) -> None:
     wanted = {("scratch", "100%"), ("joint", "5%")}
     arms = {"scratch": {"domains": "none", "label_budgets": ["100%"]}, "joint": {"label_budgets": ["5%"]}}
-    bench = change_plan(
+    bench = change_experiment(
         make_bench(tmp_path / "bench"), lambda cell: (cell["arm"], cell["label_budget"]) in wanted, arms=arms
     )
     for file in ("experiment.json", "ledger.jsonl"):
         (bench / file).write_text((bench / file).read_text().replace('"5%"', '"10%"'))
     page = write_report(bench).read_text(encoding="utf-8")
-    assert "No arm was run with more than one share of the labels" in page
+    assert "No arm was run with more than one label budget" in page
     assert "not every one of scratch, joint was run with 10 % of the labels" in page
     assert "at least 95 % on 3 of 3 tasks" in page
     assert "on at least six tasks of nine (of 3 here: 2)" in page
@@ -156,7 +161,7 @@ def test_arms_with_one_share_each_have_no_curve_and_a_claim(tmp_path: Path) -> N
 
 def test_a_page_has_the_sections_of_its_arms(tmp_path: Path) -> None:
     arms = {"scratch": {"domains": "none"}, "single": {"domains": "single"}}
-    bench = change_plan(
+    bench = change_experiment(
         make_bench(tmp_path / "bench"),
         lambda cell: cell["arm"] in arms and cell["label_budget"] == "5%",
         arms=arms,
@@ -167,7 +172,7 @@ def test_a_page_has_the_sections_of_its_arms(tmp_path: Path) -> None:
         assert f"<h2>{title}</h2>" not in page
     assert "Not run yet" not in page
     joint = {"scratch": ARMS["scratch"], "joint": {}, "baseline": ARMS["baseline"]}
-    bench = change_plan(make_bench(tmp_path / "other"), lambda cell: cell["arm"] == "scratch", arms=joint)
+    bench = change_experiment(make_bench(tmp_path / "other"), lambda cell: cell["arm"] == "scratch", arms=joint)
     (bench / "pretraining.jsonl").unlink()
     page = write_report(bench).read_text(encoding="utf-8")
     assert page.count("Not run yet.") == 1  # baselines
@@ -175,7 +180,7 @@ def test_a_page_has_the_sections_of_its_arms(tmp_path: Path) -> None:
 
 
 def test_a_section_shows_the_smallest_share_of_its_own_arms(tmp_path: Path) -> None:
-    bench = change_plan(
+    bench = change_experiment(
         make_bench(tmp_path / "bench"),
         lambda cell: cell["label_budget"] == ("5%" if cell["arm"] == "baseline" else "100%"),
     )
@@ -209,10 +214,17 @@ def test_pictures_that_cannot_be_made_leave_the_tables(
         write_report(bench)
 
 
-def test_a_map_needs_some_slices(make_store: Callable[..., Store]) -> None:
-    store = make_store({"Blobs": 1}, shape=(3, 28, 32))
+def test_a_map_needs_some_slices(
+    make_store: Callable[..., Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_store({"Blobs": 3}, shape=(3, 28, 32))  # one subject validates
+    shape = NetworkConfig(features=(4, 8, 8))
+    run = SimpleNamespace(
+        config=SimpleNamespace(seed=0), info=SimpleNamespace(network=shape, subjects_seen={"Blobs": []})
+    )
+    monkeypatch.setattr(pictures, "load_unet", lambda path: (build_network(shape), run))
     with pytest.raises(StoreError, match="a map needs 4 validation slices, here are 3"):
-        pictures._pictures(store, [("Blobs", case) for case in store.cases()])
+        pictures.map_features(tmp_path, store)
 
 
 @pytest.fixture
@@ -263,7 +275,7 @@ def test_labels_of_a_mask_have_colours_of_their_own_and_a_legend(drawn: list[Fig
 def test_an_ablation_of_single_domain_pretraining_stands_beside_it(tmp_path: Path) -> None:
     arms = {"scratch": {"domains": "none"}, "single": {"domains": "single"}}
     arms["no-image"] = {"domains": "single", "pretrain": {"options": {"weights": {"image": 0}}}}
-    bench = change_plan(make_bench(tmp_path / "bench"), lambda cell: cell["arm"] in arms, arms=arms)
+    bench = change_experiment(make_bench(tmp_path / "bench"), lambda cell: cell["arm"] in arms, arms=arms)
     write_report(bench)
     tables = (bench / "tables.md").read_text(encoding="utf-8")
     assert "| arm | Dice (%) | single there | mean rank | − single | tasks above | − scratch | tasks above |" in tables
@@ -330,7 +342,9 @@ def test_a_comparison_that_tests_no_claim_does_not_open_with_them(
     bench = make_bench(tmp_path / "bench")
     title = "The claims of the abstract"
     assert title in write_report(bench).read_text(encoding="utf-8")
-    monkeypatch.setattr("hssl.benchmark.report.check_claims", lambda *_: [Claim("Text.", "Rule.", "not tested", "")])
+    monkeypatch.setattr(
+        "hssl.benchmark.report.page.check_claims", lambda *_: [Claim("Text.", "Rule.", "not tested", "")]
+    )
     assert title not in write_report(bench).read_text(encoding="utf-8")
     assert title not in (bench / "tables.md").read_text(encoding="utf-8")
 
@@ -347,7 +361,7 @@ def test_unfinished_and_tuning_are_said(tmp_path: Path) -> None:
 
 
 def test_markdown() -> None:
-    table = Table("Scores", ["task", "a|b"], [[Cell("x"), Cell("1.0", best=True)]], "Mean.")
+    table = Table("Scores", ["task", "a|b"], [[TableCell("x"), TableCell("1.0", best=True)]], "Mean.")
     assert table.markdown() == "## Scores\n\n| task | a\\|b |\n| :-- | --: |\n| x | **1.0** |\n\nMean.\n"
 
 
@@ -359,14 +373,14 @@ def test_score_table_marks_the_best_and_sums_up() -> None:
     ]
     table = score_table(rows, ("x", "y", "absent"), "5%")
     assert table.header == ["task", "x", "y"]
-    assert table.rows[0] == [Cell("A"), Cell("25.0 ± 7.1"), Cell("35.0 ± 7.1", best=True)]
-    assert table.rows[2] == [Cell("mean of 2 tasks"), Cell("40.0", best=True), Cell("25.0")]
-    assert table.rows[3] == [Cell("mean rank"), Cell("1.50", best=True), Cell("1.50", best=True)]
+    assert table.rows[0] == [TableCell("A"), TableCell("25.0 ± 7.1"), TableCell("35.0 ± 7.1", best=True)]
+    assert table.rows[2] == [TableCell("mean of 2 tasks"), TableCell("40.0", best=True), TableCell("25.0")]
+    assert table.rows[3] == [TableCell("mean rank"), TableCell("1.50", best=True), TableCell("1.50", best=True)]
     # While a seed is missing the task's figures stand unmarked and say so, and its means do not count over tasks.
     table = score_table([*rows[:-1], *({**row, "task": "C"} for row in rows[:4])], ("x", "y"), "5%")
-    assert table.rows[1] == [Cell("B"), Cell("55.0 ± 7.1"), Cell("10.0 (1 of 2 seeds)")]
+    assert table.rows[1] == [TableCell("B"), TableCell("55.0 ± 7.1"), TableCell("10.0 (1 of 2 seeds)")]
     assert table.rows[3] == [
-        Cell("mean of 2 tasks that all have, seed for seed"),
-        Cell("25.0"),
-        Cell("35.0", best=True),
+        TableCell("mean of 2 tasks that all have, seed for seed"),
+        TableCell("25.0"),
+        TableCell("35.0", best=True),
     ]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hssl.benchmark import executors, worker
+from hssl.benchmark.run import executors, worker
 from hssl.benchmark.run.executors import ClusterExecutor, LocalExecutor
 from hssl.benchmark.run.worker import work_at
 from hssl.errors import ConfigError
@@ -35,7 +35,7 @@ def test_workers_share_the_cores_and_take_turns_on_gpus(tmp_path: Path, monkeypa
 
 def test_a_worker_ends_with_its_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(executors, "_gpus", list)
-    program = "from hssl.benchmark import worker; import time; worker.work = lambda order: time.sleep(600); "
+    program = "from hssl.benchmark.run import worker; import time; worker.work = lambda order: time.sleep(600); "
     program += "worker.Order.model_validate_json = lambda text: None; worker.sys.argv = ['', __file__]; worker.main()"
     script = tmp_path / "program.py"
     script.write_text(program)
@@ -56,7 +56,7 @@ def test_a_worker_has_loader_processes(tmp_path: Path, monkeypatch: pytest.Monke
     script.write_text(
         "import time\n"
         "from torch.utils.data import DataLoader\n"
-        "from hssl.benchmark import worker\n"
+        "from hssl.benchmark.run import worker\n"
         "def load(order):\n"
         "    time.sleep(0.5)  # until the end of the parent is waited for\n"
         "    assert list(DataLoader([1, 2, 3], num_workers=1, batch_size=None)) == [1, 2, 3]\n"

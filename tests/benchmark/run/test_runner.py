@@ -17,16 +17,16 @@ import yaml
 
 import hssl.benchmark.experiment
 from hssl.benchmark import Experiment, run_benchmark, write_report
-from hssl.benchmark.experiment import _hash, check_sources, expand
+from hssl.benchmark.experiment import check_sources, expand
 from hssl.benchmark.run.ledger import Ledger
 from hssl.benchmark.run.runner import _Board, _Clock, _ends_cleanly, _pixels, _reason, _sharing
-from hssl.config import AggregateConfig, FinetuneConfig, PretrainConfig
+from hssl.config import AggregateConfig, FinetuneConfig, PretrainConfig, TrainingConfig
 from hssl.errors import ConfigError, RunError, StoreError, TrainingError
 from hssl.files import locked
-from hssl.objectives import OBJECTIVES
+from hssl.objectives import objective_class
 from hssl.store import Store, aggregate
 
-MakePlan = Callable[..., Experiment]
+MakeExperiment = Callable[..., Experiment]
 NETWORK = {"features": [4, 8, 8, 8]}
 
 
@@ -37,7 +37,7 @@ def store(phantom_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Store
 
 
 @pytest.fixture
-def make_experiment(store: Store) -> MakePlan:
+def make_experiment(store: Store) -> MakeExperiment:
     def make(**changes: Any) -> Experiment:
         values: dict[str, Any] = {
             "store": str(store.path),
@@ -54,7 +54,7 @@ def make_experiment(store: Store) -> MakePlan:
     return make
 
 
-def test_grid_is_paired_and_shares_runs(make_experiment: MakePlan, store: Store) -> None:
+def test_grid_is_paired_and_shares_runs(make_experiment: MakeExperiment, store: Store) -> None:
     tasks = list(store.tasks)
     arms = {"scratch": {"domains": "none"}, "single": {"domains": "single"}, "joint": {"domains": "joint"}}
     grid = expand(make_experiment(tasks=tasks, seeds=[0, 1], arms=arms), store)
@@ -69,14 +69,14 @@ def test_grid_is_paired_and_shares_runs(make_experiment: MakePlan, store: Store)
     assert all(job.needs is None or order.index(job.needs) < order.index(job.hash) for job in grid.jobs.values())
 
 
-def test_same_subjects_are_the_same_run(make_experiment: MakePlan, store: Store) -> None:
+def test_same_subjects_are_the_same_run(make_experiment: MakeExperiment, store: Store) -> None:
     grid = expand(make_experiment(label_budgets=["5%", 1], arms={"scratch": {"domains": "none"}}), store)
     assert len(grid.cells) == 2
     assert len(grid.jobs) == 1
     assert [cell.label_budget for cell in grid.cells] == ["5%", "1"]
 
 
-def test_an_arm_may_keep_to_some_fractions(make_experiment: MakePlan, store: Store) -> None:
+def test_an_arm_may_keep_to_some_label_budgets(make_experiment: MakeExperiment, store: Store) -> None:
     arms = {
         "scratch": {"domains": "none", "label_budgets": ["100%"]},
         "joint": {"label_budgets": ["50%"]},
@@ -91,8 +91,8 @@ def test_an_arm_may_keep_to_some_fractions(make_experiment: MakePlan, store: Sto
     ]
 
 
-def test_plans_that_the_docs_show_are_plans(make_experiment: MakePlan, store: Store) -> None:
-    shown = [Path(__file__).parents[2].joinpath("docs/how-to/benchmark.md").read_text().split("```")[1]]
+def test_experiments_that_the_docs_show_are_valid(make_experiment: MakeExperiment, store: Store) -> None:
+    shown = [Path(__file__).parents[3].joinpath("docs/how-to/benchmark.md").read_text().split("```")[1]]
     shown.append(textwrap.dedent((hssl.benchmark.experiment.__doc__ or "").partition("::")[2]))
     for text in shown:
         values = yaml.safe_load(text.removeprefix("yaml"))
@@ -104,7 +104,7 @@ def test_plans_that_the_docs_show_are_plans(make_experiment: MakePlan, store: St
         assert {cell.arm for cell in grid.cells} >= {"scratch", "single", "joint", "adapted", "simclr"}
 
 
-def test_an_arm_may_adapt_to_the_task(make_experiment: MakePlan, store: Store) -> None:
+def test_an_arm_may_adapt_to_the_task(make_experiment: MakeExperiment, store: Store) -> None:
     tasks = list(store.tasks)
     experiment = make_experiment(
         tasks=tasks, arms={"joint": {}, "adapted": {"adapt": {"steps": 1, "learning_rate": 0.001}}}
@@ -120,26 +120,35 @@ def test_an_arm_may_adapt_to_the_task(make_experiment: MakePlan, store: Store) -
     assert [before["adapted", task] for task in tasks] == [[h, joint[0]] for h, _ in adapted]
 
 
-def test_options_of_a_rehearsed_objective_make_another_run(
-    make_experiment: MakePlan, store: Store, monkeypatch: pytest.MonkeyPatch
+def test_options_of_the_objective_of_an_auxiliary_make_another_run(
+    make_experiment: MakeExperiment, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    experiment = make_experiment(arms={"scratch": {"domains": "none", "finetune": {"rehearsal_objective": "simclr"}}})
+    experiment = make_experiment(
+        arms={"scratch": {"domains": "none", "finetune": {"auxiliary": {"pretext": {"objective": "simclr"}}}}}
+    )
     before = expand(experiment, store).cells[0].hash
 
-    class Colder(OBJECTIVES["simclr"].Options):  # type: ignore[name-defined,misc]
+    kind = objective_class("simclr")
+
+    class Colder(kind.Options):  # type: ignore[name-defined,misc]
         temperature: float = 0.01
 
-    monkeypatch.setattr(OBJECTIVES["simclr"], "Options", Colder)
+    monkeypatch.setattr(kind, "Options", Colder)
     assert expand(experiment, store).cells[0].hash != before
 
 
-def test_what_is_rehearsed_need_not_be_what_was_pretrained(make_experiment: MakePlan, store: Store) -> None:
-    arm = {"pretrain": {"options": {"weights": {"task": 1}}}, "finetune": {"rehearsal_objective": "simclr"}}
+def test_the_objective_of_an_auxiliary_need_not_be_that_of_pretraining(
+    make_experiment: MakeExperiment, store: Store
+) -> None:
+    arm = {
+        "pretrain": {"options": {"weights": {"task": 1}}},
+        "finetune": {"auxiliary": {"pretext": {"objective": "simclr"}}},
+    }
     assert len(expand(make_experiment(arms={"joint": arm}), store).cells) == 1
 
 
-def test_options_join_level_by_level(make_experiment: MakePlan, store: Store) -> None:
-    weights = {"pixel": 1.0, "image": 0.5}
+def test_options_join_level_by_level(make_experiment: MakeExperiment, store: Store) -> None:
+    weights = {"restoration": 1.0, "image": 0.5}
     common = {"steps": 2, "patch_size": 16, "network": NETWORK, "options": {"weights": weights}}
     arms = {
         "scratch": {"domains": "none"},
@@ -148,13 +157,13 @@ def test_options_join_level_by_level(make_experiment: MakePlan, store: Store) ->
     }
     grid = expand(make_experiment(pretrain=common, arms=arms), store)
     options = [job.config.options for job in grid.jobs.values() if job.stage == "pretrain"]  # type: ignore[union-attr]
-    assert options == [{"weights": weights}, {"weights": {"pixel": 1.0, "image": 0}}]
+    assert options == [{"weights": weights}, {"weights": {"restoration": 1.0, "image": 0}}]
     tuned = {cell.arm: grid.jobs[cell.hash].config for cell in grid.cells}
     assert tuned["joint"].init_lr_factor == 0.5  # type: ignore[union-attr]
     assert tuned["scratch"].network.features == (4, 8, 8, 8)  # type: ignore[union-attr]
 
 
-def test_a_task_has_options_of_its_own_for_every_arm(make_experiment: MakePlan, store: Store) -> None:
+def test_a_task_has_options_of_its_own_for_every_arm(make_experiment: MakeExperiment, store: Store) -> None:
     tasks = list(store.tasks)[:2]
     mirrored = {tasks[1]: {"view": {"flip": [0.5, 0.5]}}}
     plain, changed = (
@@ -173,7 +182,7 @@ def test_a_task_has_options_of_its_own_for_every_arm(make_experiment: MakePlan, 
         expand(make_experiment(finetune_by_task={"Nowhere": {"steps": 1}}), store)
 
 
-def test_scratch_does_not_depend_on_options_of_loaded_layers(make_experiment: MakePlan, store: Store) -> None:
+def test_scratch_does_not_depend_on_options_of_loaded_layers(make_experiment: MakeExperiment, store: Store) -> None:
     first, second = (
         {cell.arm: cell.hash for cell in expand(make_experiment(finetune={"init_lr_factor": rate}), store).cells}
         for rate in (1.0, 0.3)
@@ -182,7 +191,9 @@ def test_scratch_does_not_depend_on_options_of_loaded_layers(make_experiment: Ma
     assert first["joint"] != second["joint"]
 
 
-def test_loggers_make_no_other_run(make_experiment: MakePlan, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loggers_make_no_other_run(
+    make_experiment: MakeExperiment, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(
         "hssl.benchmark.experiment.check_loggers", lambda config: None
     )  # whether they are installed or not
@@ -192,16 +203,76 @@ def test_loggers_make_no_other_run(make_experiment: MakePlan, store: Store, monk
     assert {job.config.loggers for job in second.jobs.values()} == {("mlflow",)}
 
 
-def test_hashes_are_those_of_earlier_versions() -> None:
-    """Ledgers that were written before stay valid: a new option enters the hash only where it changes the result."""
-    names = {"store": "s", "split": "p"}
-    rate = 1e-3
-    configs = (
-        PretrainConfig(learning_rate=rate),
-        FinetuneConfig(task="Heart", learning_rate=rate, head="last", head_lr_factor=1),
-    )
-    content = [[config.fingerprint_fields(), names] for config in configs]
-    assert [_hash(each) for each in content] == ["572136f82e5f4daf", "8efdce33f44385ab"]
+OTHER: dict[str, Any] = {
+    "steps": 3,
+    "patch_size": 24,
+    "window_size": 40,
+    "learning_rate": 0.5,
+    "weight_decay": 0.5,
+    "warmup": 1,
+    "gradient_clip": 0.5,
+    "precision": "bf16",
+    "accelerator": "gpu",
+    "network": {"features": [4, 8, 8, 4]},
+    "batch_size": 6,
+    "view": {"scale": [0.5, 0.6]},
+    "domains_per_batch": 1,
+    "task_sampling_exponent": 0.1,
+    "groups": "none",
+    "group_start": 0.4,
+    "objective": "masked",
+    "options": {"temperature": 0.4},
+    "foreground": 0.1,
+    "head": "last",
+    "head_lr_factor": 2,
+    "init_lr_factor": 0.5,
+    "freeze_steps": 1,
+    "ema_decay": 0.5,
+    "auxiliary": {"pretext": {"weight": 0.5}},
+    "validation": True,
+    "validate_every": 1,
+}
+"""Another value of each option that decides what a run computes."""
+SAME: dict[str, Any] = {"loggers": [], "workers": 1, "log_every": 1, "checkpoint_every": 1}
+"""Another value of each option that does not."""
+
+
+@pytest.mark.parametrize(("stage", "config"), [("pretrain", PretrainConfig), ("finetune", FinetuneConfig)])
+def test_a_hash_depends_on_what_decides_the_result_and_on_nothing_else(
+    stage: str, config: type[TrainingConfig], make_experiment: MakeExperiment, store: Store
+) -> None:
+    def hash_with(**changes: Any) -> str:
+        options = {name: dict(getattr(make_experiment(), name)) for name in ("pretrain", "finetune")}
+        options["pretrain"]["objective"] = "simclr"
+        options[stage] |= changes
+        options["pretrain"] |= {name: value for name, value in changes.items() if name == "network"}
+        grid = expand(make_experiment(**options, arms={"joint": {}}), store)
+        return next(job.hash for job in grid.jobs.values() if job.stage == stage)
+
+    by_the_grid = {"tasks", "init", "task", "label_budget", "seed", "devices", "nodes"}
+    names = config.model_fields.keys() - by_the_grid
+    assert names <= OTHER.keys() | SAME.keys()  # a new option belongs to one of the two
+    before = hash_with()
+    assert {name for name in names if hash_with(**{name: (OTHER | SAME)[name]}) == before} == names & SAME.keys()
+
+
+def test_names_and_order_of_arms_make_no_other_run(make_experiment: MakeExperiment, store: Store) -> None:
+    first = expand(make_experiment(), store)
+    arms = {"all": {}, "nothing": {"domains": "none"}}
+    second = expand(make_experiment(arms=arms, keep_weights=True), store)
+    assert {cell.hash for cell in first.cells} == {cell.hash for cell in second.cells}
+
+
+def test_an_auxiliary_with_nothing_to_do_makes_no_other_run(make_experiment: MakeExperiment, store: Store) -> None:
+    def hashes(**auxiliary: Any) -> dict[str, str]:
+        finetune = {**make_experiment().finetune, "auxiliary": auxiliary}
+        return {cell.arm: cell.hash for cell in expand(make_experiment(finetune=finetune), store).cells}
+
+    on, off, weightless = hashes(pretext=True), hashes(pretext=False), hashes(pretext={"weight": 0})
+    assert on["scratch"] == off["scratch"] == weightless["scratch"]
+    assert off["joint"] == weightless["joint"] != on["joint"]
+    # Its defaults, spelled out or not, are the same run.
+    assert hashes(pretext={"weight": 0.3, "objective": "hierarchical"})["joint"] == on["joint"]
 
 
 @pytest.mark.parametrize(
@@ -222,25 +293,25 @@ def test_hashes_are_those_of_earlier_versions() -> None:
         ),
     ],
 )
-def test_mistakes_in_a_plan(make_experiment: MakePlan, changes: dict[str, Any], message: str) -> None:
+def test_mistakes_in_an_experiment(make_experiment: MakeExperiment, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make_experiment(**changes)
 
 
 def test_mistakes_that_show_in_the_store(
-    make_experiment: MakePlan, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_experiment: MakeExperiment, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = ModuleSpec("any", None, origin="here")
     monkeypatch.setattr("hssl.training.loggers.find_spec", lambda name: None if name == "wandb" else found)
-    with pytest.raises(ConfigError, match="arm 'joint': no objective 'nonesuch'"):
+    with pytest.raises(ConfigError, match="arm 'joint': option 'objective': no objective 'nonesuch'"):
         run_benchmark(make_experiment(arms={"joint": {"pretrain": {"objective": "nonesuch"}}}), tmp_path / "bench")
-    asked = {"scratch": {"domains": "none", "finetune": {"rehearsal_objective": "nonesuch"}}}
-    with pytest.raises(ConfigError, match="arm 'scratch': no objective 'nonesuch'"):
+    asked = {"scratch": {"domains": "none", "finetune": {"auxiliary": {"pretext": {"objective": "nonesuch"}}}}}
+    with pytest.raises(ConfigError, match=r"arm 'scratch': auxiliary 'pretext': .*no objective 'nonesuch'"):
         run_benchmark(make_experiment(arms=asked), tmp_path / "bench")
     for weights, groups, message in (
         ({"image": 0}, "auto", "no level"),
         ({"group": 1}, "none", "no level"),
-        ({"task": 1}, "auto", "cannot rehearse 'hierarchical' on one task: .*no level"),
+        ({"task": 1}, "auto", "auxiliary 'pretext' cannot use 'hierarchical' on one task: .*no level"),
     ):
         arms = {"joint": {"pretrain": {"groups": groups, "options": {"weights": weights}}}}
         with pytest.raises(ConfigError, match=f"arm 'joint': .*{message}"):
@@ -249,7 +320,7 @@ def test_mistakes_that_show_in_the_store(
         ("pretrain", {"patch_size": 17}, "patch size 17 is not a multiple of 8"),
         ("pretrain", {"batch_size": 1}, "batch size 1"),
         ("finetune", {"patch_size": 20}, "patch size 20 is not a multiple of 8"),
-        ("finetune", {"rehearsal_batch_size": 1}, "'rehearsal_batch_size': 1"),
+        ("finetune", {"auxiliary": {"pretext": {"batch_size": 1}}}, "auxiliary 'pretext': batch size 1 is too small"),
         ("finetune", {"network": "base"}, "not that of pre-training"),
         ("finetune", {"loggers": ["wandb"]}, "logger 'wandb' needs a package"),
         ("pretrain", {"devices": 2}, "a run of a benchmark has one device"),
@@ -272,13 +343,13 @@ def changed(store: Store, **update: Any) -> Store:
     return Store(store.path, store.index.model_copy(update={"cases": cases}), store.splits)
 
 
-def test_a_task_without_masks_to_score_is_told_first(make_experiment: MakePlan, store: Store) -> None:
+def test_a_task_without_masks_to_score_is_told_first(make_experiment: MakeExperiment, store: Store) -> None:
     with pytest.raises(StoreError, match=r"has no masks of test subjects \(name the experiment's 'tasks' without it"):
         expand(make_experiment(), changed(store, stored_label_sha256=None))
 
 
 def test_sources_that_are_gone_are_told_first(
-    make_experiment: MakePlan, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_experiment: MakeExperiment, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     moved = changed(store, label_path=str(tmp_path / "gone.nii.gz"))
     monkeypatch.setattr(Store, "open", lambda path: moved)
@@ -303,7 +374,7 @@ def test_sources_that_are_gone_are_told_first(
 
 
 def test_a_run_that_cannot_be_started_has_failed(
-    make_experiment: MakePlan, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_experiment: MakeExperiment, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experiment = make_experiment(
         arms={name: {"domains": "none", "finetune": {"steps": n}} for n, name in enumerate("abc", 1)}
@@ -339,7 +410,7 @@ def test_a_run_that_cannot_be_started_has_failed(
     assert board.clock.seconds([grid.jobs[grid.cells[0].hash]]) < 0.02
 
 
-def test_what_is_left_is_no_shorter_than_what_needs_one_another(make_experiment: MakePlan, store: Store) -> None:
+def test_what_is_left_is_no_shorter_than_what_needs_one_another(make_experiment: MakeExperiment, store: Store) -> None:
     grid = expand(make_experiment(arms={"scratch": {"domains": "none"}, "adapted": {"adapt": {"steps": 1}}}), store)
     clock = _Clock(grid)
     for job in grid.jobs.values():
@@ -372,14 +443,14 @@ def test_only_one_benchmark_in_a_folder(tmp_path: Path) -> None:
         pass
 
 
-def test_grid_runs_continues_and_grows(make_experiment: MakePlan, store: Store, tmp_path: Path) -> None:
+def test_grid_runs_continues_and_grows(make_experiment: MakeExperiment, store: Store, tmp_path: Path) -> None:
     """One long test, since every run is a process that has to import torch."""
     bench = tmp_path / "bench"
     forecast = run_benchmark(make_experiment(), bench, dry_run=True)
     assert not bench.exists()
     assert [row["run"].split()[0] for row in forecast] == ["scratch", "pre-training", "joint", "all"]
     assert all(row["hours"] > 0 for row in forecast)
-    # A labelled batch of 2; joint also rehearses 4 scans in two views.
+    # A labelled batch of 2; the pretext auxiliary of joint sees 4 scans in two views.
     assert forecast[2]["hours"] == pytest.approx(5 * forecast[0]["hours"])
 
     summary = run_benchmark(make_experiment(), bench, workers=2)
@@ -389,9 +460,7 @@ def test_grid_runs_continues_and_grows(make_experiment: MakePlan, store: Store, 
     row = rows[1]
     assert row["fraction"] == 0.5
     assert 0 <= row["dice"] <= 1
-    assert {score["case"] for score in row["scores"]} == {
-        case.id for case in store.cases(row["task"], store.split(row["task"]).test)
-    }
+    assert {score["case"] for score in row["scores"]} == {case.id for case in store.cases(row["task"], part="test")}
     assert row["config_hash"] != row["pretrain_hash"]
     assert str(tmp_path) not in (bench / "ledger.jsonl").read_text()
     assert [line["config_hash"] for line in Ledger(bench / "pretraining.jsonl").rows()] == [row["pretrain_hash"]]
@@ -422,7 +491,7 @@ def test_grid_runs_continues_and_grows(make_experiment: MakePlan, store: Store, 
     assert {line["config_hash"] for line in now[2:]}.isdisjoint({rows[0]["config_hash"]})
 
 
-def test_a_run_in_the_ledger_fills_other_cells_too(make_experiment: MakePlan, tmp_path: Path) -> None:
+def test_a_run_in_the_ledger_fills_other_cells_too(make_experiment: MakeExperiment, tmp_path: Path) -> None:
     """Where 5 % and one subject are the same one, or an arm has another name: from the ledger alone."""
     bench = tmp_path / "bench"
     first = {"scratch": {"domains": "none"}}
@@ -446,7 +515,9 @@ def test_a_run_in_the_ledger_fills_other_cells_too(make_experiment: MakePlan, tm
     assert all(row == without[0] for row in without)
 
 
-def test_a_second_pretraining_goes_on_from_the_first(make_experiment: MakePlan, store: Store, tmp_path: Path) -> None:
+def test_a_second_pretraining_goes_on_from_the_first(
+    make_experiment: MakeExperiment, store: Store, tmp_path: Path
+) -> None:
     bench, other = tmp_path / "bench", tmp_path / "other"
     experiment = make_experiment(arms={"adapted": {"adapt": {"steps": 1}}})
     named = [row["run"] for row in run_benchmark(experiment, bench, dry_run=True)]
@@ -478,7 +549,7 @@ def test_a_second_pretraining_goes_on_from_the_first(make_experiment: MakePlan, 
 
 
 def test_runs_that_share_a_gpu_take_longer(
-    make_experiment: MakePlan, store: Store, monkeypatch: pytest.MonkeyPatch
+    make_experiment: MakeExperiment, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (job,) = expand(make_experiment(arms={"scratch": {"domains": "none"}}), store).jobs.values()
     assert _sharing(job, 8) == 1
@@ -519,7 +590,7 @@ def test_a_polite_end_is_an_exit_that_cleans_up() -> None:
         signal.signal(signal.SIGHUP, hangup)
 
 
-def test_a_failure_is_told_and_stops_nobody_else(make_experiment: MakePlan, tmp_path: Path) -> None:
+def test_a_failure_is_told_and_stops_nobody_else(make_experiment: MakeExperiment, tmp_path: Path) -> None:
     bench = tmp_path / "bench"
     wild = {"learning_rate": 1e30, "warmup": 0, "gradient_clip": 1e30}
     arms = {"bad": {"domains": "joint", "pretrain": wild}, "scratch": {"domains": "none"}}

@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 from hssl.config import PretrainConfig, ViewConfig
 from hssl.errors import ConfigError
 from hssl.networks import SegmentationNetwork
-from hssl.objectives import WATCH, Domains, WindowBatch, build_objective, compute_losses
+from hssl.objectives import WATCH, Domains, WindowBatch, build_objective, compute_losses, objective_options
 from hssl.training.auxiliary.base import Auxiliary, AuxiliaryOptions, LabelledView, Setting
 
 
@@ -40,10 +40,10 @@ class PretextOptions(AuxiliaryOptions):
         if self.objective is None and before is None:
             return None
         same = before is not None and self.objective in (None, before.objective)
-        start = before if before is not None and same else PretrainConfig(objective=self.objective or "hierarchical")
+        start = before if before is not None and same else PretrainConfig.checked({"objective": self.objective})
         given = {
             "objective": start.objective,
-            "options": start.options if self.options is None else self.options,
+            "options": objective_options(start.objective, start.options if self.options is None else self.options),
             "view": start.view if self.view is None else self.view,
         }
         return self.model_copy(update=given)
