@@ -18,13 +18,13 @@ from pathlib import Path
 from statistics import fmean
 
 from hssl.benchmark import Experiment
-from hssl.benchmark.report.claims import check_claims, find_roles
+from hssl.benchmark.report.claims import check_claims, claim_table
 from hssl.benchmark.report.figures import MAIN_COLOURS, OTHER_COLOURS, gain_bars
+from hssl.benchmark.report.roles import find_roles
 from hssl.benchmark.report.tables import (
     METRICS,
     Table,
     TableCell,
-    claim_table,
     difference_table,
     interval,
     pretraining_table,

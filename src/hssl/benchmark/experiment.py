@@ -113,6 +113,7 @@ class Experiment(StageConfig):
         finetune_by_task: What differs from that on a task, for every arm; an arm's own options come over both.
         scoring: How the networks are scored.
         keep_weights: Keep the weights of fine-tuned networks after they have been scored.
+        claims: ``abstract`` checks the claims of the paper's abstract in the report.
     """
 
     store: str
@@ -125,6 +126,7 @@ class Experiment(StageConfig):
     finetune_by_task: dict[str, dict[str, Any]] = Field(default_factory=dict)
     scoring: Scoring = Field(default_factory=Scoring)
     keep_weights: bool = False
+    claims: Literal["none", "abstract"] = "none"
 
     @field_validator("label_budgets", mode="before")
     @classmethod

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from hssl.benchmark import Experiment
-from hssl.benchmark.report.claims import Roles, check_claims, find_roles
+from hssl.benchmark.report.claims import check_claims
+from hssl.benchmark.report.roles import Roles, find_roles
 
 ROLES = Roles("scratch", "single", "joint", None, (), ())
 

@@ -1,7 +1,7 @@
-"""The claims of the abstract (arXiv 2107.04886), held against a ledger.
+"""The claims of the paper's abstract (Zheng et al., MICCAI 2021, arXiv 2107.04886), checked against a ledger.
 
-The abstract names directions and figures, not when a claim counts as confirmed; those rules are ours and are written
-out beside each verdict.
+A report has them where the experiment says ``claims: abstract``. The abstract names directions and figures, not when a
+claim counts as confirmed; those rules are ours and are written beside each verdict.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Final, Literal
 
-from hssl.benchmark.experiment import Experiment
+from hssl.benchmark.report.roles import Roles
+from hssl.benchmark.report.tables import Table, TableCell
 from hssl.benchmark.run.ledger import Row
 from hssl.benchmark.statistics import Difference, compare, ordered_shares
-from hssl.config import PretrainConfig
 from hssl.text import budget_in_words, signed
 
 ABSTRACT_GAINS = (0.69, 18.60)
@@ -26,39 +26,13 @@ NOT_TESTED: Final = "not tested"
 
 
 @dataclass(frozen=True)
-class Roles:
-    """Which arm plays which part.
-
-    Attributes:
-        scratch: The first arm without pre-training.
-        single: The first arm that is pre-trained on the task at hand, by the hierarchical objective.
-        joint: The first arm that is pre-trained on all tasks, by the hierarchical objective.
-        adapted: The first arm that then goes on, on the task at hand alone.
-        baselines: Arms with another objective.
-        variants: All other arms: the ablation, and controls.
-    """
-
-    scratch: str | None
-    single: str | None
-    joint: str | None
-    adapted: str | None
-    baselines: tuple[str, ...]
-    variants: tuple[str, ...]
-
-    @property
-    def main(self) -> tuple[str, ...]:
-        """Scratch, single-domain, joint and adapted, as far as they are in the experiment."""
-        return tuple(arm for arm in (self.scratch, self.single, self.joint, self.adapted) if arm is not None)
-
-
-@dataclass(frozen=True)
 class Claim:
-    """A claim and what came of it.
+    """A claim and what was found.
 
     Attributes:
         text: What the abstract says.
         rule: When it counts as holding here.
-        verdict: What came out.
+        verdict: What was found.
         number: The figures behind it.
     """
 
@@ -68,28 +42,8 @@ class Claim:
     number: str
 
 
-def find_roles(experiment: Experiment) -> Roles:
-    """Finds the part of each arm in what it does, whatever its name."""
-    default = PretrainConfig.model_fields["objective"].default
-    objectives = {
-        name: arm.pretrain.get("objective", experiment.pretrain.get("objective", default))
-        for name, arm in experiment.arms.items()
-    }
-    first: dict[tuple[str, bool], str] = {}
-    for name, arm in experiment.arms.items():
-        if arm.domains == "none" or objectives[name] == default:
-            first.setdefault((str(arm.domains), arm.adapt is not None), name)
-    scratch, single = first.get(("none", False)), first.get(("single", False))
-    joint, adapted = first.get(("joint", False)), first.get(("joint", True))
-    others = [name for name in experiment.arms if name not in (scratch, single, joint, adapted)]
-    baselines = tuple(
-        name for name in others if experiment.arms[name].domains != "none" and objectives[name] != default
-    )
-    return Roles(scratch, single, joint, adapted, baselines, tuple(name for name in others if name not in baselines))
-
-
 def check_claims(rows: Sequence[Row], roles: Roles) -> list[Claim]:
-    """Holds the claims against finished runs; what has not been run is not tested."""
+    """Checks the claims against finished runs; what has not been run is not tested."""
     shares = ordered_shares(rows)
     beside = (_compared(rows, roles.joint, roles.single, label_budget) for label_budget in shares)
     five, ten, all_ = (_named(shares, share) for share in (5, 10, 100))
@@ -101,6 +55,15 @@ def check_claims(rows: Sequence[Row], roles: Roles) -> list[Claim]:
         _gains(_compared(rows, roles.joint, roles.scratch, five)),
         _ten_is_close(rows, roles, ten, all_),
     ]
+
+
+def claim_table(claims: Sequence[Claim]) -> Table:
+    """The claims of the abstract, for Markdown."""
+    rows = [
+        [TableCell(each.text), TableCell(each.verdict, best=True), TableCell(each.number), TableCell(each.rule)]
+        for each in claims
+    ]
+    return Table("The claims of the abstract", ["claim", "verdict", "figures", "holds when"], rows)
 
 
 def _joint_beats_single(differences: list[Difference]) -> Claim:

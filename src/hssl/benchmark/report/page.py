@@ -17,8 +17,9 @@ from jinja2 import Environment, PackageLoader
 
 from hssl.benchmark.experiment import Cell, Experiment
 from hssl.benchmark.report import figures, tables
-from hssl.benchmark.report.claims import NOT_TESTED, Roles, check_claims, find_roles
+from hssl.benchmark.report.claims import check_claims, claim_table
 from hssl.benchmark.report.pictures import find_overlays, map_features
+from hssl.benchmark.report.roles import Roles, find_roles
 from hssl.benchmark.run.ledger import Ledger, Row, row_key
 from hssl.benchmark.run.runner import EXPERIMENT, LEDGER, PRETRAINING
 from hssl.benchmark.statistics import Difference, compare, ordered_shares, same_cells, summarise
@@ -138,41 +139,36 @@ def write_report(bench: Path | str) -> Path:
         RunError: The folder holds no benchmark, or none of its runs is finished.
     """
     read = _read(Path(bench))
-    claims = check_claims(read.rows, read.roles)
-    if all(claim.verdict == NOT_TESTED for claim in claims):  # a comparison of one's own, and no test of the paper
-        claims = []
-    sections = [
-        section
-        for section in (
-            _gain_section(read),
-            _score_section(read),
-            _curve_section(read),
-            *_variant_sections(read),
-            _overlay_section(read),
-            _group_section(read),
-            _feature_section(read),
-            _method_section(read),
-            _all_section(read),
-        )
-        if section is not None
-    ]
+    claims = check_claims(read.rows, read.roles) if read.experiment.claims == "abstract" else []
+    sections = _sections(read)
     environment = Environment(
         loader=PackageLoader("hssl.benchmark.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     page = environment.get_template("report.html.jinja").render(
-        tiles=_tiles(read),
-        claims=claims,
-        sections=sections,
-        facts=_facts(read),
-        provisional=_provisional(read),
+        tiles=_tiles(read), claims=claims, sections=sections, facts=_facts(read), provisional=_provisional(read)
     )
     parts = [
-        *([tables.claim_table(claims)] if claims else []),
+        *([claim_table(claims)] if claims else []),
         *(table for section in sections for table in section.tables),
     ]
     write_text(read.path / TABLES, "\n".join(part.markdown() for part in parts))
     write_text(read.path / REPORT, page)
     return read.path / REPORT
+
+
+def _sections(bench: _Bench) -> list[Section]:
+    found = (
+        _gain_section(bench),
+        _score_section(bench),
+        _curve_section(bench),
+        *_variant_sections(bench),
+        _overlay_section(bench),
+        _group_section(bench),
+        _feature_section(bench),
+        _method_section(bench),
+        _all_section(bench),
+    )
+    return [section for section in found if section is not None]
 
 
 def _read(bench: Path) -> _Bench:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import NamedTuple
 
-from hssl.benchmark.report.claims import Claim
 from hssl.benchmark.run.ledger import Row
 from hssl.benchmark.statistics import (
     ENOUGH,
@@ -169,15 +168,6 @@ def _shared(rows: Sequence[Row], arm: str, reference: str) -> set[tuple[str, int
 def _mean_over_tasks(rows: Sequence[Row], arm: str, places: set[tuple[str, int]]) -> float:
     chosen = [row for row in rows if row["arm"] == arm and (row["task"], row["seed"]) in places]
     return fmean(each.mean or 0.0 for each in summarise(chosen))
-
-
-def claim_table(claims: Sequence[Claim]) -> Table:
-    """The claims of the abstract, for Markdown."""
-    rows = [
-        [TableCell(each.text), TableCell(each.verdict, best=True), TableCell(each.number), TableCell(each.rule)]
-        for each in claims
-    ]
-    return Table("The claims of the abstract", ["claim", "verdict", "figures", "holds when"], rows)
 
 
 def pretraining_table(rows: Sequence[Row], arms: dict[str, str]) -> Table:
