@@ -23,6 +23,7 @@ from hssl.demo import DemoResult
 from hssl.errors import HsslError
 from hssl.evaluation import EvaluationResult, Mean
 from hssl.grouping import Grouping
+from hssl.registry import EXPORTS, LAYOUTS, OBJECTIVES, Registry
 from hssl.runs import Run, RunInfo
 from hssl.store import Preprocessing, Store, TaskInfo
 from hssl.store.summary import summarise
@@ -89,12 +90,13 @@ def test_the_program_itself_exits_with_2_and_shows_no_traceback() -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_the_help_names_every_objective(capsys: pytest.CaptureFixture[str]) -> None:
-    from hssl.objectives import OBJECTIVES
-
-    assert main(["pretrain", "--help"]) == 0
-    printed = re.sub(r"[^\w]+", " ", capsys.readouterr().out)
-    assert " ".join(OBJECTIVES).replace("hierarchical", "hierarchical by default") in printed
+@pytest.mark.parametrize(
+    ("command", "registry"), [("pretrain", OBJECTIVES), ("aggregate", LAYOUTS), ("export", EXPORTS)]
+)
+def test_the_help_names_every_choice(command: str, registry: Registry, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert ", ".join(registry) in printed
 
 
 @pytest.mark.parametrize("way", ["option", "environment"])
@@ -288,8 +290,10 @@ def test_a_table_rounds_and_json_does_not(capsys: pytest.CaptureFixture[str]) ->
 
 
 RUN = {"stage": "finetune", "complete": True, "result": {"best": 0.5}}
-PLAN = Preprocessing(orientation="PLS", spacing=(1.0, 1.0))
-TASK = TaskInfo(name="Heart", modality="", labels={}, preprocessing=PLAN, layout="msd", origin="", fingerprint="")
+PREPROCESSING = Preprocessing(orientation="PLS", spacing=(1.0, 1.0))
+TASK = TaskInfo(
+    name="Heart", modality="", labels={}, preprocessing=PREPROCESSING, layout="msd", origin="", fingerprint=""
+)
 SCORES = EvaluationResult(
     run="run",
     task="Heart",
@@ -320,7 +324,7 @@ JSON: dict[str, tuple[str, str, object, object]] = {
     ),
     "predict": ("run scans -o masks", "hssl.prediction.predict", [Path("masks/a.nii")], ["masks/a.nii"]),
     "evaluate": ("run", "hssl.evaluation.evaluate", SCORES, SCORES.model_dump()),
-    "benchmark": ("plan.yaml -o bench", "hssl.benchmark.run_benchmark", [{"arm": "a"}], [{"arm": "a"}]),
+    "benchmark": ("experiment.yaml -o bench", "hssl.benchmark.run_benchmark", [{"arm": "a"}], [{"arm": "a"}]),
     "report": ("bench", "hssl.benchmark.write_report", Path("bench/report.html"), "bench/report.html"),
     "export": ("run --to onnx -o a.onnx", "hssl.export.export_run", Path("a.onnx"), "a.onnx"),
     "push": ("run a/b", "hssl.export.push", "hf://a/b", "hf://a/b"),

@@ -41,11 +41,11 @@ def new_folder(path: Path) -> Iterator[Path]:
     """Gives a temporary folder beside `path` to fill, and moves it there in one step at the end.
 
     Raises:
-        ConfigError: `path` is there already, and is not an empty folder, or is the current one.
+        ConfigError: `path` already exists and is not an empty folder, or is the current one.
     """
     # The folder that a shell stands in would be gone from under it.
     if path.exists() and (not path.is_dir() or any(path.iterdir()) or path.samefile(Path.cwd())):
-        raise ConfigError("is there already", path=path, hint="give a new folder")
+        raise ConfigError("already exists", path=path, hint="give a new folder")
     temporary = _partial(path)
     temporary.mkdir(parents=True)
     try:
@@ -94,10 +94,10 @@ def refuse_existing(path: Path) -> None:
     """Keeps what is not known to be ours from being replaced.
 
     Raises:
-        ConfigError: `path` is there already.
+        ConfigError: `path` already exists.
     """
     if path.exists():
-        raise ConfigError("is there already", path=path, hint="give a new file, or remove it first")
+        raise ConfigError("already exists", path=path, hint="give a new file, or remove it first")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -40,7 +40,7 @@ def test_the_folder_is_a_run_without_paths_of_its_maker(make_run: MakeRun, tmp_p
     for name, value in load_segmentation(run)[0].state_dict().items():
         assert torch.equal(network.state_dict()[name], value)
     assert copy.info.subjects_seen == {"Blobs": ["a", "b", "c"]}
-    assert (task.labels, task.preprocessing) == (TASK.labels, TASK.plan)
+    assert (task.labels, task.preprocessing) == (TASK.labels, TASK.preprocessing)
     assert isinstance(copy.config, FinetuneConfig)
     assert copy.config.init == "pre"
     for path in folder.iterdir():
@@ -77,8 +77,8 @@ def test_the_card_names_data_tasks_and_limits(make_run: MakeRun, tmp_path: Path)
         "pip install",
     ):
         assert part in text
-    plan = Preprocessing(orientation="PLS", spacing=(1.5, 1.5))
-    other = make_run(task=TASK.model_copy(update={"plan": plan}), seed=1)
+    preprocessing = Preprocessing(orientation="PLS", spacing=(1.5, 1.5))
+    other = make_run(task=TASK.model_copy(update={"preprocessing": preprocessing}), seed=1)
     assert "percentiles" in (export_run(other, "hub", tmp_path / "mr") / "README.md").read_text()
     pretrained = export_run(make_run(seed=2), "hub", tmp_path / "pre") / "README.md"
     assert front(pretrained)["pipeline_tag"] == "image-feature-extraction"
@@ -97,7 +97,7 @@ def test_the_folder_one_is_in_is_not_replaced(
     run = make_run()
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="already exists"):
         export_run(run, "hub", ".")
     assert not list(Path.cwd().iterdir())
 
@@ -106,11 +106,11 @@ def test_nothing_is_written_over_or_from_half_a_run(make_run: MakeRun, tmp_path:
     run = make_run()
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").write_text("")
-    with pytest.raises(ConfigError, match="taken: is there already"):
+    with pytest.raises(ConfigError, match="taken: already exists"):
         export_run(run, "hub", tmp_path / "taken")
     information = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps(information | {"complete": False}))
-    with pytest.raises(RunError, match="has not come to its end"):
+    with pytest.raises(RunError, match="is incomplete"):
         export_run(run, "hub", tmp_path / "new")
     assert sorted(path.name for path in tmp_path.iterdir()) == [run.name, "taken"]
 

@@ -142,13 +142,13 @@ def test_the_adaptation_plan_says_where_the_weights_are(make_run: MakeRun, tmp_p
 
 
 def test_what_cannot_be_exported_is_named(make_run: MakeRun, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no format 'keras'.*one of nnunet"):
+    with pytest.raises(ConfigError, match=r"no export format 'keras'.*one of nnunet"):
         export_run(make_run(), "keras", tmp_path / "x")
     with pytest.raises(RunError, match="not a run folder"):
         export_run(tmp_path / "nothing", "nnunet", tmp_path / "x.pth")
     assert not (tmp_path / "x.pth").exists()
     (tmp_path / "x.pth").write_bytes(b"another run's")
     for kind in ("nnunet", "onnx"):
-        with pytest.raises(ConfigError, match="is there already"):
+        with pytest.raises(ConfigError, match="already exists"):
             export_run(make_run(), kind, tmp_path / "x.pth")
     assert (tmp_path / "x.pth").read_bytes() == b"another run's"

@@ -38,14 +38,14 @@ def test_logits_of_any_batch_and_size(make_run: MakeRun, tmp_path: Path) -> None
             np.testing.assert_allclose(logits, network(image).numpy(), atol=1e-4)
     told = json.loads(loaded.get_modelmeta().custom_metadata_map["hssl"])
     assert told["labels"] == {"1": "liver", "2": "spleen"}
-    assert told["plan"]["window"] == [0, 80]
+    assert told["preprocessing"]["window"] == [0, 80]
     assert (told["patch_size"], told["divisor"], told["channels"]) == (16, [4, 2], [0, 1, 2])
     assert told["percentiles"] is None
 
 
 def test_the_metadata_say_what_takes_the_place_of_a_window_and_which_label_a_channel_is(make_run: MakeRun) -> None:
-    plan = Preprocessing(orientation="PLS", spacing=(1.5, 1.5))
-    run = make_run(task=TASK.model_copy(update={"labels": {255: "cyst", 2: "kidney"}, "plan": plan}))
+    preprocessing = Preprocessing(orientation="PLS", spacing=(1.5, 1.5))
+    run = make_run(task=TASK.model_copy(update={"labels": {255: "cyst", 2: "kidney"}, "preprocessing": preprocessing}))
     told = onnx._metadata(Run.open(run), (4, 4))
     assert (told["channels"], told["percentiles"]) == ([0, 2, 255], (0.5, 99.5))
 

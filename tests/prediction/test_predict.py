@@ -295,7 +295,7 @@ def test_a_run_folder_predicts_what_its_network_does(tmp_path: Path) -> None:
     run = Run.prepare(tmp_path / "run", config, info).create()
     run.save_weights(network)
     image = save(tmp_path / "a.nii.gz", truth(16, 16, 3), np.diag([1.5, 1.5, 5, 1]))
-    with pytest.raises(RunError, match="has not come to its end"):
+    with pytest.raises(RunError, match="is incomplete"):
         predict(tmp_path / "run", [image], tmp_path / "out", device="cpu")
     run.finish({})
     (path,) = predict(tmp_path / "run", [image], tmp_path / "out", device="cpu")

@@ -171,17 +171,19 @@ def test_damaged_run_files(run, text):
     assert "\n" not in str(caught.value)
 
 
-def test_a_run_of_before_formats_is_of_format_1(run):
+@pytest.mark.parametrize("told", [{}, {"format": 1}])
+def test_a_run_of_an_older_version_is_refused_by_its_format(run, told):
     content = json.loads((run.path / "run.json").read_text())
-    assert content.pop("format") == 1
-    (run.path / "run.json").write_text(json.dumps(content))
-    assert Run.open(run.path).info == run.info
+    assert content.pop("format") == 2
+    (run.path / "run.json").write_text(json.dumps(content | told | {"field_of_the_past": 1}))
+    with pytest.raises(RunError, match=r"run: is of format 1, and this hssl reads format 2 \(.*train again"):
+        Run.open(run.path)
 
 
 @pytest.mark.parametrize(
     ("file", "more", "message"),
     [
-        ("run.json", {"format": 2, "stage": "bake"}, r"is of format 2, and this hssl reads format 1 \(.*update hssl"),
+        ("run.json", {"format": 3, "stage": "bake"}, r"is of format 3, and this hssl reads format 2 \(.*update hssl"),
         ("run.json", {"colour": 1}, r"has a field 'colour' that this hssl does not know \(.*update hssl"),
         ("config.json", {"view": {"tilt": 1}}, r"has a field 'view\.tilt' that this hssl does not know"),
         ("run.json", {"complete": "perhaps"}, r"cannot be read: complete: Input should be a valid boolean"),
@@ -376,7 +378,7 @@ def test_channels_last_weights_are_saved_as_they_are(tmp_path, pretrain_config):
 
 
 def test_an_unfinished_run_cannot_be_loaded(run):
-    with pytest.raises(RunError, match=r"has not come to its end.*run the same command again"):
+    with pytest.raises(RunError, match=r"is incomplete.*run the same command again"):
         load_unet(run.path)
 
 

@@ -159,7 +159,7 @@ def test_a_continued_run_equals_an_undisturbed_one(
         stop_at(patch, stop)
         with pytest.raises(Stop):
             finetune(store, tmp_path / "stopped", config=config)
-    with pytest.raises(RunError, match="has not come to its end"):
+    with pytest.raises(RunError, match="is incomplete"):
         load_segmentation(tmp_path / "stopped")
     finetune(store, tmp_path / "stopped", config=config)
     assert_same_runs(tmp_path / "whole", tmp_path / "stopped")

@@ -190,7 +190,7 @@ def test_a_continued_run_equals_an_undisturbed_one(make_store, pretrain_config, 
             pretrain(store, tmp_path / "stopped", config=config)
     saved = sorted((tmp_path / "stopped").glob("checkpoint/step-*"))
     assert [path.name for path in saved] == ([f"step-{stop - 1}"] if stop > 1 else [])
-    with pytest.raises(RunError, match="has not come to its end"):
+    with pytest.raises(RunError, match="is incomplete"):
         load_unet(tmp_path / "stopped")
     pretrain(store, tmp_path / "stopped", config=config)
     assert_same_runs(tmp_path / "whole", tmp_path / "stopped")

@@ -6,7 +6,8 @@ import re
 from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Self
+from types import UnionType
+from typing import Annotated, Any, Self, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -186,18 +187,35 @@ def _told(error: ValidationError, cls: type[StageConfig]) -> str:
 
 def _fields(cls: type[BaseModel], path: Sequence[str]) -> Collection[str]:
     """Names of the options at a place of a configuration; none where it has no options of its own."""
+    kind: Any = cls
     for name in path:
-        inner = cls.model_fields[name].annotation if name in cls.model_fields else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            return ()
-        cls = inner
-    return cls.model_fields
+        model = _model(kind)
+        # In a mapping of names to configurations, each name has the same options.
+        kind = model.model_fields[name].annotation if model and name in model.model_fields else _values(kind)
+    model = _model(kind)
+    return model.model_fields if model else ()
+
+
+def _kinds(kind: Any) -> list[Any]:
+    """The alternatives of a union; any other annotation is the only one."""
+    return list(get_args(kind)) if get_origin(kind) in (Union, UnionType) else [kind]
+
+
+def _model(kind: Any) -> type[BaseModel] | None:
+    """The model among the alternatives of an annotation."""
+    found = (each for each in _kinds(kind) if isinstance(each, type) and get_origin(each) is None)
+    return next((each for each in found if issubclass(each, BaseModel)), None)
+
+
+def _values(kind: Any) -> Any:
+    """What a mapping among the alternatives of an annotation holds; None without one."""
+    return next((get_args(each)[1] for each in _kinds(kind) if get_origin(each) is dict), None)
 
 
 def _option(mistake: ErrorDetails) -> str:
     # A value that may be of several kinds has a mistake for each, with the kind at the end of its place.
     parts = [str(part) for part in mistake["loc"]]
-    while parts and (parts[-1] in ("str", "int", "constrained-int", "constrained-str") or "[" in parts[-1]):
+    while parts and (parts[-1] in ("str", "int", "bool", "constrained-int", "constrained-str") or "[" in parts[-1]):
         parts.pop()
     return ".".join(parts)
 

@@ -39,7 +39,7 @@ def write_hub(run: Path | str, output: Path) -> Path:
 
     Raises:
         RunError: `run` is not a complete run.
-        ConfigError: `output` is there already.
+        ConfigError: `output` already exists.
     """
     opened = Run.open(run)
     with new_folder(output) as folder:
@@ -52,7 +52,7 @@ def write_hub(run: Path | str, output: Path) -> Path:
 def push(run: Path | str, repository: str, *, public: bool = False, replace_card: bool = False) -> str:
     """Uploads a run to the Hugging Face hub, as the user who is logged in there.
 
-    A model card that is there already stays: somebody may have written in it.
+    A model card that already exists stays: somebody may have written in it.
 
     Args:
         run: A complete run folder, or what :func:`write_hub` made of it.

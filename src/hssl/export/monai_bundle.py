@@ -32,7 +32,7 @@ def write_bundle(run: Path | str, output: Path) -> Path:
 
     Raises:
         RunError: `run` is not a complete run, or a pre-training run.
-        ConfigError: `output` is there already.
+        ConfigError: `output` already exists.
     """
     opened = Run.open(run)
     metadata = _metadata(opened)

@@ -44,7 +44,7 @@ def write_nnunet(run: Path | str, output: Path) -> Path:
         `output`.
 
     Raises:
-        ConfigError: `output` is there already.
+        ConfigError: `output` already exists.
         RunError: `run` is not a complete run.
     """
     refuse_existing(output)

@@ -40,7 +40,7 @@ def write_onnx(run: Path | str, output: Path) -> Path:
         `output`.
 
     Raises:
-        ConfigError: onnx, onnxscript or onnxruntime is missing, or `output` is there already.
+        ConfigError: onnx, onnxscript or onnxruntime is missing, or `output` already exists.
         RunError: `run` is not a complete run, or ONNX Runtime does not give what torch gives.
     """
     refuse_existing(output)

@@ -40,7 +40,10 @@ from hssl.store import Store, TaskInfo
 RESTART = "train again in another folder with a lower learning rate, or with precision 32"
 """What helps after a run has gone wrong; the same options would only go wrong again."""
 
-_NEWER = "a newer one has written it: update hssl"
+FORMAT: Literal[2] = 2
+"""Of the folder; raised when what an older version wrote can no longer be read."""
+_NEWER = "a newer version wrote it: update hssl"
+_OLDER = "an older version wrote it: train again, in another folder"
 _METRICS_HEAD = "step,name,value"
 _CHECKPOINT = re.compile(r"step-(\d+)|\.step-\d+\.tmp")
 """A checkpoint, whose step is the group, or one that is being written."""
@@ -60,7 +63,7 @@ class RunInfo(BaseModel):
     """What ``run.json`` holds.
 
     Attributes:
-        format: Of the folder; runs from before it was told are of format 1.
+        format: Of the folder. One that names none is of format 1.
         stage: Pre-training or fine-tuning.
         network: Shape of the network.
         task: The task of a fine-tuned network; None for a pre-trained one.
@@ -73,7 +76,7 @@ class RunInfo(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    format: Literal[2] = 2
+    format: Literal[2] = FORMAT
     stage: Literal["pretrain", "finetune"]
     network: NetworkConfig
     task: TaskInfo | None = None
@@ -107,7 +110,9 @@ class Run:
         if not (path / INFO).is_file():
             raise RunError("is not a run folder", path=path, hint="make one with 'hssl pretrain' or 'hssl finetune'")
         try:
-            info = RunInfo.model_validate_json((path / INFO).read_bytes())
+            content = (path / INFO).read_bytes()
+            _check_format(content, path)
+            info = RunInfo.model_validate_json(content)
             kind = PretrainConfig if info.stage == "pretrain" else FinetuneConfig
             config = kind.model_validate_json((path / CONFIG).read_bytes())
         except OSError as error:
@@ -187,10 +192,10 @@ class Run:
         """The weights of a complete run, on the CPU.
 
         Raises:
-            RunError: The run has not come to its end, or the file is damaged.
+            RunError: The run is incomplete, or the file is damaged.
         """
         if not self.info.complete:
-            raise RunError("has not come to its end", path=self.path, hint="run the same command again to continue it")
+            raise RunError("is incomplete", path=self.path, hint="run the same command again to continue it")
         return _load_tensors(self.path / WEIGHTS)
 
     # Checkpoints ----------------------------------------------------------------------------------------------
@@ -276,11 +281,26 @@ class Run:
             write_text(path, "\n".join([head, *kept]) + "\n")
 
 
+def _check_format(content: bytes, path: Path) -> None:
+    """Refuses a run of another format by its number, before its other fields are looked at.
+
+    Raises:
+        RunError: It is of another format.
+    """
+    try:
+        found = json.loads(content)
+    except ValueError:
+        return  # the model names what is wrong
+    number = found.get("format", 1) if isinstance(found, dict) else FORMAT
+    if number != FORMAT:
+        older = isinstance(number, int) and number < FORMAT
+        what = f"is of format {number}, and this hssl reads format {FORMAT}"
+        raise RunError(what, path=path, hint=_OLDER if older else _NEWER)
+
+
 def _unreadable(error: ValidationError, path: Path) -> RunError:
-    """What is wrong with a run's files, its first mistake named; of a newer format everything else may be as well."""
+    """What is wrong with a run's files; the first mistake is named."""
     mistakes = error.errors()
-    if newer := next((each for each in mistakes if each["loc"] == ("format",)), None):
-        return RunError(f"is of format {newer['input']}, and this hssl reads format 1", path=path, hint=_NEWER)
     if mistakes[0]["type"] == "extra_forbidden":
         field = ".".join(map(str, mistakes[0]["loc"]))
         return RunError(f"has a field '{field}' that this hssl does not know", path=path, hint=_NEWER)

@@ -6,16 +6,7 @@ from pathlib import Path
 import pytest
 
 from hssl.benchmark import Experiment
-from hssl.config import (
-    PRESETS,
-    AggregateConfig,
-    FinetuneConfig,
-    GivenSplit,
-    NetworkConfig,
-    PretrainConfig,
-    TrainingConfig,
-    ViewConfig,
-)
+from hssl.config import AggregateConfig, FinetuneConfig, NetworkConfig, PretrainConfig
 from hssl.errors import ConfigError
 
 STAGES = [
@@ -71,29 +62,6 @@ def test_yaml(tmp_path):
     assert config.batch_size == PretrainConfig().batch_size
 
 
-def test_groups_may_have_numbers_for_names():
-    assert PretrainConfig.checked({"groups": {"A": 0, "B": "1"}}).groups == {"A": "0", "B": "1"}
-    assert PretrainConfig.checked({"groups": 2}).groups == 2
-
-
-def test_a_bare_32_is_a_precision(tmp_path):
-    assert PretrainConfig.load(write(tmp_path, "precision: 32\n")).precision == "32"
-    with pytest.raises(ConfigError, match="option 'precision'"):
-        PretrainConfig.load(write(tmp_path, "precision: 16\n"))
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"seed": 2**31}, "option 'seed': should be less than 2147483648"),
-        ({"view": {"elastic": 0.02}}, "view.elastic is for fine-tuning"),
-    ],
-)
-def test_what_pretraining_cannot_do(given, message):
-    with pytest.raises(ConfigError, match=message):
-        PretrainConfig.load(**given)
-
-
 def test_overrides(tmp_path):
     path = write(tmp_path, "steps: 20\nseed: 3\n")
     config = PretrainConfig.load(path, steps=30)
@@ -128,7 +96,13 @@ def test_an_empty_file_is_the_defaults(tmp_path, text):
         (PretrainConfig, {"network": {"features": [4, 8, 8], "kernels": [[3, 3], [2, 3], [3, 3]]}}, "kernel.*odd"),
         (PretrainConfig, {"network": {"features": [4, 8, 8], "strides": [[2, 2]] * 3}}, "first stride"),
         (PretrainConfig, {"network": {"width": 3}}, "no option 'network.width'$"),
-        (PretrainConfig, {"network": {"featurs": 3}}, "no option 'network.featurs'$"),
+        (PretrainConfig, {"network": {"featurs": 3}}, "no option 'network.featurs'; did you mean 'network.features'"),
+        (PretrainConfig, {"view": {"flp": [0, 0]}}, "no option 'view.flp'; did you mean 'view.flip'"),
+        (AggregateConfig, {"splits": {"A": {"tset": []}}}, "no option 'splits.A.tset'; did you mean 'splits.A.test'"),
+        (Experiment, {"store": "s", "arms": {"a": {"domain": 1}}}, "'arms.a.domain'; did you mean 'arms.a.domains'"),
+        (FinetuneConfig, {"task": "A", "auxiliary": {"pretxt": True}}, "auxiliary 'pretxt'; did you mean 'pretext'"),
+        (PretrainConfig, {"objective": "simclear"}, "objective 'simclear'; did you mean 'simclr'"),
+        (AggregateConfig, {"layout": "nfti"}, "layout 'nfti'; did you mean 'nifti'"),
         (PretrainConfig, {"view": {"scale": [1.5, 0.5]}}, r"option 'view'.*\(smallest, largest\)"),
         (PretrainConfig, {"view": {"rotate": 200}}, "option 'view.rotate'"),
         (PretrainConfig, {"window_size": 64}, "window_size must not be smaller than patch_size"),
@@ -137,11 +111,11 @@ def test_an_empty_file_is_the_defaults(tmp_path, text):
         (PretrainConfig, {"steps": 0.5}, "option 'steps': should be a whole number"),
         (AggregateConfig, {"splits": {"A": ["p00"]}}, r"option 'splits.A': should be \{val: \[...\], test: \[...\]\}"),
         (AggregateConfig, {"splits": {"A": {"train": []}}}, "option 'splits.A': .*leave 'train' out"),
-        (Experiment, {"store": "s", "arms": {"a": {}}, "fractions": [0.05]}, 'write a share as "5%", not 0.05'),
+        (Experiment, {"store": "s", "arms": {"a": {}}, "label_budgets": [0.05]}, 'write a share as "5%", not 0.05'),
         (
             FinetuneConfig,
-            {"task": "A", "labels": 0},
-            "option 'labels': should be text or should be greater than 0",
+            {"task": "A", "label_budget": 0},
+            "option 'label_budget': should be text or should be greater than 0",
         ),
         (FinetuneConfig, {"task": "A", "foreground": 2}, "option 'foreground'"),
         (AggregateConfig, {"fractions": [0.5, 0.1, 0.1]}, "fractions must add up to 1"),
@@ -177,33 +151,8 @@ def test_files_that_cannot_be_read(tmp_path):
         PretrainConfig.load(tmp_path / "binary.yaml")
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_network_presets(preset):
-    network = NetworkConfig.model_validate(preset)
-    assert network == NetworkConfig.model_validate(PRESETS[preset])
-    assert PretrainConfig.load(network=preset).network == network
-    assert network.encoder == ("residual" if preset == "large" else "plain")
-
-
-def test_lists_of_a_network_are_filled_in():
-    network = NetworkConfig(features=(4, 8, 8, 8))
-    assert network.blocks == (2, 2, 2, 2)
-    assert network.decoder_convs == (2, 2, 2)
-    assert network.kernels == ((3, 3),) * 4
-    assert network.strides == ((1, 1), (2, 2), (2, 2), (2, 2))
-    assert NetworkConfig() == NetworkConfig.model_validate("small")
-
-
-@pytest.mark.parametrize(("patch", "window"), [(96, 128), (64, 88), (16, 24), (128, 176), (6, 8)])
-def test_window_is_four_thirds_of_the_patch(patch, window):
-    config = TrainingConfig(patch_size=patch, learning_rate=1.0)
-    assert config.window == window
-    assert config.window >= 4 / 3 * patch
-    assert TrainingConfig(patch_size=patch, window_size=patch, learning_rate=1.0).window == patch
-
-
 def test_values_are_frozen():
-    with pytest.raises(ValueError, match="freeze_steps"):
+    with pytest.raises(ValueError, match="frozen"):
         PretrainConfig().steps = 3
 
 
@@ -211,22 +160,3 @@ def test_values_are_frozen():
 def test_options_that_nobody_knows_are_refused(kind):
     with pytest.raises(ConfigError, match="no option 'magic'"):
         kind.checked({"magic": 1})
-
-
-def test_subjects_may_have_numbers_for_names(tmp_path):
-    path = tmp_path / "finetune.yaml"
-    for text, labels in (("003", "003"), ("3", 3), ("[1, 002]", ("1", "002")), ("5%", "5%")):
-        path.write_text(f"task: A\nlabels: {text}\n")
-        assert FinetuneConfig.load(str(path)).labels == labels
-    assert GivenSplit.checked({"val": [1, "b"]}).val == ("1", "b")
-
-
-def test_what_changes_nothing_is_not_decisive():
-    other = PretrainConfig(workers=3, log_every=1, checkpoint_every=7, loggers=())
-    assert other.fingerprint_fields() == PretrainConfig().fingerprint_fields()
-    assert PretrainConfig(seed=1).fingerprint_fields() != PretrainConfig().fingerprint_fields()
-
-
-def test_stages_have_their_own_views():
-    assert PretrainConfig().view == ViewConfig(occlusion_ratio=0.3)
-    assert FinetuneConfig(task="A").view == ViewConfig(elastic=0.02)
