@@ -3,8 +3,8 @@
     python tools/tables.py          # or: make tables, after a ledger has grown
     python tools/tables.py --check  # only says what would change, and exits with 1 then
 
-A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``; figures in the text are held to the ledgers by
-tests/benchmark/test_published.py.
+A table is between ``<!-- table: NAME -->`` and ``<!-- end -->``; those that no page names are not made. Figures in the
+text are checked against the ledgers by tests/benchmark/test_published.py.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from hssl.benchmark.statistics import Difference, compare, summarise
 from hssl.text import signed
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "docs" / "results"
+EXPERIMENTS = ROOT / "experiments"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "experiments.md")
 PICTURE = ROOT / "docs" / "images" / "gains.svg"
 
@@ -67,8 +67,8 @@ LESION = "Task06_BrainTumour"
 
 @cache
 def ledger(name: str) -> list[Row]:
-    """The rows of docs/results/NAME/ledger.jsonl."""
-    return Ledger(RESULTS / name / "ledger.jsonl").rows()
+    """The rows of experiments/NAME/ledger.jsonl."""
+    return Ledger(EXPERIMENTS / name / "ledger.jsonl").rows()
 
 
 def body(table: Table) -> str:
@@ -171,13 +171,13 @@ def nine_tasks(metric: str) -> str:
 
 def claims() -> str:
     """The claims of the abstract, of nine tasks with 5 % and with 10 % of the labels."""
-    roles = find_roles(Experiment.load(RESULTS / "nine-tasks.yaml"))
+    roles = find_roles(Experiment.load(EXPERIMENTS / "nine-tasks.yaml"))
     return body(claim_table(check_claims([*ledger("nine-tasks"), *ledger("ten-percent")], roles)))
 
 
 def pretrainings(name: str) -> str:
     """Pre-trainings of an experiment of single-domain and joint arms."""
-    rows = Ledger(RESULTS / name / "pretraining.jsonl").rows()
+    rows = Ledger(EXPERIMENTS / name / "pretraining.jsonl").rows()
     arms = {row["config_hash"]: "single" if len(row["tasks"]) == 1 else "joint" for row in rows}
     return body(pretraining_table(rows, arms))
 
@@ -208,25 +208,42 @@ def ten_percent() -> str:
     return body(Table("", header, lines))
 
 
-def baselines() -> tuple[list[Row], list[str]]:
-    """The rows of arms that do not rehearse and have every task; joint, and then the others, the best first."""
-    experiment, rows = Experiment.load(RESULTS / "baselines.yaml"), ledger("baselines")
+def baseline_rows() -> tuple[list[Row], list[str]]:
+    """The rows of arms without pretext losses in fine-tuning that have every task; joint, then the others by Dice."""
+    experiment, rows = Experiment.load(EXPERIMENTS / "baselines.yaml"), ledger("baselines")
     whole = [arm for arm in experiment.arms if sum(row["arm"] == arm for row in rows) == len(experiment.tasks or ())]
-    others = [arm for arm in whole if arm not in ("scratch", "joint") and not arm.endswith("-rehearsing")]
+    others = [arm for arm in whole if arm not in ("scratch", "joint") and not arm.endswith("-pretext")]
     others.sort(key=lambda arm: -fmean(row["dice"] for row in rows if row["arm"] == arm))
     return [row for row in rows if row["arm"] in ("scratch", "joint", *others)], ["joint", *others]
 
 
-def rehearsing() -> str:
-    """Baselines that were run with rehearsal too, side by side."""
-    names = ("joint", "global-local", "masked")
-    arms = [arm for name in names for arm in (name, f"{name}-rehearsing")]
+def baselines() -> str:
+    """Dice of each baseline on each task."""
+    rows, arms = baseline_rows()
+    return body(score_table(rows, ("scratch", *arms), SHARE))
+
+
+def baselines_ranks() -> str:
+    """Each baseline beside joint and scratch, over all tasks."""
+    rows, arms = baseline_rows()
+    return body(variant_table(rows, arms, "joint", "scratch", SHARE))
+
+
+def baselines_differences() -> str:
+    """Joint less each baseline, task by task."""
+    rows, arms = baseline_rows()
+    return body(difference_table(rows, [("joint", other) for other in ("scratch", *arms[1:])], SHARE))
+
+
+def baselines_pretext() -> str:
+    """Baselines with and without the pretext losses in fine-tuning, side by side."""
+    arms = [arm for name in ("joint", "global-local", "masked") for arm in (name, f"{name}-pretext")]
     return body(score_table([row for row in ledger("baselines") if row["arm"] in arms], arms, SHARE))
 
 
 def second_subject() -> str:
     """Jigsaw beside HSSL with each of two labelled subjects: Dice (%), and the mean difference from scratch."""
-    experiment = Experiment.load(RESULTS / "jigsaw.yaml")
+    experiment = Experiment.load(EXPERIMENTS / "jigsaw.yaml")
     dice = {(row["arm"], row["task"], row["seed"]): 100 * row["dice"] for row in ledger("jigsaw")}
     arms, tasks = list(experiment.arms), list(experiment.tasks or ())
 
@@ -247,7 +264,7 @@ def second_subject() -> str:
 
 def ablation(seed: int) -> str:
     """The arms that have every task, with mean differences from scratch over organs and over all."""
-    experiment = Experiment.load(RESULTS / "ablation.yaml")
+    experiment = Experiment.load(EXPERIMENTS / "ablation.yaml")
     dice = {(row["arm"], row["task"]): 100 * row["dice"] for row in ledger("ablation") if row["seed"] == seed}
     tasks = list(experiment.tasks or ())
     organs = [task for task in tasks if task != LESION]
@@ -274,13 +291,13 @@ def ablation(seed: int) -> str:
 
 
 def controls() -> str:
-    """What rehearsal alone and twice the steps give, and what pre-training gives beside them."""
+    """What the pretext losses alone and twice the steps give, and what pre-training gives beside them."""
     rows = ledger("five-tasks")
-    names = {"scratch-asked": "scratch, rehearsing", "scratch-long": "scratch, 2,000 steps"}
+    names = {"scratch-pretext": "scratch with pretext losses", "scratch-long": "scratch, 2,000 steps"}
     pairs = [
-        ("scratch-asked", "scratch"),
-        ("joint", "scratch-asked"),
-        ("single", "scratch-asked"),
+        ("scratch-pretext", "scratch"),
+        ("joint", "scratch-pretext"),
+        ("single", "scratch-pretext"),
         ("scratch-long", "scratch"),
         ("joint", "scratch-long"),
     ]
@@ -297,37 +314,70 @@ def controls() -> str:
     return body(Table("", ["task", *header], lines))
 
 
-def tables() -> dict[str, Callable[[], str]]:
-    """What fills each place."""
-    found, arms = baselines()
-    against = [("joint", other) for other in ("scratch", *arms[1:])]
-    return {
-        "readme": readme,
-        "gains": gains,
-        "seeds": seeds,
-        "claims": claims,
-        **{metric: partial(nine_tasks, metric) for metric in METRICS},
-        "differences": lambda: body(difference_table(ledger("nine-tasks"), PAIRS, SHARE)),
-        "pretraining": lambda: pretrainings("nine-tasks"),
-        "ten-percent": ten_percent,
-        "baselines": lambda: body(score_table(found, ("scratch", *arms), SHARE)),
-        "baselines-ranks": lambda: body(variant_table(found, arms, "joint", "scratch", SHARE)),
-        "baselines-differences": lambda: body(difference_table(found, against, SHARE)),
-        "rehearsing": rehearsing,
-        "jigsaw": second_subject,
-        "ablation": lambda: ablation(0),
-        "ablation-second": lambda: ablation(1),
-        "controls": controls,
-        "adapted": lambda: body(difference_table(ledger("five-tasks"), [("adapted", "joint")], SHARE)),
-    }
+def validation(name: str, arms: Sequence[str], reference: str | None = None) -> str:
+    """Dice (%) of an experiment on validation subjects, a figure for each seed; "–" was not run.
+
+    Args:
+        name: The experiment.
+        arms: A column for each.
+        reference: Adds the difference of the last arm from this one.
+    """
+    experiment = Experiment.load(EXPERIMENTS / f"{name}.yaml")
+    dice = {(row["arm"], row["task"], row["seed"]): 100 * row["dice"] for row in ledger(name)}
+
+    def seeds_of(arm: str, task: str, minus: str | None = None) -> TableCell:
+        texts = []
+        for seed in experiment.seeds:
+            value, other = dice.get((arm, task, seed)), dice.get((minus or arm, task, seed))
+            if value is None or other is None:
+                texts.append("–")
+            else:
+                texts.append(f"{value:.1f}" if minus is None else signed(value - other, 1))
+        return TableCell(", ".join(texts))
+
+    lines = []
+    for task in experiment.tasks or ():
+        line = [TableCell(task), *(seeds_of(arm, task) for arm in arms)]
+        lines.append([*line, seeds_of(arms[-1], task, reference)] if reference is not None else line)
+    more = [f"{arms[-1]} − {reference}"] if reference is not None else []
+    return body(Table("", ["task", *arms, *more], lines))
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "readme": readme,
+    "gains": gains,
+    "seeds": seeds,
+    "claims": claims,
+    **{metric: partial(nine_tasks, metric) for metric in METRICS},
+    "differences": lambda: body(difference_table(ledger("nine-tasks"), PAIRS, SHARE)),
+    "pretraining": lambda: pretrainings("nine-tasks"),
+    "ten-percent": ten_percent,
+    "baselines": baselines,
+    "baselines-ranks": baselines_ranks,
+    "baselines-differences": baselines_differences,
+    "baselines-pretext": baselines_pretext,
+    "jigsaw": second_subject,
+    "ablation": partial(ablation, 0),
+    "ablation-second": partial(ablation, 1),
+    "controls": controls,
+    "adapted": lambda: body(difference_table(ledger("five-tasks"), [("adapted", "joint")], SHARE)),
+    "pretext": partial(validation, "pretext", ("scratch", "joint"), "scratch"),
+    "length": partial(validation, "length", ("scratch-1000", "scratch-2000", "scratch-4000")),
+}
+"""What fills each place."""
 
 
 def fill(page: str) -> str:
-    """`page` with its tables made anew."""
-    made = tables()
+    """`page` with its tables made anew.
+
+    Raises:
+        ValueError: It names a table that there is not.
+    """
 
     def table(match: re.Match[str]) -> str:
-        return f"<!-- table: {match[1]} -->\n\n{made[match[1]]()}\n\n<!-- end -->"
+        if match[1] not in TABLES:
+            raise ValueError(f"no table '{match[1]}'; there are {', '.join(TABLES)}")
+        return f"<!-- table: {match[1]} -->\n\n{TABLES[match[1]]()}\n\n<!-- end -->"
 
     return re.sub(r"<!-- table: ([\w-]+) -->\n.*?<!-- end -->", table, page, flags=re.DOTALL)
 
@@ -347,15 +397,21 @@ def picture() -> bytes:
 
 def main() -> int:
     """Writes what has changed, or with ``--check`` only says so."""
-    check = "--check" in sys.argv[1:]
-    changed = [path for path in PAGES if fill(path.read_text(encoding="utf-8")) != path.read_text(encoding="utf-8")]
-    for path in changed:
-        print(f"{path.relative_to(ROOT)} {'is out of date' if check else 'written'}")
-        if not check:
-            path.write_text(fill(path.read_text(encoding="utf-8")), encoding="utf-8")
+    check, changed = "--check" in sys.argv[1:], False
+    for path in PAGES:
+        before = path.read_text(encoding="utf-8")
+        try:
+            after = fill(before)
+        except ValueError as error:
+            sys.exit(f"{path.relative_to(ROOT)}: {error}")
+        if after != before:
+            changed = True
+            print(f"{path.relative_to(ROOT)} {'is out of date' if check else 'written'}")
+            if not check:
+                path.write_text(after, encoding="utf-8")
     if not check:
         PICTURE.write_bytes(picture())
-    return int(check and bool(changed))
+    return int(check and changed)
 
 
 if __name__ == "__main__":
