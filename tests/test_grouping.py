@@ -12,6 +12,7 @@ from sklearn.metrics import silhouette_score
 from hssl import grouping
 from hssl.config import AggregateConfig, NetworkConfig
 from hssl.errors import ConfigError, StoreError
+from hssl.features import GRID, spread_slices
 from hssl.grouping import find_groups, given_groups, silhouette
 from hssl.networks import UNet, build_network
 from hssl.store import Split, Store, aggregate
@@ -31,7 +32,7 @@ def features(monkeypatch):
         spread = np.repeat([0.1, 3.0], 64)
         return mean + spread * np.array([[-1.0], [1.0]])
 
-    monkeypatch.setattr(grouping, "_features", point)
+    monkeypatch.setattr(grouping, "_task_features", point)
     return point
 
 
@@ -59,7 +60,7 @@ def test_so_many_groups_as_are_asked_for(features):
 
 def test_tasks_that_cannot_be_told_apart(monkeypatch, tmp_path):
     # One data set under four names: every distance is the same, and a height of the tree cuts all links or none.
-    monkeypatch.setattr(grouping, "_features", lambda *_: np.array([[1.0, 2.0], [3.0, 5.0]]))
+    monkeypatch.setattr(grouping, "_task_features", lambda *_: np.array([[1.0, 2.0], [3.0, 5.0]]))
     for number in (None, 2, 3):
         found = find_groups(None, None, TASKS[:4], number=number)
         assert sorted(found.silhouettes) == [2, 3]
@@ -146,8 +147,10 @@ def test_features_of_real_slices(store, monkeypatch):
     network = UNet(NetworkConfig(features=(4, 8, 8)))
     monkeypatch.setattr(type(store), "label", lambda *_: pytest.fail("a mask was read"))
     read = []
-    image = type(store).image
-    monkeypatch.setattr(type(store), "image", lambda self, case: read.append(case) or image(self, case))
+    image = type(store).image_slice
+    monkeypatch.setattr(
+        type(store), "image_slice", lambda self, case, index: read.append(case) or image(self, case, index)
+    )
     tasks = sorted(store.tasks)
     found = find_groups(network, store, tasks, slices=8)
     assert list(found.groups) == tasks
@@ -166,7 +169,7 @@ def test_features_of_real_slices(store, monkeypatch):
 def test_any_divisor_will_do(store, strides):
     network = UNet(NetworkConfig(features=(2, 2, 2), strides=strides))
     task = min(store.tasks)
-    assert grouping._features(network, store, task, 2).shape == (2, 2 * grouping.GRID**2)
+    assert grouping._task_features(network, store, task, 2).shape == (2, 2 * GRID**2)
 
 
 def test_slices_are_spread_evenly(store):
@@ -183,7 +186,7 @@ def test_slices_are_spread_evenly(store):
 
     network, task = Recorder(), min(store.tasks)
     total = sum(case.shape[0] for case in store.cases(task, part="train"))
-    rows = grouping._features(network, store, task, 3)
+    rows = grouping._task_features(network, store, task, 3)
     assert network.seen.shape == (3, 1, 96, 96)
     cases = store.cases(task, part="train")
     for case, index, seen in ((cases[0], 0, network.seen[0]), (cases[-1], -1, network.seen[2])):
@@ -191,8 +194,8 @@ def test_slices_are_spread_evenly(store):
         expected = torch.nn.functional.interpolate(picture, size=(96, 96), mode="bilinear", antialias=True)
         torch.testing.assert_close(seen, expected[0])
     np.testing.assert_allclose(rows, network.seen.view(3, 3, 32, 3, 32).mean((2, 4)).flatten(1), rtol=1e-5)
-    grouping._features(network, store, task, 10_000)
-    assert len(network.seen) == total
+    assert len(spread_slices(cases, 10_000)) == total
+    assert len(grouping._task_features(network, store, task, 10_000)) == total
 
 
 def test_a_task_without_training_subjects_is_named(make_store):

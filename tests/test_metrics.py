@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
+import torch
 
-from hssl.metrics import score_labels
+from hssl.metrics import IGNORE, dice_by_label, dice_ce_loss, score_labels
 
 SPACING = (0.5, 2.0, 5.0)
 
@@ -120,3 +123,68 @@ def test_equal_to_monai(shape: tuple[int, ...]) -> None:
         assert score.hd95 == pytest.approx(float(expected_hd95[index]), abs=1e-5)
         assert score.surface_dice == pytest.approx(float(expected_surface[index]), abs=1e-6)
         assert 0 < score.surface_dice < 1  # the comparison says something
+
+
+def test_dice_by_label() -> None:
+    prediction = np.array([[1, 1, 2, 0]])
+    truth = np.array([[1, 0, 0, 0]])
+    one, two, three = dice_by_label(truth, prediction, [1, 2, 3])
+    assert (one, two) == (2 / 3, 0)
+    assert math.isnan(three)
+
+
+# The loss
+
+
+def random_scores(classes: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn((2, classes, 9, 7), generator=generator, requires_grad=True)
+    return logits, torch.randint(classes, (2, 9, 7), generator=generator)
+
+
+def test_the_loss_equals_that_of_monai() -> None:
+    losses = pytest.importorskip("monai.losses")
+    logits, target = random_scores()
+    other = logits.detach().clone().requires_grad_()
+    expected = losses.DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)(
+        other, target[:, None]
+    )
+    loss = dice_ce_loss(logits, target)
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(logits.grad, other.grad)
+
+
+def test_a_perfect_answer_has_no_loss() -> None:
+    _, target = random_scores()
+    logits = 100.0 * torch.nn.functional.one_hot(target, 3).permute(0, 3, 1, 2)
+    assert dice_ce_loss(logits, target).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_ignored_pixels_have_no_loss_and_no_gradient() -> None:
+    logits, target = random_scores()
+    target[:, 4:] = IGNORE
+    loss = dice_ce_loss(logits, target)
+    torch.testing.assert_close(loss, dice_ce_loss(logits[:, :, :4], target[:, :4]))
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert gradient[:, :, :4].any()
+    assert not gradient[:, :, 4:].any()
+
+
+def test_weights_of_pixels() -> None:
+    logits, target = random_scores()
+    weight = torch.ones(target.shape)
+    torch.testing.assert_close(dice_ce_loss(logits, target, weight), dice_ce_loss(logits, target))
+    weight[:, 4:] = 0
+    torch.testing.assert_close(dice_ce_loss(logits, target, weight), dice_ce_loss(logits[:, :, :4], target[:, :4]))
+    ignored = target.masked_fill(weight == 0, IGNORE)
+    torch.testing.assert_close(dice_ce_loss(logits, ignored, torch.ones(target.shape)), dice_ce_loss(logits, ignored))
+
+
+def test_nothing_to_learn_from_is_no_loss() -> None:
+    logits, target = random_scores()
+    loss = dice_ce_loss(logits, torch.full_like(target, IGNORE))
+    assert loss.item() == pytest.approx(0, abs=1e-6)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert not gradient.any()

@@ -203,7 +203,7 @@ def test_a_seed_gives_one_view_and_a_generator_two():
     source = generator(5)
     first, second = (make_view(windows(), 32, config, source) for _ in range(2))
     again = make_view(windows(), 32, config, generator(5))
-    for name in ("image", "clean", "hidden", "theta", "grid"):
+    for name in ("image", "clean", "occluded", "theta", "grid"):
         assert torch.equal(getattr(first, name), getattr(again, name))
         assert not torch.equal(getattr(first, name), getattr(second, name))
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from hssl.errors import ConfigError
 from hssl.networks import UNet
-from hssl.objectives import OBJECTIVES, Domains, Objective, PretrainBatch, build_objective
+from hssl.objectives import Domains, Objective, PretrainBatch, build_objective
+from hssl.registry import OBJECTIVES
 
 MakeBatch = Callable[..., PretrainBatch]
 ONE_TASK = Domains(("A",), (-1,))

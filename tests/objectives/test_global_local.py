@@ -42,7 +42,8 @@ def test_without_negatives_there_is_nothing_to_learn() -> None:
 
 
 def local(features: list[torch.Tensor], here: torch.Tensor, there: torch.Tensor) -> float:
-    return local_contrast(features[0], features[1], here, there, 0.05).item()
+    seen = (there.abs() < 1).all(-1)
+    return local_contrast(features[0], features[1], here, there, seen, 0.05).item()
 
 
 def test_local_contrast_finds_regions_again() -> None:
@@ -75,7 +76,9 @@ def test_overlapping_regions_do_not_repel() -> None:
     for shift, overlaps in (([2.9, 0.0], True), ([0.0, 3.1], False), ([2.9, 2.9], True), ([3.1, 2.9], False)):
         here = torch.cat((alone, alone[:, :1] + pitch * torch.tensor(shift)), 1)
         means = [F.avg_pool2d(each, 3, 1, 1, count_include_pad=False) for each in (first, second)]
-        sampled = [F.grid_sample(each, here[:, None], align_corners=False)[0, :, 0].T for each in means]
+        sampled = [
+            F.grid_sample(each, here[:, None], padding_mode="border", align_corners=False)[0, :, 0].T for each in means
+        ]
         vectors = F.normalize(torch.cat(sampled), dim=1)
         similarity = (vectors @ vectors.T / 0.05).tolist()
         total = 0.0

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hssl.errors import ConfigError
-from hssl.networks import UNet
+from hssl.networks import UNet, at_points
 from hssl.objectives import Domains, PretrainBatch, build_objective
-from hssl.objectives.hierarchical import WEIGHTS, Hierarchical
+from hssl.objectives.hierarchical import WEIGHTS, Hierarchical, _smooth
 from hssl.objectives.ntxent import nt_xent
+from hssl.objectives.points import draw_points
 from hssl.views import map_points
 
 MakeBatch = Callable[..., PretrainBatch]
@@ -52,18 +53,18 @@ def random_features(count: int, seed: int = 0) -> Tensor:
     return torch.randn(count, 5, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("place_affinity", [0.0, 0.5])
+@pytest.mark.parametrize("position_affinity", [0.0, 0.5])
 def test_image_level_is_one_contrast_per_task(
-    network: UNet, make_batch: MakeBatch, three_tasks: Domains, place_affinity: float
+    network: UNet, make_batch: MakeBatch, three_tasks: Domains, position_affinity: float
 ) -> None:
     batch, features = make_batch(6), random_features(12)
     expected = 0.0
     for task in range(3):
         first, second = features[:6][task::3], features[6:][task::3]
         apart = batch.position[task] - batch.position[task + 3]
-        affinity = place_affinity * torch.exp(-0.5 * (apart / 0.3) ** 2).expand(2, 2)
+        affinity = position_affinity * torch.exp(-0.5 * (apart / 0.3) ** 2).expand(2, 2)
         expected += nt_xent(first, second, 0.1, affinity=affinity).item() / 3
-    options = {"place_affinity": place_affinity, "place_width": 0.3}
+    options = {"position_affinity": position_affinity, "position_width": 0.3}
     assert image_value(network, three_tasks, batch, features, **options).item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -113,20 +114,20 @@ def coordinates(batch: PretrainBatch, tasks: int) -> Tensor:
 
 
 @pytest.mark.parametrize("off", [0.0, 0.2])
-def test_place_level_asks_for_slice_row_and_column(
+def test_position_level_asks_for_slice_row_and_column(
     network: UNet, make_batch: MakeBatch, three_tasks: Domains, off: float
 ) -> None:
     batch = make_batch(6)
-    objective = alone("place", network, three_tasks, place_stage=0)
-    objective.place_head = cast("Any", nn.Identity())
+    objective = alone("position", network, three_tasks, position_stage=0)
+    objective.position_head = cast("Any", nn.Identity())
     loss = value(objective, Stub(decoded=coordinates(batch, 3) + off), batch)
     assert loss.item() == pytest.approx(max(off - 0.025, 0), abs=1e-6)
 
 
-def test_beyond_the_edge_of_the_slice_no_place_is_asked_for(network: UNet, make_batch: MakeBatch) -> None:
+def test_beyond_the_edge_of_the_slice_no_position_is_asked_for(network: UNet, make_batch: MakeBatch) -> None:
     batch = make_batch(4, tasks=1)
-    objective = alone("place", network, ONE_TASK, place_stage=0)
-    objective.place_head = cast("Any", nn.Identity())
+    objective = alone("position", network, ONE_TASK, position_stage=0)
+    objective.position_head = cast("Any", nn.Identity())
     found = coordinates(batch, 1)
     outside = (found[:, :2] < 0).any(1) | (found[:, :2] > 1).any(1)
     assert outside.any()
@@ -134,10 +135,10 @@ def test_beyond_the_edge_of_the_slice_no_place_is_asked_for(network: UNet, make_
     assert value(objective, Stub(decoded=found), batch).item() == pytest.approx(0, abs=1e-6)
 
 
-def test_region_level_knows_points_by_their_place(network: UNet, make_batch: MakeBatch) -> None:
+def test_local_level_knows_points_by_their_place(network: UNet, make_batch: MakeBatch) -> None:
     batch = make_batch(4, size=64)
-    objective = alone("region", network, ONE_TASK, min_distance=0.15, region_temperature=0.02)
-    objective.region_head = cast("Any", nn.Identity())
+    objective = alone("local", network, ONE_TASK, min_distance=0.15, local_temperature=0.02)
+    objective.local_head = cast("Any", nn.Identity())
     first, second = (position_code(view.theta, 64) for view in (batch.first, batch.second))
 
     def seeded(second: Tensor, autocast: bool = False) -> Tensor:
@@ -157,8 +158,8 @@ def test_points_that_the_other_view_lacks_count_nothing(network: UNet, make_batc
     # The second view shows the left half of the window, the first all of it.
     whole, left = torch.eye(2, 3).expand(2, 2, 3), torch.tensor([[0.5, 0, -0.5], [0, 1, 0]]).expand(2, 2, 3)
     batch = replace(batch, first=replace(batch.first, theta=whole), second=replace(batch.second, theta=left))
-    objective = alone("region", network, ONE_TASK, region_temperature=0.02)
-    objective.region_head = cast("Any", nn.Identity())
+    objective = alone("local", network, ONE_TASK, local_temperature=0.02)
+    objective.local_head = cast("Any", nn.Identity())
     first, second = (position_code(theta, 32) for theta in (whole, left))
     decoded = torch.cat((first, second)).requires_grad_()
     torch.manual_seed(0)
@@ -171,9 +172,9 @@ def test_points_that_the_other_view_lacks_count_nothing(network: UNet, make_batc
     assert value(objective, Stub(decoded=decoded), unseen).item() == 0
 
 
-def test_tissue_level_asks_for_the_cluster_of_place_and_brightness(network: UNet, make_batch: MakeBatch) -> None:
+def test_cluster_level_asks_for_the_cluster_of_position_and_brightness(network: UNet, make_batch: MakeBatch) -> None:
     batch = make_batch(4, tasks=1)
-    objective = alone("tissue", network, ONE_TASK, tissues=2, tissue_points=400)
+    objective = alone("cluster", network, ONE_TASK, clusters=2, cluster_points=400)
     # One cluster is bright and at the lower edge, the other dark and at the upper.
     objective.codebooks.centres.copy_(torch.tensor([[[0.5, 1.0, 0.5, 1.5, 0.5], [0.5, 0.0, 0.5, 0.0, 0.5]]]))
     objective.codebooks.counts.fill_(1e9)
@@ -192,7 +193,7 @@ def test_tissue_level_asks_for_the_cluster_of_place_and_brightness(network: UNet
             learned["towards"] = towards
             return torch.stack((20 * towards, -20 * towards), -1)
 
-    objective.tissue_head = cast("Any", Told())
+    objective.cluster_head = cast("Any", Told())
     right = value(objective, Stub(), batch)
     assert learned["towards"].gt(0).any()
     assert learned["towards"].lt(0).any()
@@ -201,13 +202,13 @@ def test_tissue_level_asks_for_the_cluster_of_place_and_brightness(network: UNet
     assert right.item() < 0.5 < 3 < wrong.item()
 
 
-def test_tissue_level_knows_the_disturbed_image_by_what_lies_under(network: UNet, make_batch: MakeBatch) -> None:
+def test_cluster_level_knows_the_disturbed_image_by_what_lies_under(network: UNet, make_batch: MakeBatch) -> None:
     batch = make_batch(4, tasks=1)
     disturbed = replace(batch, first=replace(batch.first, image=torch.rand_like(batch.first.image)))
     clusters = []
     for each in (batch, disturbed):
         torch.manual_seed(1)
-        objective = alone("tissue", network, ONE_TASK, tissues=5)
+        objective = alone("cluster", network, ONE_TASK, clusters=5)
         value(objective, cast("Any", network), each)
         objective.after_step(network)
         clusters.append(objective.codebooks.centres)
@@ -215,10 +216,10 @@ def test_tissue_level_knows_the_disturbed_image_by_what_lies_under(network: UNet
     assert torch.equal(*clusters)
 
 
-def test_beyond_the_edge_of_the_slice_no_tissue_is_asked_for(network: UNet, make_batch: MakeBatch) -> None:
+def test_beyond_the_edge_of_the_slice_no_cluster_is_asked_for(network: UNet, make_batch: MakeBatch) -> None:
     batch = make_batch(4, tasks=1)
     beyond = torch.tensor([[2.0, 0.0], [0.5, 0.5]]).expand(4, 2, 2)
-    objective = alone("tissue", network, ONE_TASK, tissues=5)
+    objective = alone("cluster", network, ONE_TASK, clusters=5)
     assert value(objective, cast("Any", network), replace(batch, frame=beyond)).item() == 0
     objective.after_step(network)
     assert not objective.codebooks.counts.any()
@@ -237,10 +238,10 @@ def test_map_points_leads_to_the_same_place(make_batch: MakeBatch) -> None:
 
 
 @pytest.mark.parametrize("visible", [0.0, 0.5])
-def test_pixel_level_weighs_hidden_pixels_by_one(network: UNet, make_batch: MakeBatch, visible: float) -> None:
+def test_restoration_level_weighs_occluded_pixels_by_one(network: UNet, make_batch: MakeBatch, visible: float) -> None:
     batch = make_batch(2)
-    objective = alone("pixel", network, ONE_TASK, visible=visible)
-    objective.pixel_head = cast("Any", nn.Identity())
+    objective = alone("restoration", network, ONE_TASK, visible=visible)
+    objective.restoration_head = cast("Any", nn.Identity())
     restored = torch.rand((4, 1, 32, 32), generator=torch.Generator().manual_seed(0))
     expected = 0.0
     for part, view in zip(restored.split(2), (batch.first, batch.second), strict=True):
@@ -298,7 +299,9 @@ def test_group_level_waits_for_groups(network: UNet, make_batch: MakeBatch, thre
 
 def test_one_task_asks_no_question_about_tasks(network: UNet, make_batch: MakeBatch) -> None:
     found = losses_of(network, ONE_TASK, make_batch(4, tasks=1))
-    assert {name for name in found if not name.startswith("watch/")} == {"image", "place", "region", "tissue", "pixel"}
+    assert {name for name in found if not name.startswith("watch/")} == {
+        *("image", "position", "local", "cluster", "restoration")
+    }
 
 
 def test_no_level_at_all_is_an_error(network: UNet, three_tasks: Domains) -> None:
@@ -314,14 +317,68 @@ def test_a_stage_that_is_not_there(network: UNet, three_tasks: Domains, option: 
 
 
 def test_the_stage_of_a_level_that_is_off_does_not_matter(network: UNet, make_batch: MakeBatch) -> None:
-    objective = build_objective("hierarchical", network, ONE_TASK, {"weights": {"pixel": 1}, "task_stage": 9})
-    assert objective(network, make_batch(2, tasks=1))["pixel"] > 0
+    objective = build_objective("hierarchical", network, ONE_TASK, {"weights": {"restoration": 1}, "task_stage": 9})
+    assert objective(network, make_batch(2, tasks=1))["restoration"] > 0
     assert not objective.wants_groups
-    assert not objective.wants_tasks
+    objective.check_domains(1)
 
 
 def test_pixels_of_no_weight_are_no_loss(network: UNet, make_batch: MakeBatch) -> None:
     batch = make_batch(2, tasks=1)
-    bare = replace(batch.first, hidden=torch.zeros_like(batch.first.occluded))
-    objective = alone("pixel", network, ONE_TASK, visible=0)
-    assert objective(network, replace(batch, first=bare, second=bare))["pixel"] == 0
+    bare = replace(batch.first, occluded=torch.zeros_like(batch.first.occluded))
+    objective = alone("restoration", network, ONE_TASK, visible=0)
+    assert objective(network, replace(batch, first=bare, second=bare))["restoration"] == 0
+
+
+# Small slices, turned views and borders
+
+
+def test_points_of_a_small_slice_lie_within_it(network: UNet, make_batch: MakeBatch) -> None:
+    """A slice that fills a ninth of the window: nearly all points drawn anywhere would lie beyond its edge."""
+    batch = make_batch(4, tasks=1)
+    small = torch.tensor([[0.5, 1.5], [0.5, 1.5]]).expand(4, 2, 2)
+    torch.manual_seed(0)
+    points, real = draw_points(batch.first, small, 16)
+    in_window = points @ batch.first.theta[:, :, :2].mT + batch.first.theta[:, None, :, 2]
+    inside = ((0.5 + 1.5 * in_window - 0.5).abs() < 0.5).all(-1)
+    assert torch.equal(real, inside)
+    assert real.float().mean() > 0.3  # of points drawn anywhere, a ninth at most
+    _, everywhere = draw_points(batch.first, torch.tensor([[0.5, 0.1], [0.5, 0.1]]).expand(4, 2, 2), 16)
+    assert everywhere.all()
+
+
+def test_points_beyond_the_slice_are_no_positives_and_no_negatives(network: UNet, make_batch: MakeBatch) -> None:
+    batch = make_batch(2, tasks=1)
+    nowhere = torch.tensor([[5.0, 0.1], [0.5, 0.1]]).expand(2, 2, 2)
+    objective = alone("local", network, ONE_TASK)
+    objective.local_head = cast("Any", nn.Identity())
+    features = torch.randn(4, 8, 32, 32)
+    assert value(objective, Stub(decoded=features), replace(batch, frame=nowhere)).item() == 0
+    assert value(objective, Stub(decoded=features), batch).item() > 0
+
+
+def test_what_a_turned_view_takes_from_beyond_the_window_is_no_cluster(network: UNet, make_batch: MakeBatch) -> None:
+    """Nothing was read there, though the slice goes on: black pixels would be learned as dark tissue."""
+    batch = make_batch(2, tasks=1)
+    large = torch.tensor([[0.5, 0.1], [0.5, 0.1]]).expand(2, 2, 2)  # the slice is ten times the window
+    beyond = replace(batch.first, grid=batch.first.grid + 3, clean=torch.zeros_like(batch.first.clean))
+    objective = alone("cluster", network, ONE_TASK, clusters=5)
+    found = value(objective, cast("Any", network), replace(batch, first=beyond, second=beyond, frame=large))
+    assert found.item() == 0
+    objective.after_step(network)
+    assert not objective.codebooks.counts.any()
+
+
+def test_surroundings_of_a_pixel_end_where_the_window_does() -> None:
+    image = torch.zeros(1, 1, 8, 8)
+    image[..., :4] = 0.6
+    real = torch.zeros(1, 8, 8, dtype=torch.bool)
+    real[..., :4] = True
+    smooth = _smooth(image, real, 3)
+    torch.testing.assert_close(smooth[0, 0, :, :4], torch.full((8, 4), 0.6))
+
+
+def test_features_at_the_border_of_a_view_do_not_fade() -> None:
+    features = torch.ones(1, 3, 2, 2)
+    corner = torch.tensor([[[-1.0, -1.0], [1.0, 0.0], [0.9, 0.9]]])
+    torch.testing.assert_close(at_points(features, corner), torch.ones(1, 3, 3))

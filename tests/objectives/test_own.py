@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from hssl.networks import UNet
-from hssl.objectives import OBJECTIVES, Domains, PretrainBatch, build_objective
+from hssl.objectives import Domains, PretrainBatch, build_objective
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "own-objective.md"
 
@@ -24,8 +24,8 @@ def test_the_objective_of_the_page_learns(
     module = types.ModuleType("own_objective")
     monkeypatch.setitem(sys.modules, module.__name__, module)  # where pydantic looks for the names of types
     exec(compile(code, str(PAGE), "exec"), module.__dict__)
-    monkeypatch.setitem(OBJECTIVES, "denoising", module.Denoising)
-    objective, batch = build_objective("denoising", network, Domains(("A",), (-1,)), {"weight": 2}), make_batch(4)
+    name = "own_objective:Denoising"
+    objective, batch = build_objective(name, network, Domains(("A",), (-1,)), {"weight": 2}), make_batch(4)
     optimiser = torch.optim.Adam([*network.parameters(), *objective.parameters()], 0.01)
     losses = []
     for _ in range(12):

@@ -93,7 +93,7 @@ def main(rank: int, world: int, folder: Path) -> None:
         "task_stage": 0,
         "local_stage": 0,
         "position_stage": 0,
-        "place_width": 0.3,
+        "position_width": 0.3,
     }
     found = plain(mine, world)
     found |= objective("hierarchical", "image", "image_head", mine, world, **level)

@@ -6,7 +6,8 @@ import torch
 
 from hssl.errors import StoreError
 from hssl.store import Split
-from hssl.training.data import FLAT, FinetuneData, PretrainData, cut
+from hssl.training.data import FLAT, FinetuneData, cut
+from hssl.training.pretrain import pretrain_windows
 
 
 def same(first, second):
@@ -16,22 +17,22 @@ def same(first, second):
 def test_a_batch_is_a_function_of_seed_and_step(make_store, pretrain_config):
     store = make_store({"A": 5, "B": 5})
     config = pretrain_config(batch_size=8)
-    data = PretrainData(store, ["A", "B"], config)
+    data = pretrain_windows(store, ["A", "B"], config)
     _ = [data[step] for step in (3, 0, 1)]  # what came before must not matter
-    assert same(data[2], PretrainData(store, ["A", "B"], config)[2])
+    assert same(data[2], pretrain_windows(store, ["A", "B"], config)[2])
     assert not same(data[2], data[3])
-    assert not same(data[2], PretrainData(store, ["A", "B"], pretrain_config(batch_size=8, seed=1))[2])
+    assert not same(data[2], pretrain_windows(store, ["A", "B"], pretrain_config(batch_size=8, seed=1))[2])
 
 
 def test_a_batch_does_not_depend_on_the_length_of_the_run(make_store, pretrain_config):
     store = make_store({"A": 5, "B": 5})
-    short, long = (PretrainData(store, ["A", "B"], pretrain_config(steps=steps)) for steps in (6, 60))
+    short, long = (pretrain_windows(store, ["A", "B"], pretrain_config(steps=steps)) for steps in (6, 60))
     assert same(short[5], long[5])
     assert (len(short), len(long)) == (6, 60)
 
 
 def test_types_and_shapes(make_store, pretrain_config):
-    batch = PretrainData(make_store({"A": 5, "B": 5}), ["A", "B"], pretrain_config(batch_size=6))[0]
+    batch = pretrain_windows(make_store({"A": 5, "B": 5}), ["A", "B"], pretrain_config(batch_size=6))[0]
     assert batch.window.shape == (6, 1, 24, 24)
     assert batch.window.dtype == torch.float16
     assert {part.dtype for part in (batch.task, batch.subject, batch.case, batch.slice)} == {torch.int64}
@@ -42,8 +43,8 @@ def test_types_and_shapes(make_store, pretrain_config):
 def test_ranks_share_out_the_global_batch(make_store, pretrain_config):
     store = make_store({"A": 6, "B": 6})
     config = pretrain_config(batch_size=8)
-    whole = PretrainData(store, ["A", "B"], config)
-    ranks = [PretrainData(store, ["A", "B"], config, rank=rank, world_size=2) for rank in range(2)]
+    whole = pretrain_windows(store, ["A", "B"], config)
+    ranks = [pretrain_windows(store, ["A", "B"], config, rank=rank, world_size=2) for rank in range(2)]
     for step in range(3):
         for everything, *parts in zip(whole[step], *(rank[step] for rank in ranks), strict=True):
             assert torch.equal(everything[0::2], parts[0])
@@ -52,7 +53,7 @@ def test_ranks_share_out_the_global_batch(make_store, pretrain_config):
 
 def test_only_training_subjects_are_seen(make_store, pretrain_config):
     store = make_store({"A": 6, "B": 4})
-    data = PretrainData(store, ["A", "B"], pretrain_config(batch_size=8))
+    data = pretrain_windows(store, ["A", "B"], pretrain_config(batch_size=8))
     seen = {data.cases[case].subject for step in range(6) for case in data[step].case.tolist()}
     assert seen == {*store.split("A").train, *store.split("B").train}
 
@@ -60,12 +61,12 @@ def test_only_training_subjects_are_seen(make_store, pretrain_config):
 def test_no_mask_is_read(make_store, pretrain_config, monkeypatch):
     store = make_store()
     monkeypatch.setattr(type(store), "label", lambda *_: pytest.fail("a mask was read"))
-    PretrainData(store, ["Blobs"], pretrain_config())[0]
+    pretrain_windows(store, ["Blobs"], pretrain_config())[0]
 
 
 def test_rows_name_the_image_that_they_show(make_store, pretrain_config):
     store = make_store({"A": 5, "B": 5}, shape=(5, 24, 24))
-    data = PretrainData(store, ["B", "A"], pretrain_config(batch_size=8))
+    data = pretrain_windows(store, ["B", "A"], pretrain_config(batch_size=8))
     batch = data[0]
     for window, task, case, index in zip(batch.window, batch.task, batch.case, batch.slice, strict=True):
         record = data.cases[case]
@@ -79,7 +80,7 @@ def test_the_frame_tells_where_a_window_lies(make_store, pretrain_config):
     row, column = np.mgrid[:rows, :columns]
     ramp = np.stack([(row + 0.5) / rows, (column + 0.5) / columns]).astype(np.float16)
     store = make_store({"Blobs": 6}, shape=(2, rows, columns), images={f"blobs{number}": ramp for number in range(6)})
-    batch = PretrainData(store, ["Blobs"], pretrain_config())[0]
+    batch = pretrain_windows(store, ["Blobs"], pretrain_config())[0]
     size = batch.window.shape[-1]
     across = (torch.arange(size) + 0.5) / size * 2 - 1
     for window, index, ((left, width), (top, height)) in zip(batch.window, batch.slice, batch.frame, strict=True):
@@ -94,14 +95,14 @@ def test_the_frame_tells_where_a_window_lies(make_store, pretrain_config):
 )
 def test_tempering(make_store, pretrain_config, task_sampling_exponent, expected):
     store = make_store({"A": 5, "B": 5}, shapes={"A": (9, 28, 32), "B": (4, 28, 32)})
-    data = PretrainData(store, ["A", "B"], pretrain_config(task_sampling_exponent=task_sampling_exponent))
+    data = pretrain_windows(store, ["A", "B"], pretrain_config(task_sampling_exponent=task_sampling_exponent))
     np.testing.assert_allclose(data.task_weights, expected)
 
 
 def test_tempering_decides_how_often_a_task_comes(make_store, pretrain_config):
     store = make_store({"A": 5, "B": 5}, shapes={"A": (27, 8, 8), "B": (3, 8, 8)})
     config = pretrain_config(task_sampling_exponent=1.0, domains_per_batch=1, batch_size=1)
-    data = PretrainData(store, ["A", "B"], config)
+    data = pretrain_windows(store, ["A", "B"], config)
     share = np.mean([data[step].task.item() == 0 for step in range(400)])
     assert abs(share - 0.9) < 0.05
 
@@ -109,26 +110,26 @@ def test_tempering_decides_how_often_a_task_comes(make_store, pretrain_config):
 @pytest.mark.parametrize("domains", [1, 2, 3])
 def test_domains_per_batch(make_store, pretrain_config, domains):
     store = make_store({"A": 5, "B": 5, "C": 5})
-    data = PretrainData(store, ["A", "B", "C"], pretrain_config(batch_size=6, domains_per_batch=domains))
+    data = pretrain_windows(store, ["A", "B", "C"], pretrain_config(batch_size=6, domains_per_batch=domains))
     for step in range(4):
         tasks = data[step].task.tolist()
         assert [tasks.count(task) for task in set(tasks)] == [6 // domains] * domains
 
 
 def test_more_domains_than_tasks_is_all_tasks(make_store, pretrain_config):
-    data = PretrainData(make_store({"A": 5}), ["A"], pretrain_config(domains_per_batch=3))
+    data = pretrain_windows(make_store({"A": 5}), ["A"], pretrain_config(domains_per_batch=3))
     assert data[0].task.tolist() == [0] * 4
 
 
 def test_no_more_domains_than_images(make_store, pretrain_config):
     store = make_store({"A": 5, "B": 5})
-    data = PretrainData(store, ["A", "B"], pretrain_config(batch_size=1, domains_per_batch=2))
+    data = pretrain_windows(store, ["A", "B"], pretrain_config(batch_size=1, domains_per_batch=2))
     assert data[0].task.shape == (1,)
 
 
 def test_every_subject_before_any_comes_twice(make_store, pretrain_config):
     store = make_store({"A": 6})  # four to train on
-    data = PretrainData(store, ["A"], pretrain_config(batch_size=6))
+    data = pretrain_windows(store, ["A"], pretrain_config(batch_size=6))
     for step in range(5):
         subjects = data[step].subject.tolist()
         assert sorted(subjects[:4]) == [0, 1, 2, 3]
@@ -138,7 +139,7 @@ def test_every_subject_before_any_comes_twice(make_store, pretrain_config):
 def test_a_task_without_training_subjects(make_store, pretrain_config):
     store = make_store(splits={"Blobs": Split(train=[], val=[], test=["blobs0"])})
     with pytest.raises(StoreError, match="'Blobs' has no training subjects"):
-        PretrainData(store, ["Blobs"], pretrain_config())
+        pretrain_windows(store, ["Blobs"], pretrain_config())
 
 
 def test_flat_slices_are_avoided(make_store, pretrain_config):
@@ -146,7 +147,7 @@ def test_flat_slices_are_avoided(make_store, pretrain_config):
     image = np.zeros((4, 28, 32), np.float16)
     image[1:3] = rng.random((2, 28, 32))
     store = make_store({"A": 3}, images={"a0": image})
-    data = PretrainData(store, ["A"], pretrain_config(batch_size=1))
+    data = pretrain_windows(store, ["A"], pretrain_config(batch_size=1))
     flat = sum(float(image[data[step].slice.item()].std(dtype=np.float32)) <= FLAT for step in range(100))
     assert flat < 15  # half of the slices are flat; five tries leave one in 32
     assert FLAT > 0
@@ -154,7 +155,7 @@ def test_flat_slices_are_avoided(make_store, pretrain_config):
 
 def test_a_volume_of_flat_slices_is_still_drawn(make_store, pretrain_config):
     store = make_store({"A": 3}, images={"a0": np.zeros((4, 28, 32), np.float16)})
-    assert float(PretrainData(store, ["A"], pretrain_config())[0].window.abs().max()) == 0
+    assert float(pretrain_windows(store, ["A"], pretrain_config())[0].window.abs().max()) == 0
 
 
 IMAGE = np.arange(1, 13, dtype=np.uint8).reshape(3, 4)
@@ -189,7 +190,7 @@ def test_cut_around_a_small_image():
 
 def test_a_window_shows_the_whole_of_a_small_image(make_store, pretrain_config):
     store = make_store({"A": 6}, shape=(5, 10, 40))
-    data = PretrainData(store, ["A"], pretrain_config(batch_size=4))
+    data = pretrain_windows(store, ["A"], pretrain_config(batch_size=4))
     tops = set()
     for step in range(8):
         batch = data[step]
@@ -224,8 +225,8 @@ def test_fine_tuning_reads_only_the_given_subjects(make_store, finetune_config, 
 def test_fine_tuning_batches(make_store, finetune_config):
     store = make_store()
     data, again = (FinetuneData(store, ["blobs0", "blobs1"], finetune_config(batch_size=4)) for _ in range(2))
-    batch, rehearsed = data[3]
-    assert rehearsed is None
+    batch, unlabelled = data[3]
+    assert unlabelled == {}
     assert batch.window.shape == (4, 1, 24, 24)
     assert (batch.window.dtype, batch.label.dtype) == (torch.float16, torch.uint8)
     assert batch.label.shape == (4, 24, 24)
@@ -245,13 +246,13 @@ def test_ranks_share_the_labelled_patches_of_one_batch(make_store, finetune_conf
         assert torch.equal(part.label, whole.label[rank::3])
 
 
-def test_rehearsed_scans_leave_the_labelled_patches_as_they_are(make_store, finetune_config, pretrain_config):
+def test_windows_without_masks_leave_the_labelled_patches_as_they_are(make_store, finetune_config, pretrain_config):
     store = make_store()
-    rehearsed = PretrainData(store, ("Blobs",), pretrain_config(batch_size=6))
+    windows = pretrain_windows(store, ("Blobs",), pretrain_config(batch_size=6))
     alone = FinetuneData(store, ["blobs0"], finetune_config(batch_size=4))[3]
-    both = FinetuneData(store, ["blobs0"], finetune_config(batch_size=4), rehearsed=rehearsed)[3]
+    both = FinetuneData(store, ["blobs0"], finetune_config(batch_size=4), unlabelled={"pretext": windows})[3]
     assert same(alone.labelled, both.labelled)
-    assert same(both.rehearsed, rehearsed[3])
+    assert same(both.unlabelled["pretext"], windows[3])
 
 
 @pytest.mark.parametrize("foreground", [0.0, 1.0])

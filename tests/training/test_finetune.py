@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import csv
-import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,7 @@ from hssl.prediction.tiling import predict_volume
 from hssl.runs import Run, load_segmentation, load_unet
 from hssl.store import Split
 from hssl.training import finetune, pretrain
-from hssl.training.finetune import Finetuning, dice_by_label
+from hssl.training.finetune import Finetuning, update_average
 
 TWO = {"Blobs": 6, "Other": 5}
 
@@ -123,7 +122,7 @@ def test_the_best_checkpoint_is_kept(make_store, finetune_config, tmp_path, monk
 
     def validate(self):
         step = self.step_number()
-        weights[step] = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
+        weights[step] = {name: tensor.clone() for name, tensor in self.kept.state_dict().items()}
         return {2: 0.1, 4: 0.7, 6: 0.7}[step]
 
     monkeypatch.setattr(Finetuning, "validate", validate)
@@ -296,31 +295,31 @@ def test_rates_of_loaded_and_new_layers(make_store, finetune_config, pretrained,
         learning_rate=0.5,
     )
     finetune(store, tmp_path / "run", config=config)
-    body, head, rehearsed = zip(*rates, strict=True)
+    body, head, auxiliary = zip(*rates, strict=True)
     assert head == pytest.approx([2, 1.5, 0.5])
-    assert rehearsed == pytest.approx([0.5, 0.375, 0.125])
+    assert auxiliary == pytest.approx([0.5, 0.375, 0.125])
     assert body == pytest.approx([0, 0.0375, 0.0125])
 
 
-def test_fine_tuning_rehearses_what_it_starts_from(
-    make_store, finetune_config, pretrained, tmp_path, monkeypatch, said
-):
+def test_pretext_losses_of_the_start_go_on(make_store, finetune_config, pretrained, tmp_path, monkeypatch, said):
     store = make_store(TWO)
     init = str(pretrained(store))
     read, label = set(), type(store).label
     monkeypatch.setattr(type(store), "label", lambda self, case: read.add(case.subject) or label(self, case))
     for weight in (0.0, 0.3, 0.6):
         said()
-        config = finetune_config(init=init, label_budget=("blobs1",), validation=False, steps=3, rehearsal=weight)
+        auxiliary = {"pretext": {"weight": weight}}
+        options = {"label_budget": ("blobs1",), "validation": False, "steps": 3, "auxiliary": auxiliary}
+        config = finetune_config(init=init, **options)
         run = finetune(store, tmp_path / str(weight), config=config)
-        assert ("rehearses 'hierarchical'" in said()) == bool(weight)
+        assert ("losses of 'hierarchical'" in said()) == bool(weight)
         # Images of all training subjects were in the pre-training already; masks are those of the labelled one.
         assert run.info.subjects_seen["Blobs"] == store.split("Blobs").train
         assert run.info.masks_seen == {"Blobs": ["blobs1"]}
         assert set(run.load_weights()) == set(load_file(tmp_path / "0.0" / "weights.safetensors"))
     assert read == {"blobs1"}
-    assert not values(tmp_path / "0.0", "rehearsal/tissue")
-    half, whole = (values(tmp_path / name, "rehearsal/tissue") for name in ("0.3", "0.6"))
+    assert not values(tmp_path / "0.0", "pretext/cluster")
+    half, whole = (values(tmp_path / name, "pretext/cluster") for name in ("0.3", "0.6"))
     assert whole[1] == pytest.approx(2 * half[1], rel=1e-5)
     assert values(tmp_path / "0.0", "dice_ce")[1] == values(tmp_path / "0.6", "dice_ce")[1]
     first, second = (load_file(tmp_path / name / "weights.safetensors") for name in ("0.0", "0.3"))
@@ -328,7 +327,7 @@ def test_fine_tuning_rehearses_what_it_starts_from(
 
 
 @pytest.mark.parametrize("stop", [1, 3])
-def test_a_continued_rehearsal_equals_an_undisturbed_one(
+def test_a_continued_run_with_pretext_equals_an_undisturbed_one(
     make_store, finetune_config, pretrained, tmp_path, monkeypatch, stop
 ):
     store = make_store(TWO)
@@ -344,25 +343,28 @@ def test_a_continued_rehearsal_equals_an_undisturbed_one(
 
 def test_a_start_from_scratch_can_be_asked_the_same(make_store, finetune_config, tmp_path):
     store = make_store(TWO)
-    options = {"labels": ("blobs1",), "validation": False, "steps": 2}
+    options = {"label_budget": ("blobs1",), "validation": False, "steps": 2}
     plain = finetune(store, tmp_path / "plain", config=finetune_config(**options))
-    asked = finetune(store, tmp_path / "asked", config=finetune_config(**options, rehearsal_objective="simclr"))
+    asked = finetune(
+        store, tmp_path / "asked", config=finetune_config(**options, auxiliary={"pretext": {"objective": "simclr"}})
+    )
     assert plain.info.subjects_seen == {"Blobs": ["blobs1"]}
     assert asked.info.subjects_seen == {"Blobs": store.split("Blobs").train}
-    assert not values(plain.path, "rehearsal/image")
-    assert values(asked.path, "rehearsal/image")[1] > 0
+    assert not values(plain.path, "pretext/image")
+    assert values(asked.path, "pretext/image")[1] > 0
 
 
-def test_what_cannot_be_rehearsed(make_store, finetune_config, pretrained, tmp_path):
+def test_an_objective_that_has_nothing_to_ask_of_one_task(make_store, finetune_config, pretrained, tmp_path):
     store = make_store(TWO)
     stages = {"group_stage": 1, "task_stage": 2, "position_stage": 1, "local_stage": 1}
     init = str(pretrained(store, options={"weights": {"task": 1.0}, **stages}))
-    with pytest.raises(ConfigError, match=r"cannot rehearse 'hierarchical' on one task.*auxiliary={"pretext": False}"):
+    with pytest.raises(ConfigError, match=r"cannot use 'hierarchical' on one task.*auxiliary={pretext: false}"):
         finetune(store, tmp_path / "run", config=finetune_config(init=init))
-    with pytest.raises(ConfigError, match=r"1 is too small .at least 2 each, or auxiliary={"pretext": False}"):
-        finetune(store, tmp_path / "run", config=finetune_config(init=init, rehearsal_batch_size=1))
+    config = finetune_config(init=init, auxiliary={"pretext": {"batch_size": 1}})
+    with pytest.raises(ConfigError, match=r"1 is too small .at least 2 each, or auxiliary={pretext: false}"):
+        finetune(store, tmp_path / "run", config=config)
     assert not (tmp_path / "run").exists()
-    finetune(store, tmp_path / "run", config=finetune_config(init=init, auxiliary={"pretext": False}.0, steps=1))
+    finetune(store, tmp_path / "run", config=finetune_config(init=init, auxiliary={"pretext": False}, steps=1))
 
 
 def test_a_complete_run_is_left_alone(make_store, finetune_config, tmp_path, said):
@@ -372,7 +374,7 @@ def test_a_complete_run_is_left_alone(make_store, finetune_config, tmp_path, sai
     finetune(store, tmp_path / "run", config=config)
     assert "nothing to do" in said()
     assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.is_file()} == before
-    with pytest.raises(RunError, match=r"other options \(labels\)"):
+    with pytest.raises(RunError, match=r"other options \(label_budget\)"):
         finetune(store, tmp_path / "run", config=finetune_config(steps=1, label_budget=1))
 
 
@@ -380,9 +382,9 @@ def test_a_complete_run_is_left_alone(make_store, finetune_config, tmp_path, sai
     ("given", "error", "message"),
     [
         ({"task": "Z"}, StoreError, "has no task 'Z'"),
-        ({"labels": 9}, StoreError, "9 labelled subjects asked for"),
-        ({"labels": "0%"}, StoreError, "not a percentage"),
-        ({"labels": ("blobs5",)}, StoreError, "not a training subject"),
+        ({"label_budget": 9}, StoreError, "9 labelled subjects asked for"),
+        ({"label_budget": "0%"}, StoreError, "not a percentage"),
+        ({"label_budget": ("blobs5",)}, StoreError, "not a training subject"),
         ({"patch_size": 18}, ConfigError, "not a multiple"),
     ],
 )
@@ -467,12 +469,42 @@ def test_nothing_is_pickled(make_store, finetune_config, tmp_path, monkeypatch):
     assert {"network.safetensors", "optimizer.safetensors", "state.json"} <= {path.name for path in files}
 
 
-def test_dice_by_label():
-    prediction = np.array([[1, 1, 2, 0]])
-    truth = np.array([[1, 0, 0, 0]])
-    one, two, three = dice_by_label(prediction, truth, [1, 2, 3])
-    assert (one, two) == (2 / 3, 0)
-    assert math.isnan(three)
+def test_the_run_keeps_the_moving_average_of_the_weights(make_store, finetune_config, tmp_path, monkeypatch):
+    store, seen, after_step = make_store(), [], Finetuning.after_step
+
+    def watched(self, step):
+        seen.append({name: tensor.clone() for name, tensor in self.network.state_dict().items()})
+        after_step(self, step)
+
+    monkeypatch.setattr(Finetuning, "after_step", watched)
+    start = {}
+    monkeypatch.setattr(Finetuning, "configure_optimizers", _with_start(start, Finetuning.configure_optimizers))
+    run = finetune(store, tmp_path / "run", config=finetune_config(steps=3, validation=False, ema_decay=0.2))
+    name = "head.0.weight"
+    average = start[name]
+    for step, weights in enumerate(seen, start=1):
+        decay = min(0.2, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * weights[name]
+    torch.testing.assert_close(run.load_weights()[name], average)
+    last = finetune(store, tmp_path / "last", config=finetune_config(steps=3, validation=False, ema_decay=0))
+    assert torch.equal(last.load_weights()[name], seen[-1][name])
+
+
+def _with_start(start, original):
+    def configure(self):
+        start.update({name: tensor.clone() for name, tensor in self.network.state_dict().items()})
+        return original(self)
+
+    return configure
+
+
+def test_update_average():
+    average, network = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+    for layer, value in ((average, 1.0), (network, 3.0)):
+        torch.nn.init.constant_(layer.weight, value)
+        torch.nn.init.constant_(layer.bias, value)
+    update_average(average.requires_grad_(False), network, 0.75, 10_000)
+    assert (average.weight.item(), average.bias.item()) == (1.5, 1.5)
 
 
 def test_configuration_of_the_run(make_store, finetune_config, tmp_path):

@@ -98,11 +98,11 @@ def test_what_a_run_leaves(make_store, pretrain_config, tmp_path):
     assert run.info.subjects_seen == {task: store.split(task).train for task in THREE}
     assert run.info.masks_seen == {}
     assert run.info.provenance["data"] == {"store": store.hash, "split": store.split_hash}
-    assert {"loss", "task", "image", "region", "pixel"} <= run.info.result["losses"].keys()
+    assert {"loss", "task", "image", "local", "restoration"} <= run.info.result["losses"].keys()
     header, *lines = rows(run.path)
     assert header == ["step", "name", "value"]
     assert {int(line[0]) for line in lines} == set(range(1, 7))
-    assert {line[1] for line in lines} >= {"loss", "group", "task", "image", "region", "pixel", "learning_rate"}
+    assert {line[1] for line in lines} >= {"loss", "group", "task", "image", "local", "restoration", "learning_rate"}
     network, _ = load_unet(run.path)
     assert network(torch.rand(1, 1, 16, 16)).shape == (1, 4, 16, 16)
 
@@ -127,7 +127,6 @@ def test_going_on_from_a_run(make_store, pretrain_config, tmp_path, monkeypatch,
     # What the first saw is seen for good.
     assert second.info.subjects_seen == first.info.subjects_seen
     assert "init_weights_sha256" in second.info.provenance
-    assert pretrain_config().fingerprint_fields().keys() == config.fingerprint_fields().keys() - {"init"}
 
 
 def test_going_on_brings_the_network_along(make_store, pretrain_config, tmp_path):
@@ -257,7 +256,7 @@ def test_a_single_domain_is_the_same_command(make_store, pretrain_config, tmp_pa
     run = pretrain(store, tmp_path / "run", config=pretrain_config(steps=2, tasks=("B",)))
     assert run.info.subjects_seen == {"B": store.split("B").train}
     names = {line[1] for line in rows(run.path)}
-    assert {"image", "region", "pixel"} <= names
+    assert {"image", "local", "restoration"} <= names
     assert not {"group", "task"} & names
     assert not (run.path / "groups.json").exists()
 
@@ -291,7 +290,7 @@ def test_no_groups(make_store, pretrain_config, tmp_path):
 
 
 def test_groups_are_not_looked_for_where_no_level_asks(make_store, pretrain_config, tmp_path):
-    config = pretrain_config(steps=2, domains_per_batch=1, options={"weights": {"pixel": 1}})
+    config = pretrain_config(steps=2, domains_per_batch=1, options={"weights": {"restoration": 1}})
     run = pretrain(make_store(THREE), tmp_path / "run", config=config)
     assert not (run.path / "groups.json").exists()
 
@@ -300,7 +299,7 @@ def test_groups_are_not_looked_for_where_no_level_asks(make_store, pretrain_conf
     ("given", "error", "message"),
     [
         ({"tasks": ("Z",)}, StoreError, "has no task 'Z'"),
-        ({"objective": "magic"}, ConfigError, "no objective 'magic'"),
+        ({"objective": "nowhere.at:All"}, ConfigError, "objective 'nowhere.at:All' cannot be imported"),
         ({"options": {"magic": 1}}, ConfigError, "option 'magic'"),
         ({"groups": {"A": "x"}}, ConfigError, "task 'B' has none"),
         ({"groups": "none", "options": GROUP_ALONE}, ConfigError, "no level is on"),
@@ -334,9 +333,11 @@ def poisoned(monkeypatch, step, name, value):
 @pytest.mark.parametrize("log_every", [1, 4])
 def test_a_loss_that_is_not_a_number_stops_the_run(make_store, pretrain_config, tmp_path, monkeypatch, log_every):
     # The third step is poisoned; however seldom losses are logged, no checkpoint may come of it.
-    poisoned(monkeypatch, 2, "pixel", float("nan"))
+    poisoned(monkeypatch, 2, "restoration", float("nan"))
     config = pretrain_config(log_every=log_every, checkpoint_every=2 if log_every == 1 else 1)
-    with pytest.raises(TrainingError, match=r"loss 'pixel' is not finite at step 3.*train again in another folder"):
+    with pytest.raises(
+        TrainingError, match=r"loss 'restoration' is not finite at step 3.*train again in another folder"
+    ):
         pretrain(make_store(THREE), tmp_path / "run", config=config)
     (saved,) = (tmp_path / "run" / "checkpoint").glob("step-*")
     assert saved.name == "step-2"
@@ -397,7 +398,7 @@ def test_too_little_memory_is_one_line(make_store, pretrain_config, tmp_path, mo
     def fail(*_):
         raise lack
 
-    monkeypatch.setattr(sys.modules["hssl.training.pretrain"], "ask", fail)
+    monkeypatch.setattr(sys.modules["hssl.training.pretrain"], "compute_losses", fail)
     with pytest.raises(TrainingError, match="does not fit into memory"):
         pretrain(make_store(), tmp_path / "run", config=pretrain_config())
     assert not (tmp_path / "run").exists()

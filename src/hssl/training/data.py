@@ -111,7 +111,7 @@ class WindowData(Dataset[WindowBatch]):
             own = np.random.default_rng((self.seed, step, 2, number, *self.stream))
             if number % self.world_size == self.rank:
                 index, image = self._draw_slice(self.cases[case], own)
-                corner = _draw_corner(image.shape, size, own)
+                corner = draw_corner(image.shape, size, own)
                 place = index / max(self.cases[case].shape[0] - 1, 1)
                 frame = window_frame(corner, size, image.shape)
                 numbers = (task, self.subject_of_case[case], case, index, self.cases[case].shape[0])
@@ -202,7 +202,7 @@ class FinetuneData(Dataset[FinetuneBatch]):
                 corner = (row - size // 2, column - size // 2)
             else:
                 index = int(rng.integers(case.shape[0]))
-                corner = _draw_corner(case.shape[1:], size, rng)
+                corner = draw_corner(case.shape[1:], size, rng)
             if place % self.world_size == self.rank:
                 windows.append(cut(self.store.image_slice(case, index), corner, size))
                 masks.append(cut(self.store.label_slice(case, index), corner, size))
@@ -242,7 +242,8 @@ def window_frame(corner: tuple[int, int], size: int, shape: tuple[int, ...]) -> 
     return along[1], along[0]
 
 
-def _draw_corner(shape: tuple[int, ...], size: int, rng: Generator) -> tuple[int, int]:
+def draw_corner(shape: tuple[int, ...], size: int, rng: Generator) -> tuple[int, int]:
+    """Draws the first row and column of a window of `size` x `size` pixels in a slice of this shape."""
     # Inside the image where it is larger than the window, anywhere that shows all of it where it is smaller.
     top, left = (int(rng.integers(min(extent - size, 0), max(extent - size, 0) + 1)) for extent in shape)
     return top, left

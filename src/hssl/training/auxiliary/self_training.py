@@ -1,0 +1,205 @@
+"""Self-training: the network's own masks of the scans without masks, learned under a disturbance.
+
+A teacher, the moving average of the network (Tarvainen and Valpola, *Mean teachers*, NeurIPS 2017), labels the
+undisturbed view of a window; the network learns that label on the disturbed view of the same place (Sohn et al.,
+*FixMatch*, NeurIPS 2020). Boxes are exchanged between the windows (Yun et al., *CutMix*, ICCV 2019; French et al., BMVC
+2020) and with the labelled patches (in the way of Bai et al., *Bidirectional copy-paste*, CVPR 2023), whose labels are
+true. What a class must reach to be believed follows what the teacher reaches on that class (as in Zhang et al.,
+*FlexMatch*, NeurIPS 2021): one threshold for all would let large classes through and starve small ones.
+
+A guard compares how much of the windows each class covers with what it covers in the labelled masks. Where a class
+vanishes or floods, the weight goes down, and the network returns to what the masks say.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import Generator, Tensor
+
+from hssl.config import Fraction, ViewConfig
+from hssl.errors import ConfigError
+from hssl.metrics import IGNORE, dice_ce_loss
+from hssl.networks import SegmentationNetwork
+from hssl.objectives import WATCH, WindowBatch
+from hssl.training.auxiliary.base import Auxiliary, AuxiliaryOptions, LabelledView, Setting
+from hssl.training.data import cut, draw_corner
+from hssl.views import make_view
+
+MEMORY = 0.99
+"""Decay per step of what the teacher is known to reach, and of what the classes cover."""
+logger = logging.getLogger(__name__)
+
+
+class SelfTrainingOptions(AuxiliaryOptions):
+    """Options of self-training.
+
+    Attributes:
+        weight: Weight of its loss once the ramp is over.
+        batch_size: Windows without masks a step, over all devices.
+        start: Share of the steps with masks alone, before the teacher is worth listening to.
+        ramp: Share of the steps over which the weight then rises from 0.
+        confidence: Probability that a pixel of the best known class needs to be believed; other classes need less,
+            in proportion to what the teacher reaches on them. 0 believes every pixel.
+        per_class: Whether classes have thresholds of their own; otherwise all have `confidence`.
+        cutmix: Probability that a window gets a box of another image.
+        paste: Share of these boxes that come from a labelled patch, with its true label.
+        box: Smallest and largest share of the patch's area in a box.
+        guard: How many times more, or less, than in the labelled masks a class may cover; 0 switches the guard off.
+        view: Ranges of the disturbance; None is that of the labelled patches.
+    """
+
+    weight: NonNegativeFloat = 1.0
+    batch_size: PositiveInt = 8
+    start: Fraction = 0.2
+    ramp: Fraction = 0.2
+    confidence: Fraction = 0.9
+    per_class: bool = True
+    cutmix: Fraction = 0.5
+    paste: Fraction = 0.5
+    box: tuple[PositiveFloat, PositiveFloat] = (0.02, 0.4)
+    guard: float = Field(10.0, ge=0)
+    view: ViewConfig | None = None
+
+
+class SelfTraining(Auxiliary):
+    """Learns from the moving average's labels of windows without masks.
+
+    Raises:
+        ConfigError: There is no moving average (``ema_decay: 0``).
+    """
+
+    Options = SelfTrainingOptions
+
+    def __init__(self, options: SelfTrainingOptions, setting: Setting) -> None:
+        super().__init__(options, setting)
+        if not setting.config.ema_decay:
+            raise ConfigError("auxiliary 'self_training' needs a moving average", hint="set ema_decay above 0")
+        self.options, self.steps = options, setting.config.steps
+        self.patch_size, self.view = setting.config.patch_size, options.view or setting.config.view
+        task = setting.store.tasks[setting.config.task]
+        self.class_names = ["background", *(task.labels[label] for label in sorted(task.labels))]
+        self.reached: Tensor
+        self.covered: Tensor
+        self.expected: Tensor
+        self.held: Tensor
+        self.register_buffer("reached", torch.full((task.classes,), 1 / task.classes))
+        self.register_buffer("expected", torch.tensor(self._coverage(setting), dtype=torch.float32))
+        self.register_buffer("covered", self.expected.clone())
+        #: Share of the weight that the guard leaves, and whether it has been said that it is little.
+        self.register_buffer("held", torch.ones(()))
+        self.told = False
+
+    def forward(
+        self,
+        network: SegmentationNetwork,
+        average: SegmentationNetwork,
+        labelled: LabelledView,
+        windows: WindowBatch,
+        step: int,
+        generator: Generator,
+    ) -> dict[str, Tensor]:
+        """Dice and cross-entropy against the believed pixels of the teacher's labels; nothing before the start."""
+        rise = self._rise(step)
+        if rise == 0:
+            return {}
+        view = make_view(windows.window, self.patch_size, self.view, generator)
+        label, believed = self._teach(average, view.clean)
+        image, label, believed = self._mix(view.image, label, believed, labelled, generator)
+        loss = dice_ce_loss(network(image).float(), label, believed)
+        return {
+            "dice_ce": rise * self.held * loss,
+            f"{WATCH}believed": believed.mean(),
+            f"{WATCH}held": self.held.clone(),
+        }
+
+    def after_step(self, network: SegmentationNetwork) -> None:
+        """Lowers or raises what the guard leaves of the weight."""
+        if not self.options.guard:
+            return
+        known = self.expected > 0
+        ratio = (self.covered + 1e-7) / (self.expected + 1e-7)
+        off = ((ratio > self.options.guard) | (ratio < 1 / self.options.guard)) & known
+        off[0] = False  # the background is what the others leave
+        self.held.copy_(torch.where(off.any(), self.held * 0.98, self.held + 0.02).clamp(0, 1))
+        if not self.told and bool(self.held < 0.5):
+            self.told = True
+            names = ", ".join(
+                f"'{self.class_names[number]}' covers {float(ratio[number]):.2g} times"
+                for number in torch.nonzero(off).flatten().tolist()
+            )
+            logger.warning("self-training is held back: %s what it covers in the labelled masks", names)
+
+    def describe(self) -> str:
+        """What it starts with."""
+        return (
+            f"own masks from step {int(self.options.start * self.steps)} on, {self.options.batch_size} windows a step"
+        )
+
+    def _rise(self, step: int) -> float:
+        start, ramp = self.options.start * self.steps, self.options.ramp * self.steps
+        return 0.0 if step < start else min(1.0, (step - start + 1) / max(ramp, 1))
+
+    @torch.no_grad()
+    def _teach(self, teacher: SegmentationNetwork, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Label of each pixel, int64 ``[B, P, P]``, and whether it is believed, float32 of the same shape."""
+        probability = teacher(image).float().softmax(1)
+        certain, label = probability.max(1)
+        classes = probability.shape[1]
+        one_hot = torch.zeros_like(probability).scatter_(1, label[:, None], 1.0)
+        pixels = one_hot.sum((0, 2, 3))
+        found = (one_hot * certain[:, None]).sum((0, 2, 3)) / pixels.clamp(min=1)
+        self.reached.copy_(torch.where(pixels > 0, MEMORY * self.reached + (1 - MEMORY) * found, self.reached))
+        self.covered.mul_(MEMORY).add_(pixels / pixels.sum(), alpha=1 - MEMORY)
+        needed = self.options.confidence * torch.ones(classes, device=image.device)
+        if self.options.per_class:
+            needed = needed * self.reached / self.reached.max()
+        return label, (certain >= needed[label]).float()
+
+    def _mix(
+        self, image: Tensor, label: Tensor, believed: Tensor, labelled: LabelledView, generator: Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Puts a box of another image into some images, its label and what is believed of it too."""
+        count, side, device = len(image), image.shape[-1], image.device
+
+        def draw(low: float, high: float) -> Tensor:
+            return low + (high - low) * torch.rand(count, generator=generator, device=device)
+
+        other = torch.randperm(count, generator=generator, device=device)
+        own = torch.randint(len(labelled.image), (count,), generator=generator, device=device)
+        pasted = draw(0, 1) < self.options.paste
+        known = (labelled.label != IGNORE).float()
+        pick = pasted[:, None, None]
+        new_image = torch.where(pick[:, None], labelled.image[own], image[other])
+        new_label = torch.where(pick, labelled.label[own], label[other])
+        new_believed = torch.where(pick, known[own], believed[other])
+        area, aspect = draw(*self.options.box), torch.exp(draw(-0.7, 0.7))
+        height, width = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
+        top, left = draw(0, 1) * (1 - height), draw(0, 1) * (1 - width)
+        place = (torch.arange(side, device=device) + 0.5) / side
+        rows = (place >= top[:, None]) & (place < (top + height)[:, None])
+        columns = (place >= left[:, None]) & (place < (left + width)[:, None])
+        box = rows[:, :, None] & columns[:, None, :] & (draw(0, 1) < self.options.cutmix)[:, None, None]
+        return (
+            torch.where(box[:, None], new_image, image),
+            torch.where(box, new_label, label),
+            torch.where(box, new_believed, believed),
+        )
+
+    @staticmethod
+    def _coverage(setting: Setting) -> Sequence[float]:
+        """Share of each class in windows of the labelled subjects, drawn as those without masks are."""
+        store, config = setting.store, setting.config
+        task, rng = store.tasks[config.task], np.random.default_rng((config.seed, 5))
+        counts = np.zeros(task.classes)
+        for case in store.cases(config.task, subjects=setting.labelled, labelled=True):
+            mask = task.to_channels(np.asarray(store.label(case)))
+            for plane in mask:
+                window = cut(plane, draw_corner(plane.shape, config.window, rng), config.window)
+                counts += np.bincount(window.ravel(), minlength=task.classes)[: task.classes]
+        shares: Sequence[float] = (counts / max(counts.sum(), 1)).tolist()
+        return shares
