@@ -7,8 +7,8 @@ PYTHON ?= $(firstword $(shell for p in python3.13 python3.12 python3.11 python3 
             $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && command -v $$p; done))
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-PARTS  ?= $(patsubst benchmarks/bench_%.py,%,$(wildcard benchmarks/bench_*.py))
-PEERS  := nnunetv2==2.8.1 albumentations==2.0.8 kornia==0.9.0 torchio==1.2.1 lightly blosc2==4.14.1
+PARTS  ?= $(patsubst speed/bench_%.py,%,$(wildcard speed/bench_*.py))
+PEERS  := nnunetv2==2.8.1 albumentations==2.0.8 kornia==0.9.0 torchio==1.2.1 lightly blosc2==4.14.1 monai==1.6.1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-transfer lint format bench tables docs build clean
@@ -40,7 +40,7 @@ format: $(VENV)/.installed-dev ## put the style right
 	$(BIN)/ruff format .
 
 bench: .venv-bench/.installed ## measure the speed of each part beside its peers, in an environment of its own; PARTS="views training" for some
-	@set -e; for part in $(PARTS); do echo "== $$part"; OMP_WAIT_POLICY=PASSIVE .venv-bench/bin/python benchmarks/bench_$$part.py; done
+	@set -e; for part in $(PARTS); do echo "== $$part"; OMP_WAIT_POLICY=PASSIVE .venv-bench/bin/python speed/bench_$$part.py; done
 
 tables: $(VENV)/.installed ## write the tables of README.md and docs anew from the ledgers
 	$(BIN)/python tools/tables.py

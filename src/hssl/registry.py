@@ -43,11 +43,11 @@ class Registry(Mapping[str, Any]):
         module, _, attribute = self._places.get(name, name).partition(":")
         try:
             return getattr(import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
+        except Exception as error:  # whatever a module of somebody else's raises while it is imported
             if name in self._places:
                 raise
             raise ConfigError(
-                f"{self.kind} '{name}' cannot be imported: {first_line(error)}",
+                f"{self.kind} '{name}' cannot be imported: {type(error).__name__}: {first_line(error)}",
                 hint="write module:name; the module must be installed, or lie in a folder of PYTHONPATH",
             ) from error
 

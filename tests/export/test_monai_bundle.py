@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import nibabel as nib
@@ -16,6 +18,8 @@ from hssl.export import export_run
 
 from .conftest import TASK, MakeRun
 
+CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
+
 
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
@@ -27,7 +31,8 @@ def image(tmp_path: Path) -> Path:
 
 
 def test_monai_runs_the_bundle_and_gives_the_mask_of_predict(make_run: MakeRun, image: Path, tmp_path: Path) -> None:
-    pytest.importorskip("fire", reason="monai.bundle's command line needs fire (extra 'monai')")
+    for package in ("monai", "fire"):
+        pytest.importorskip(package, reason=f"needs the extra 'monai' ({package})")
     run = make_run(task=TASK)
     (expected,) = predict(run, [image], tmp_path / "expected", device="cpu")
     bundle = export_run(run, "monai-bundle", tmp_path / "bundle")
@@ -44,8 +49,7 @@ def test_monai_runs_the_bundle_and_gives_the_mask_of_predict(make_run: MakeRun, 
 
 
 def test_what_a_bundle_holds(make_run: MakeRun, tmp_path: Path) -> None:
-    from monai.bundle import ConfigParser
-
+    parser = pytest.importorskip("monai.bundle", reason="needs the extra 'monai'").ConfigParser()
     bundle = export_run(make_run(task=TASK), "monai-bundle", tmp_path / "bundle")
     names = {str(path.relative_to(bundle)) for path in bundle.rglob("*") if path.is_file()}
     assert {"configs/metadata.json", "configs/inference.json", "docs/README.md"} < names
@@ -53,7 +57,6 @@ def test_what_a_bundle_holds(make_run: MakeRun, tmp_path: Path) -> None:
     formats = metadata["network_data_format"]
     assert formats["inputs"]["image"]["spatial_shape"] == [16, 16]
     assert formats["outputs"]["pred"]["channel_def"] == {"0": "background", "1": "liver", "2": "spleen"}
-    parser = ConfigParser()
     parser.read_config(bundle / "configs" / "inference.json")
     parser["bundle_root"] = str(bundle)
     network = parser.get_parsed_content("network_def")
@@ -64,3 +67,16 @@ def test_a_pretrained_run_makes_no_bundle(make_run: MakeRun, tmp_path: Path) -> 
     with pytest.raises(RunError, match="predicts no masks"):
         export_run(make_run(), "monai-bundle", tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
+
+
+def test_a_bundle_is_written_without_monai(make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        if name == "monai":
+            raise PackageNotFoundError(name)
+        return "1.0"
+
+    monkeypatch.setattr("hssl.export.monai_bundle.version", version)
+    bundle = export_run(make_run(task=TASK), "monai-bundle", tmp_path / "bundle")
+    tested = re.search(r"^monai==(.+)$", CONSTRAINTS.read_text(), re.MULTILINE)
+    assert tested is not None
+    assert json.loads((bundle / "configs" / "metadata.json").read_text())["monai_version"] == tested[1]

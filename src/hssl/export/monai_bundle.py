@@ -8,13 +8,15 @@ resampling in plane and of the way back of scores to the file's grid; a mask tha
 from __future__ import annotations
 
 import json
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from hssl.export.hub import model_card, write_run
 from hssl.files import new_folder, write_text
 from hssl.runs import Run, versions
+
+TESTED_MONAI = "1.6.1"
 
 
 def write_bundle(run: Path | str, output: Path) -> Path:
@@ -58,6 +60,14 @@ _INFERENCE: dict[str, Any] = {
 }
 
 
+def _monai_version() -> str:
+    """The version of MONAI that is installed, or the one that bundles are tested with: writing needs no MONAI."""
+    try:
+        return version("monai")
+    except PackageNotFoundError:
+        return TESTED_MONAI
+
+
 def _metadata(run: Run) -> dict[str, Any]:
     """What MONAI's schema of bundles asks for, and what only we know."""
     task, side = run.task, run.config.patch_size
@@ -67,7 +77,7 @@ def _metadata(run: Run) -> dict[str, Any]:
         "schema": "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json",
         "version": "0.1.0",
         "changelog": {"0.1.0": "as trained"},
-        "monai_version": version("monai"),
+        "monai_version": _monai_version(),
         "pytorch_version": version("torch").partition("+")[0],
         "numpy_version": version("numpy"),
         "required_packages_version": versions("nibabel"),
