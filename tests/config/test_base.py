@@ -160,3 +160,31 @@ def test_values_are_frozen():
 def test_options_that_nobody_knows_are_refused(kind):
     with pytest.raises(ConfigError, match="no option 'magic'"):
         kind.checked({"magic": 1})
+
+
+def aliases(levels, each):
+    lines = ["a0: &a0 [1]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * each)}]" for n in range(1, levels)]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f"steps: {'[' * 2000}{']' * 2000}", "nested more than 50 levels deep"),
+        (f"steps: {'[' * 60}{']' * 60}", "nested more than 50 levels deep"),
+        (aliases(60, 1), "nested more than 50 levels deep"),
+        ("steps: &x [*x]", "nested more than 50 levels deep"),
+        (aliases(20, 9), "holds more than 1,000,000 values"),
+        ("steps: 1\nseed: 2\nsteps: 3", "names 'steps' twice"),
+        ("view: {scale: [1, 1], scale: [2, 2]}", "names 'scale' twice"),
+        ("steps: 2001-13-45", "a value cannot be read: month must be in 1..12"),
+        (f"steps: {'9' * 5000}", "a value cannot be read: Exceeds the limit"),
+        ("steps: !!bool x", "a value cannot be read"),
+        ("steps: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
+    ],
+)
+def test_odd_yaml_is_one_line(text, message, tmp_path):
+    with pytest.raises(ConfigError, match=f"options.yaml: not a readable YAML file: .*{message}") as error:
+        PretrainConfig.load(write(tmp_path, text))
+    assert "\n" not in str(error.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -13,7 +14,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from hssl.errors import ConfigError
+from hssl.errors import ConfigError, first_line
 from hssl.registry import Registry
 
 SCRATCH = "scratch"
@@ -30,6 +31,8 @@ class _Yaml(yaml.SafeLoader):
 
 
 _INT = "tag:yaml.org,2002:int"
+_LARGEST, _DEEPEST = 1_000_000, 50
+_TOO_DEEP = f"is nested more than {_DEEPEST} levels deep"
 _Yaml.yaml_implicit_resolvers = {
     first: [resolver for resolver in resolvers if resolver[0] != _INT]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -41,9 +44,47 @@ def parse_yaml(text: str) -> Any:
     """What a YAML text holds; whole numbers are decimal, and one with a leading zero is a name.
 
     Raises:
-        yaml.YAMLError: It is not YAML.
+        yaml.YAMLError: It is not YAML, names a key twice, or is larger or deeper than options are.
     """
-    return yaml.load(text, _Yaml)
+    loader = _Yaml(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_node(node, {})
+        return loader.construct_document(node)
+    except RecursionError as error:
+        raise yaml.YAMLError(_TOO_DEEP) from error
+    except (ValueError, KeyError, AttributeError, TypeError) as error:  # what PyYAML makes of 2001-13-45 and the like
+        raise yaml.YAMLError(f"a value cannot be read: {first_line(error)}") from error
+    finally:
+        loader.dispose()
+
+
+def _check_node(node: yaml.Node, known: dict[yaml.Node, tuple[int, int]], depth: int = 1) -> tuple[int, int]:
+    """Counts the values and levels of a node; an alias counts each time it is used, so few lines may hold billions.
+
+    Raises:
+        yaml.YAMLError: There are too many, or a mapping names a key twice.
+    """
+    if depth > _DEEPEST:  # an alias that holds itself has no end
+        raise yaml.YAMLError(_TOO_DEEP)
+    if node not in known:
+        if isinstance(node, yaml.MappingNode):
+            keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<")
+            if twice := next((key for key, count in keys.items() if count > 1), None):
+                raise yaml.YAMLError(f"names '{twice}' twice")
+            below = [each for pair in node.value for each in pair]
+        else:
+            below = node.value if isinstance(node, yaml.SequenceNode) else []
+        counts = [_check_node(each, known, depth + 1) for each in below]
+        known[node] = 1 + sum(size for size, _ in counts), 1 + max((levels for _, levels in counts), default=0)
+    size, levels = known[node]
+    if levels > _DEEPEST:
+        raise yaml.YAMLError(_TOO_DEEP)
+    if size > _LARGEST:
+        raise yaml.YAMLError(f"holds more than {_LARGEST:,} values, most of them by aliases")
+    return size, levels
 
 
 def parse_names(text: str) -> list[str]:
