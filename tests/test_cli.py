@@ -314,8 +314,13 @@ JSON: dict[str, tuple[str, str, object, object]] = {
     "phantoms": ("-o raw", "hssl.phantoms.write_phantoms", [Path("raw/Heart")], ["raw/Heart"]),
     "aggregate": ("raw -o store", "hssl.store.aggregate", "STORE", "SUMMARY"),
     "inspect": ("store", "hssl.store.Store.open", "STORE", "SUMMARY"),
-    "pretrain": ("store -o run", "hssl.training.pretrain", "RUN", {"run": "run", "task": "Heart", **RUN}),
-    "finetune": ("store --task Heart -o run", "hssl.training.finetune", "RUN", {"run": "run", "task": "Heart", **RUN}),
+    "pretrain": ("store -o run", "hssl.training.pretrain.pretrain", "RUN", {"run": "run", "task": "Heart", **RUN}),
+    "finetune": (
+        "store --task Heart -o run",
+        "hssl.training.finetune.finetune",
+        "RUN",
+        {"run": "run", "task": "Heart", **RUN},
+    ),
     "groups": (
         "store --run run",
         "hssl.grouping.find_groups",

@@ -13,7 +13,7 @@ import pytest
 from hssl.config import NetworkConfig, PretrainConfig
 from hssl.objectives import OBJECTIVES
 from hssl.store import Store
-from hssl.training import pretrain
+from hssl.training.pretrain import pretrain
 
 TOOLS = Path(__file__).parents[1] / "tools"
 

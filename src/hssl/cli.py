@@ -223,8 +223,8 @@ def pretrain(
 
     Defaults, and all other options: hssl config show pretrain.
     """
-    from hssl import training
     from hssl.config import PretrainConfig, parse_names
+    from hssl.training.pretrain import pretrain as run_pretraining
 
     planned = None
     below: dict[str, Any] = {}
@@ -251,7 +251,7 @@ def pretrain(
         seed=seed,
         loggers=logger or None,
     )
-    _print_run(training.pretrain(store, output, config=checked), as_json=as_json)
+    _print_run(run_pretraining(store, output, config=checked), as_json=as_json)
 
 
 @app.command()
@@ -298,8 +298,8 @@ def finetune(
 
     Defaults, and all other options: hssl config show finetune.
     """
-    from hssl import training
     from hssl.config import FinetuneConfig
+    from hssl.training.finetune import finetune as run_finetuning
 
     checked = _load(
         FinetuneConfig,
@@ -316,7 +316,7 @@ def finetune(
         seed=seed,
         loggers=logger or None,
     )
-    _print_run(training.finetune(store, output, config=checked), as_json=as_json)
+    _print_run(run_finetuning(store, output, config=checked), as_json=as_json)
 
 
 @app.command()

@@ -24,7 +24,7 @@ from hssl.files import replacing
 from hssl.machine import cores
 from hssl.phantoms import write_phantoms
 from hssl.store import Store, aggregate
-from hssl.training import pretrain
+from hssl.training.pretrain import pretrain
 
 SUBJECTS = 16
 PATCH_SIZE = 64

@@ -23,7 +23,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[PretrainConfig]:
         configs.append(config)
         return SimpleNamespace(path=output, info=SimpleNamespace(complete=True))
 
-    monkeypatch.setattr("hssl.training.pretrain", pretrain)
+    monkeypatch.setattr("hssl.training.pretrain.pretrain", pretrain)
     return configs
 
 

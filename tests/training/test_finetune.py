@@ -17,8 +17,8 @@ from hssl.networks import build_network
 from hssl.prediction.tiling import predict_volume
 from hssl.runs import Run, load_segmentation, load_unet
 from hssl.store import Split
-from hssl.training import finetune, pretrain
-from hssl.training.finetune import Finetuning, update_average
+from hssl.training.finetune import Finetuning, finetune, update_average
+from hssl.training.pretrain import pretrain
 
 TWO = {"Blobs": 6, "Other": 5}
 

@@ -13,8 +13,9 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from safetensors.torch import load_file
 
 from hssl.errors import ConfigError
-from hssl.training import finetune, pretrain
+from hssl.training.finetune import finetune
 from hssl.training.loggers import check_loggers, open_loggers
+from hssl.training.pretrain import pretrain
 
 VARIABLES = ("WANDB_MODE", "WANDB_PROJECT", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME")
 

@@ -7,9 +7,8 @@ import torch
 
 from hssl.config import TrainingConfig
 from hssl.errors import TrainingError
-from hssl.training import pretrain
 from hssl.training.loop import check, schedule, wants_bf16
-from hssl.training.pretrain import Pretraining
+from hssl.training.pretrain import Pretraining, pretrain
 
 
 def test_schedule():

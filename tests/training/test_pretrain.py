@@ -15,9 +15,8 @@ from hssl.files import locked
 from hssl.networks import UNet
 from hssl.runs import Run, load_unet
 from hssl.store import Split
-from hssl.training import pretrain
 from hssl.training.loop import TrainingCallback
-from hssl.training.pretrain import Pretraining, check_patch, duration
+from hssl.training.pretrain import Pretraining, check_patch, duration, pretrain
 
 THREE = {"A": 5, "B": 5, "C": 5}
 GROUP_ALONE = {"weights": {"group": 1}}

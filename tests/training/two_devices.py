@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 from hssl.config import FinetuneConfig, PretrainConfig
-from hssl.training import finetune, pretrain
+from hssl.training.finetune import finetune
+from hssl.training.pretrain import pretrain
 
 COMMON = {
     "patch_size": 16,

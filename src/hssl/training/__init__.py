@@ -1,6 +1,4 @@
-"""Pre-training and fine-tuning; the run folders they leave are in :mod:`hssl.runs`."""
+"""Pre-training and fine-tuning; the run folders they leave are in :mod:`hssl.runs`.
 
-from hssl.training.finetune import finetune
-from hssl.training.pretrain import pretrain
-
-__all__ = ["finetune", "pretrain"]
+Nothing is imported here: options of objectives and auxiliaries are read without the trainer's packages.
+"""

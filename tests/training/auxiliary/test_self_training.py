@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from hssl.errors import ConfigError
 from hssl.networks import SegmentationNetwork, build_network
 from hssl.store import Store
-from hssl.training import finetune
 from hssl.training.auxiliary import LabelledView, Setting
 from hssl.training.auxiliary.self_training import SelfTraining, SelfTrainingOptions
+from hssl.training.finetune import finetune
 
 Make = Callable[..., SelfTraining]
 ALONE = {"pretext": False, "self_training": True}

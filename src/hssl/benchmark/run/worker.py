@@ -28,9 +28,9 @@ from hssl.prediction import Predictor
 from hssl.runs import Run
 from hssl.runs.run import INIT_HASH, WEIGHTS
 from hssl.store import Part, Store, widest_slice
-from hssl.training import finetune, pretrain
+from hssl.training.finetune import finetune
 from hssl.training.loop import expected_device
-from hssl.training.pretrain import GROUPS
+from hssl.training.pretrain import GROUPS, pretrain
 
 OUTCOME, OVERLAYS = "outcome.json", "overlays.npz"
 
