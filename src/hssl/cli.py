@@ -57,6 +57,13 @@ Set = Annotated[
 StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="A store that hssl aggregate wrote.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or hf://OWNER/NAME.")]
 Device = Annotated[str | None, typer.Option(help="As torch names it; a GPU where there is one by default.")]
+Components = Annotated[
+    bool,
+    typer.Option(
+        "--components/--no-components",
+        help="Keep the largest component of each label that is a single one in all labelled masks of the run.",
+    ),
+]
 Seed = Annotated[int | None, typer.Option(help="Seed of every random draw.")]
 PatchSize = Annotated[int | None, typer.Option(min=1, help="Side of what the network sees, in pixels.")]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Images a step.")]
@@ -321,20 +328,39 @@ def finetune(
 
 @app.command()
 def predict(
-    run: RunPath,
-    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Images, or folders of images.")],
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN... INPUT...", help="A run (several are averaged), then images or folders of them."),
+    ],
     output: Output,
     channel: Annotated[int | None, typer.Option(min=0, help="Channel of 4D images; the run's own by default.")] = None,
     overlap: Annotated[float, typer.Option(min=0, max=0.99, help="Share of a tile that overlaps its neighbour.")] = 0.5,
     batch_size: Annotated[int, typer.Option(min=1, help="Tiles at once.")] = 16,
+    components: Components = True,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Write the probability of each class too (NAME_probabilities.npz).")
+    ] = False,
+    uncertainty: Annotated[
+        bool, typer.Option("--uncertainty", help="Write a map of the uncertainty too (NAME_uncertainty.nii.gz).")
+    ] = False,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
     """Write a mask for each image, on the image's own grid."""
     from hssl import console, prediction
 
+    runs, inputs = _runs_and_inputs(paths)
     masks = prediction.predict(
-        run, inputs, output, channel=channel, overlap=overlap, batch_size=batch_size, device=device
+        runs,
+        inputs,
+        output,
+        channel=channel,
+        overlap=overlap,
+        batch_size=batch_size,
+        device=device,
+        components=components,
+        probabilities=probabilities,
+        uncertainty=uncertainty,
     )
     console.print_paths(masks, as_json=as_json)
 
@@ -356,6 +382,7 @@ def evaluate(
         typer.Option(help="Where masks are compared: source, on the grid of the files, or store, without them."),
     ] = "source",
     tolerance: Annotated[float, typer.Option(min=0, help="Of surface Dice, in mm.")] = 2.0,
+    components: Components = True,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
@@ -370,6 +397,7 @@ def evaluate(
         predictions=predictions,
         space=space,
         tolerance=tolerance,
+        components=components,
         device=device,
     )
     if as_json:
@@ -548,6 +576,16 @@ def _load(
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {pair}: the value is not YAML") from error
     return cls.load(path, below, **given)
+
+
+def _runs_and_inputs(paths: list[Path]) -> tuple[list[Path], list[Path]]:
+    """The runs, which come first, and the images."""
+    count = 1
+    while count < len(paths) and ((paths[count] / "run.json").is_file() or str(paths[count]).startswith("hf:")):
+        count += 1
+    if count == len(paths):
+        raise ConfigError("no image to predict is given", hint="hssl predict RUN IMAGE... -o FOLDER")
+    return paths[:count], paths[count:]
 
 
 def _labels(text: str | None) -> str | int | list[str] | None:

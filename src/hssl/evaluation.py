@@ -148,6 +148,7 @@ def evaluate(
     predictions: Path | str | None = None,
     space: Literal["source", "store"] = "source",
     tolerance: float = SURFACE_TOLERANCE_MM,
+    components: bool = True,
     device: str | None = None,
 ) -> EvaluationResult:
     """Scores a run on a part of its task's subjects, case by case and label by label.
@@ -167,6 +168,7 @@ def evaluate(
             its image file, on the grid of the true mask.
         space: ``store`` compares on the store's grid: quick, and possible without the source files.
         tolerance: Of surface Dice, in mm.
+        components: As for :class:`hssl.prediction.Predictor`.
         device: As torch names it; None is a GPU where there is one.
 
     Returns:
@@ -214,7 +216,7 @@ def evaluate(
     if predictions is not None:
         masks = _ready_masks(Path(predictions), cases, task)
     else:
-        predictor = Predictor(opened.path, device=device)
+        predictor = Predictor(opened.path, device=device, components=components)
         if task.preprocessing != predictor.task.preprocessing:
             raise StoreError(f"task '{name}' has another preprocessing than the run's", path=store.path, hint="retrain")
         if task.labels != predictor.task.labels:

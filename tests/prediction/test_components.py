@@ -2,8 +2,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
-from hssl.prediction.components import ComponentRule, keep_largest, learn_rule
+from hssl.errors import RunError
+from hssl.prediction import Predictor
+from hssl.prediction.components import keep_largest, learn_rule
+from hssl.prediction.tiling import predict_volume
+from hssl.runs import ComponentRule, Run
+from hssl.training import finetune
 
 
 def volume() -> np.ndarray:
@@ -83,3 +89,70 @@ def test_the_rule_in_words() -> None:
     names = {1: "liver", 2: "spleen"}
     assert ComponentRule(foreground=True, labels=(2,)).describe(names) == "the whole foreground, spleen"
     assert ComponentRule().describe(names) == ""
+
+
+# From the labelled masks to the masks that are written
+
+
+def test_a_run_learns_the_rule_and_prediction_follows_it(make_store, finetune_config, tmp_path) -> None:
+    store = make_store()
+    run = finetune(store, tmp_path / "run", config=finetune_config(validation=False, steps=1))
+    assert run.info.components == Run.open(run.path).info.components == ComponentRule(labels=(1,))
+    case = store.cases("Blobs", part="test")[0]
+    image = np.array(store.image(case), np.float32)
+    island = np.zeros_like(image)
+    island[2, 10:16, 10:16] = 1
+    island[2, 24:26, 24:26] = 1
+    scores = np.stack([0.5 - island, island])
+    for components, expected in ((True, 36), (False, 40)):
+        predictor = Predictor(run.path, components=components)
+        predictor._slabs = lambda _: iter([scores])  # type: ignore[method-assign,assignment,misc]
+        assert np.count_nonzero(predictor.mask(image)) == expected
+
+
+def test_probabilities_add_up_and_agree_with_the_mask(make_store, finetune_config, tmp_path) -> None:
+    store = make_store()
+    options = {"validation": False, "steps": 20, "learning_rate": 0.02}
+    runs = [finetune(store, tmp_path / str(s), config=finetune_config(seed=s, **options)).path for s in (0, 1)]
+    case = store.cases("Blobs", part="test")[0]
+    image = np.array(store.image(case), np.float32)
+    single = [next(Predictor(run, components=False).predictions([(image, None)], probabilities=True)) for run in runs]
+    for found in single:
+        assert found.probabilities is not None
+        assert found.probabilities.dtype == np.float16
+        np.testing.assert_allclose(found.probabilities.astype(np.float32).sum(0), 1, atol=2e-3)
+        np.testing.assert_array_equal(found.probabilities.argmax(0), found.mask)
+        assert found.uncertainty is not None
+        assert 0 <= found.uncertainty.min() <= found.uncertainty.max() <= 1
+    both = next(Predictor(runs, components=False).predictions([(image, None)], probabilities=True))
+    assert both.probabilities is not None
+    mean = np.mean([found.probabilities for found in single if found.probabilities is not None], axis=0)
+    np.testing.assert_allclose(both.probabilities, mean, atol=3e-3)
+    np.testing.assert_array_equal(both.mask, both.probabilities.astype(np.float32).argmax(0))
+
+
+def test_runs_of_other_labels_are_not_averaged(make_store, finetune_config, tmp_path) -> None:
+    options = {"validation": False, "steps": 1}
+    runs = [
+        finetune(make_store(name=f"s{v}", value=v), tmp_path / str(v), config=finetune_config(**options)).path
+        for v in (1, 2)
+    ]
+    with pytest.raises(RunError, match="has other labels or preprocessing than"):
+        Predictor(runs)
+
+
+def test_mirrored_views_are_averaged_where_training_mirrored() -> None:
+    class Left(torch.nn.Module):
+        """Scores that depend on the side of the image."""
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            ramp = torch.linspace(0, 1, image.shape[-1]).expand_as(image)
+            return torch.cat((image, ramp), 1)
+
+    image = np.random.default_rng(0).random((2, 16, 16), np.float32)
+    plain = predict_volume(Left(), image, patch_size=16)
+    mirrored = predict_volume(Left(), image, patch_size=16, mirror=(False, True))
+    np.testing.assert_allclose(mirrored[0], plain[0], atol=1e-6)
+    np.testing.assert_allclose(mirrored[1], 0.5, atol=1e-6)
+    down = predict_volume(Left(), image, patch_size=16, mirror=(True, False))
+    np.testing.assert_allclose(down[1], plain[1], atol=1e-6)

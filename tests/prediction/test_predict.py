@@ -20,7 +20,7 @@ from hssl.networks import SegmentationNetwork, build_network
 from hssl.prediction import Predictor, predict
 from hssl.prediction.masks import label_mask
 from hssl.prediction.tiling import SLAB, predict_volume
-from hssl.runs import Run, RunInfo
+from hssl.runs import ComponentRule, Run, RunInfo
 from hssl.sources.base import Geometry
 from hssl.store import Preprocessing, TaskInfo
 
@@ -60,7 +60,8 @@ GEOMETRY = np.array([[-1.5, 0, 0, 30], [0, 1.5, 0, -12.5], [0, 0, 5, 3], [0, 0, 
 
 
 def use_network(monkeypatch: pytest.MonkeyPatch, info: TaskInfo, patch_size: int = 16) -> None:
-    run = SimpleNamespace(config=FinetuneConfig(task="T", patch_size=patch_size, precision="32"))
+    config = FinetuneConfig(task="T", patch_size=patch_size, precision="32")
+    run = SimpleNamespace(config=config, info=SimpleNamespace(components=ComponentRule()))
     monkeypatch.setattr("hssl.prediction.predictor.load_segmentation", lambda path: (ByIntensity(), run, info))
 
 
@@ -322,3 +323,35 @@ def test_real_images_of_another_plan_get_masks_on_their_grid(
     means = [pixels[found == label].mean() for label in (0, 1, 2)]
     assert means[0] < means[1] < means[2]
     assert np.corrcoef(found.ravel(), pixels.ravel())[0, 1] > 0.8
+
+
+@pytest.mark.usefixtures("volumes")
+def test_probabilities_and_uncertainty_lie_on_the_grid_of_the_image(tmp_path: Path) -> None:
+    mask = truth(14, 20, 9)
+    image = save(tmp_path / "a.nii.gz", mask)
+    (path,) = predict("run", [image], tmp_path / "out", probabilities=True, uncertainty=True)
+    assert {file.name for file in path.parent.iterdir()} == {
+        "a.nii.gz",
+        "a_probabilities.npz",
+        "a_uncertainty.nii.gz",
+    }
+    with np.load(path.with_name("a_probabilities.npz"), allow_pickle=False) as content:
+        assert content["labels"].tolist() == [0, 1, 2]
+        probabilities = content["probabilities"]
+    assert probabilities.dtype == np.float16
+    assert probabilities.shape == (3, *mask.shape)
+    np.testing.assert_array_equal(probabilities.argmax(0), mask)
+    uncertainty = nib.load(path.with_name("a_uncertainty.nii.gz"))
+    np.testing.assert_allclose(uncertainty.affine, nib.load(image).affine)
+    p = probabilities.astype(np.float64)
+    np.testing.assert_allclose(uncertainty.get_fdata(), -(p * np.log(p)).sum(0) / np.log(3), atol=1e-3)
+
+
+def test_uncertainty_of_a_picture_is_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_network(monkeypatch, task(PICTURES))
+    Image.fromarray((truth(20, 30) * 100).astype(np.uint8)).save(tmp_path / "a.png")
+    predict("run", [tmp_path / "a.png"], tmp_path / "out", uncertainty=True)
+    with Image.open(tmp_path / "out" / "a_uncertainty.png") as picture:
+        assert picture.size == (30, 20)
+        assert picture.mode == "L"
+        assert 100 < np.asarray(picture).mean() < 256

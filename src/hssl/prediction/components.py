@@ -11,32 +11,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 from scipy.ndimage import find_objects
 from scipy.ndimage import label as connected_components
 
+from hssl.runs import ComponentRule
+
 SPECKS = 0.01
 """Share of the voxels of a label that may lie outside its largest component: annotators leave single voxels."""
-
-
-class ComponentRule(BaseModel):
-    """Which labels are single connected components; neighbours share a face, an edge or a corner.
-
-    Attributes:
-        foreground: Whether all labels together are one component.
-        labels: Label values that are one component each.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    foreground: bool = False
-    labels: tuple[int, ...] = ()
-
-    def describe(self, names: dict[int, str]) -> str:
-        """The rule in words, with the names of the labels; empty where there is none."""
-        single = [names[label] for label in self.labels]
-        parts = [*(["the whole foreground"] if self.foreground else []), *single]
-        return ", ".join(parts)
 
 
 def learn_rule(masks: Iterable[NDArray[np.integer[Any]]], labels: Sequence[int]) -> ComponentRule:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import softmax
 
 from hssl.sources.base import Geometry
 from hssl.store import TaskInfo
@@ -47,3 +48,22 @@ def join_planes(
     channels = planes if geometry is None else task.preprocessing.restore_axes(planes, geometry)
     labels: NDArray[np.uint8] = task.values[channels]
     return labels
+
+
+def restored_probabilities(
+    task: TaskInfo, scores: NDArray[np.float32], geometry: Geometry | None = None
+) -> NDArray[np.float16]:
+    """Probability of each class from a network's scores, for all slices of an image or some of them.
+
+    Args:
+        task: The task, with preprocessing.
+        scores: ``[classes, slices, rows, columns]`` on the store's grid.
+        geometry: The grid of a file; None stays on the store's.
+
+    Returns:
+        float16 ``[classes, slices, rows, columns]``, in the file's pixels and the store's axes.
+    """
+    if geometry is not None:
+        scores = task.preprocessing.restore_scores(scores, geometry)
+    probabilities: NDArray[np.float16] = softmax(scores, axis=0).astype(np.float16)
+    return probabilities

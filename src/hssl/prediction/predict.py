@@ -19,7 +19,7 @@ from rich.progress import track
 from hssl.errors import ConfigError, SourceError, name_bad_file
 from hssl.files import replacing
 from hssl.prediction import dicom_seg
-from hssl.prediction.predictor import Predictor, ahead
+from hssl.prediction.predictor import Prediction, Predictor, ahead
 from hssl.prediction.tiling import BATCH_SIZE, OVERLAP
 from hssl.sources import dicom
 from hssl.sources.base import Geometry, is_ct
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 def predict(
-    run: Path | str,
+    run: Path | str | Sequence[Path | str],
     inputs: Sequence[Path | str],
     output: Path | str,
     *,
@@ -40,6 +40,9 @@ def predict(
     overlap: float = OVERLAP,
     batch_size: int = BATCH_SIZE,
     device: str | None = None,
+    components: bool = True,
+    probabilities: bool = False,
+    uncertainty: bool = False,
 ) -> list[Path]:
     """Writes a mask for each image, on the image's own grid.
 
@@ -51,13 +54,18 @@ def predict(
     is there already is replaced.
 
     Args:
-        run: Folder of a fine-tuning run.
+        run: Folder of a fine-tuning run, or several of one task, whose probabilities are averaged.
         inputs: Image files, and folders whose image files, or trees of folders whose DICOM series, are all predicted.
         output: Folder for the masks, made if it is missing.
         channel: Index along the fourth axis, for 4D images; None for the one the task was made from.
         overlap: Share of a tile that neighbours share at least, in [0, 1).
         batch_size: Tiles in one call of the network.
         device: As torch names it; None is a GPU where there is one.
+        components: Keep only the largest component of what is a single one in all labelled masks of the run.
+        probabilities: Write ``NAME_probabilities.npz`` beside each mask: float16 ``[classes, ...]`` on its grid,
+            under ``probabilities``, and the label value of each class under ``labels``.
+        uncertainty: Write ``NAME_uncertainty.nii.gz`` (a PNG for a picture) beside each mask: entropy of the class
+            probabilities over its largest value, 0 (sure) to 1; in a PNG 255 is 1.
 
     Returns:
         The masks, in the order of the inputs.
@@ -68,7 +76,7 @@ def predict(
             shows nothing.
         ConfigError: Two inputs have one name, or a mask would replace an image.
     """
-    predictor = Predictor(run, overlap=overlap, batch_size=batch_size, device=device)
+    predictor = Predictor(run, overlap=overlap, batch_size=batch_size, device=device, components=components)
     if channel is None and isinstance(predictor.task.channel, int):
         channel = predictor.task.channel
     preprocessing = predictor.task.preprocessing
@@ -85,15 +93,21 @@ def predict(
             pixels = image.series.image() if image.series else read_image(image.path, image.channel)
             return preprocessing.prepare_image(pixels, image.geometry)
 
-    def write(result: tuple[_Input, NDArray[np.uint8]]) -> Path:
-        image, mask = result
-        return _write_mask(mask, image, image.target(output), predictor.task)
+    def write(result: tuple[_Input, Prediction]) -> Path:
+        image, found = result
+        target = image.target(output)
+        if probabilities and found.probabilities is not None:
+            _write_probabilities(found.probabilities, predictor.task, target)
+        if uncertainty and found.uncertainty is not None:
+            _write_uncertainty(found.uncertainty, image, target)
+        return _write_mask(found.mask, image, target, predictor.task)
 
     output.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(2) as pool:  # reads the next image and writes the last mask
         pixels = ahead(pool, load, images)
-        masks = predictor.masks(zip(pixels, (image.geometry for image in images), strict=True))
-        written = ahead(pool, write, zip(images, masks, strict=True))
+        pairs = zip(pixels, (image.geometry for image in images), strict=True)
+        found = predictor.predictions(pairs, probabilities=probabilities or uncertainty)
+        written = ahead(pool, write, zip(images, found, strict=True))
         return list(track(written, "predict", total=len(images)))
 
 
@@ -217,6 +231,20 @@ def _write_mask(mask: NDArray[np.uint8], image: _Input, target: Path, task: Task
         else:
             Image.fromarray(mask[:, :, 0]).save(partial)
     return target
+
+
+def _write_probabilities(probabilities: NDArray[np.float16], task: TaskInfo, target: Path) -> None:
+    with replacing(target.with_name(f"{stem(target)}_probabilities.npz")) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, probabilities=probabilities, labels=task.values)
+
+
+def _write_uncertainty(uncertainty: NDArray[np.float32], image: _Input, target: Path) -> None:
+    if image.series is None and not image.path.name.lower().endswith(NIFTI):
+        with replacing(target.with_name(f"{stem(target)}_uncertainty.png")) as partial:
+            Image.fromarray((255 * uncertainty[:, :, 0]).round().astype(np.uint8)).save(partial)
+        return
+    with replacing(target.with_name(f"{stem(target)}_uncertainty.nii.gz")) as partial:
+        nib.save(nib.Nifti1Image(uncertainty, image.geometry.affine), partial)  # type: ignore[no-untyped-call]
 
 
 def _nifti_mask(mask: NDArray[np.uint8], image: _Input) -> nib.Nifti1Image:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from itertools import product
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ def predict_volume(
     overlap: float = OVERLAP,
     batch_size: int = BATCH_SIZE,
     amp: bool | None = None,
+    mirror: tuple[bool, bool] = (False, False),
 ) -> NDArray[np.float32]:
     """Scores every voxel of a volume, slice by slice, in overlapping tiles.
 
@@ -44,6 +45,7 @@ def predict_volume(
         overlap: Share of a tile that neighbours share at least, in [0, 1).
         batch_size: Tiles in one call of the network.
         amp: Run the network in bfloat16; None where its device is faster so.
+        mirror: Average over views mirrored along rows and along columns; for a network that was trained so.
 
     Returns:
         float32 ``[classes, slices, rows, columns]``.
@@ -79,7 +81,7 @@ def predict_volume(
             group = tiles[start : start + tiles_at_once]
             patches = torch.cat([volume[part, y, x] for y, x in group])[:, None]
             with torch.autocast(device.type, torch.bfloat16, enabled=amp):
-                outputs = network(patches)
+                outputs = _mirrored(network, patches, mirror)
             if scores is None:
                 scores = torch.zeros((outputs.shape[1], *volume.shape), device=device)
             for (y, x), share, output in zip(group, weights[start:], outputs.chunk(len(group)), strict=False):
@@ -106,6 +108,14 @@ def predict_slabs(
     """
     for start in range(0, max(1, len(image)), slices):
         yield predict_volume(network, image[start : start + slices], **options)
+
+
+def _mirrored(network: nn.Module, patches: Tensor, mirror: tuple[bool, bool]) -> Tensor:
+    """Scores of patches, or their mean over mirrored views."""
+    axes = [axis for axis, wanted in zip((-2, -1), mirror, strict=True) if wanted]
+    views = [chosen for count in range(len(axes) + 1) for chosen in combinations(axes, count)]
+    scores = [network(patches.flip(view)).flip(view) for view in views]
+    return torch.stack(scores).mean(0) if len(scores) > 1 else scores[0]
 
 
 def _padded(volume: Tensor, height: int, width: int) -> tuple[Tensor, int, int]:

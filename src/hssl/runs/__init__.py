@@ -1,5 +1,5 @@
 """Run folders: what training leaves and everything after it reads, without the trainer's packages."""
 
-from hssl.runs.run import Run, RunInfo, load, load_segmentation, load_unet, versions
+from hssl.runs.run import ComponentRule, Run, RunInfo, load, load_segmentation, load_unet, versions
 
-__all__ = ["Run", "RunInfo", "load", "load_segmentation", "load_unet", "versions"]
+__all__ = ["ComponentRule", "Run", "RunInfo", "load", "load_segmentation", "load_unet", "versions"]

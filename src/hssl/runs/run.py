@@ -59,6 +59,26 @@ CONFIG, INFO, WEIGHTS, METRICS, CHECKPOINT = (
 )
 
 
+class ComponentRule(BaseModel):
+    """Which labels are single connected components; neighbours share a face, an edge or a corner.
+
+    Attributes:
+        foreground: Whether all labels together are one component.
+        labels: Label values that are one component each.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    foreground: bool = False
+    labels: tuple[int, ...] = ()
+
+    def describe(self, names: dict[int, str]) -> str:
+        """The rule in words, with the names of the labels; empty where there is none."""
+        single = [names[label] for label in self.labels]
+        parts = [*(["the whole foreground"] if self.foreground else []), *single]
+        return ", ".join(parts)
+
+
 class RunInfo(BaseModel):
     """What ``run.json`` holds.
 
@@ -69,6 +89,7 @@ class RunInfo(BaseModel):
         task: The task of a fine-tuned network; None for a pre-trained one.
         subjects_seen: Subjects whose images training used, by task; those of its pre-training included.
         masks_seen: Subjects whose masks training or validation used, by task.
+        components: What the labelled masks say of connected components; prediction removes what contradicts it.
         provenance: Versions, seed, data hashes, git revision, machine.
         complete: Whether training came to its end.
         result: Final figures: losses, best validation Dice, seconds.
@@ -82,6 +103,7 @@ class RunInfo(BaseModel):
     task: TaskInfo | None = None
     subjects_seen: dict[str, list[str]]
     masks_seen: dict[str, list[str]]
+    components: ComponentRule = ComponentRule()
     provenance: dict[str, Any]
     complete: bool = False
     result: dict[str, Any] = Field(default_factory=dict)

@@ -33,6 +33,7 @@ _FEW = 8
 _SLICES_AT_ONCE = 16  # bounds the memory of the one-hot masks
 
 T = TypeVar("T")
+Scalar = TypeVar("Scalar", bound=np.generic)
 Orientation = NDArray[np.float64]  # for each array axis the axis it becomes and its sign, as in nibabel
 
 
@@ -147,20 +148,44 @@ class Preprocessing(BaseModel):
         Raises:
             StoreError: The slices are not of the size that those of this geometry have in the store.
         """
-        if scores.shape[2:] != self.stored_shape(geometry)[1:]:
-            raise self._unfit(scores.shape[1:], geometry)
-        _, rows, columns = _permuted(geometry.shape, self._transform(geometry))
-        return _by_slices(lambda part: _resampled_argmax(scores[:, part], (rows, columns)), scores.shape[1])
+        size = self._restored_size(scores, geometry)
+        return _by_slices(lambda part: _resampled_argmax(scores[:, part], size), scores.shape[1])
 
-    def restore_axes(self, planes: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.uint8]:
-        """Puts all slices of :meth:`restore_slices` back into the axes of the file, exactly.
+    def restore_scores(self, scores: NDArray[np.float32], geometry: Geometry) -> NDArray[np.float32]:
+        """Resamples scores linearly in plane from the store's grid to the pixels of the file.
 
         Args:
-            planes: uint8 ``[slices, rows, columns]``.
+            scores: float32 ``[classes, slices, rows, columns]`` on the store's grid.
             geometry: The grid of the file.
 
         Returns:
-            uint8 ``geometry.shape``: the class of each voxel.
+            float32 ``[classes, slices, rows, columns]``, in the file's pixels and the store's axes.
+
+        Raises:
+            StoreError: The slices are not of the size that those of this geometry have in the store.
+        """
+        size = self._restored_size(scores, geometry)
+        if scores.shape[2:] == size:
+            return scores
+        tensor = torch.from_numpy(np.ascontiguousarray(scores, np.float32))
+        return F.interpolate(tensor, size=size, mode="bilinear", align_corners=False).numpy()
+
+    def _restored_size(self, scores: NDArray[np.float32], geometry: Geometry) -> tuple[int, int]:
+        """Rows and columns of the file's slices, in the store's axes."""
+        if scores.shape[2:] != self.stored_shape(geometry)[1:]:
+            raise self._unfit(scores.shape[1:], geometry)
+        _, rows, columns = _permuted(geometry.shape, self._transform(geometry))
+        return rows, columns
+
+    def restore_axes(self, planes: NDArray[Scalar], geometry: Geometry) -> NDArray[Scalar]:
+        """Puts all slices of :meth:`restore_slices` back into the axes of the file, exactly.
+
+        Args:
+            planes: ``[slices, rows, columns]``.
+            geometry: The grid of the file.
+
+        Returns:
+            ``geometry.shape``, the same type: the value of each voxel.
 
         Raises:
             StoreError: There are not as many slices as images of this geometry have in the store.

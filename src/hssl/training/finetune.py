@@ -18,6 +18,7 @@ from hssl.errors import ConfigError, StoreError
 from hssl.metrics import dice_by_label, dice_ce_loss
 from hssl.networks import SegmentationNetwork, build_network
 from hssl.objectives import WATCH
+from hssl.prediction.components import keep_largest, learn_rule
 from hssl.prediction.masks import class_planes, join_planes
 from hssl.prediction.tiling import predict_slabs
 from hssl.runs.run import Run, RunInfo, provenance
@@ -163,11 +164,14 @@ class Finetuning(Stage):
     def validate(self) -> float:
         """Mean Dice over validation cases and labels, in the store's grid; 0 where there is nothing to score."""
         task, network = self.store.tasks[self.config.task], self.kept.eval()
-        options = {"patch_size": self.config.patch_size, "amp": wants_bf16(self.config)}
+        flip = self.config.view.flip
+        options: dict[str, Any] = {"patch_size": self.config.patch_size, "amp": wants_bf16(self.config)}
+        options["mirror"] = (flip[0] > 0, flip[1] > 0)
         scores = []
         for case in self.store.cases(task.name, part="val", labelled=True):
             slabs = predict_slabs(network, self.store.image(case), **options)
             predicted = join_planes(task, [class_planes(task, slab) for slab in slabs])
+            predicted = keep_largest(predicted, self.run.info.components)
             scores.append(dice_by_label(self.store.label(case), predicted, task.labels))
         network.train()
         means = [np.nanmean(row) for row in scores if not np.isnan(row).all()]
@@ -280,6 +284,7 @@ def _run_info(
 ) -> RunInfo:
     """What the run sees; with `whole` the images of all training subjects."""
     masks = {config.task: sorted({*labelled, *validation_set})}
+    cases = store.cases(config.task, subjects=labelled, labelled=True)
     images = {*masks[config.task], *(store.split(config.task).train if whole else ())}
     info = RunInfo(
         stage="finetune",
@@ -287,6 +292,7 @@ def _run_info(
         task=store.tasks[config.task],
         subjects_seen={config.task: sorted(images)},
         masks_seen=masks,
+        components=learn_rule(map(store.label, cases), list(store.tasks[config.task].labels)),
         provenance=provenance(config, store),
     )
     return info if source is None else with_source(info, source)
@@ -304,6 +310,8 @@ def _announce(stage: Finetuning, source: Run | None, validation_set: list[str]) 
         f"({names})"
         + (f" and, to choose the checkpoint, of {len(validation_set)} for validation" if validation_set else "")
     )
+    if single := stage.run.info.components.describe(store.tasks[config.task].labels):
+        logger.info("always one component in these masks, so prediction keeps the largest: %s", single)
     if source is not None and (known := source.info.masks_seen.get(config.task)):
         logger.warning(
             f"{source.path} was trained on masks of {len(known)} subjects of {config.task}: they are labels, too"
