@@ -84,23 +84,11 @@ class _NTXent(Function):
             own = slice(start + offset, stop + offset)
             block = queries.view(2, count, -1)[:, start:stop].reshape(2 * (stop - start), -1) / temperature
             logits = block @ keys.T
-            # The same memory as [view, image, other view, other image]; its diagonal holds views of the same image.
-            table = logits.view(2, stop - start, 2, total)
-            same = table[..., own].diagonal(dim1=1, dim2=3)
+            table, same = _as_table(logits, total, own)
 
-            left_out: Tensor | None = None
-            if ignore is not None:
-                left_out = ignore[start:stop].clone()
-                left_out[:, own].fill_diagonal_(False)
-            target: Tensor | None = None
-            if affinity is not None:
-                target = affinity[start:stop].float() / 2
-                if left_out is not None:
-                    target.masked_fill_(left_out, 0)
-                target[:, own].fill_diagonal_(0)
-                # Both views of each similar image, and 1 for the pair.
-                weight = 1 / (1 + 2 * target.sum(1))
-                target *= weight[:, None]
+            left_out = _left_out(ignore, slice(start, stop), own)
+            target, weight = _target(affinity, slice(start, stop), own, left_out)
+            if target is not None:
                 pairs = same[0, 1] + same[1, 0]
                 loss += (pairs * (1 - weight)).sum() - torch.einsum("vnwm,nm->", table, target)
             if left_out is not None:
@@ -109,8 +97,7 @@ class _NTXent(Function):
                 same[view, view].fill_(float("-inf"))
 
             logits = F.log_softmax(logits, 1)
-            table = logits.view(2, stop - start, 2, total)
-            same = table[..., own].diagonal(dim1=1, dim2=3)
+            table, same = _as_table(logits, total, own)
             forth, back = same[0, 1], same[1, 0]
             loss -= (forth + back).sum()
             # From here on `logits` is the softmax, then the gradient for the similarities, in place.
@@ -118,7 +105,7 @@ class _NTXent(Function):
             if target is not None:
                 table -= target[:, None]
             for pair in (forth, back):
-                pair -= 1 if target is None else weight
+                pair -= weight
             if keys is queries and images >= count:
                 # All rows at once: a similarity has the gradients of both its rows, so one product is enough.
                 torch.mm(logits + logits.T, block, out=for_queries)
@@ -135,6 +122,36 @@ class _NTXent(Function):
         for_queries, *for_keys = ctx.saved_tensors
         scale = gradient / len(for_queries)
         return for_queries * scale, for_keys[0] * scale if for_keys else None, None, None, None, None
+
+
+def _as_table(logits: Tensor, total: int, own: slice) -> tuple[Tensor, Tensor]:
+    """The same memory as [view, image, other view, other image], and its diagonal, the views of the same image."""
+    table = logits.view(2, len(logits) // 2, 2, total)
+    return table, table[..., own].diagonal(dim1=1, dim2=3)
+
+
+def _left_out(ignore: Tensor | None, rows: slice, own: slice) -> Tensor | None:
+    """Images that are no negatives of a block of rows, bool; an image's own views are none of them."""
+    if ignore is None:
+        return None
+    left_out = ignore[rows].clone()
+    left_out[:, own].fill_diagonal_(False)
+    return left_out
+
+
+def _target(
+    affinity: Tensor | None, rows: slice, own: slice, left_out: Tensor | None
+) -> tuple[Tensor | None, Tensor | int]:
+    """Share of the target for each view of each other image, and what is left for the pair."""
+    if affinity is None:
+        return None, 1
+    target = affinity[rows].float() / 2
+    if left_out is not None:
+        target.masked_fill_(left_out, 0)
+    target[:, own].fill_diagonal_(0)
+    # Both views of each similar image, and 1 for the pair.
+    weight = 1 / (1 + 2 * target.sum(1))
+    return target * weight[:, None], weight
 
 
 def near_neighbours(case: Tensor, index: Tensor, radius: int) -> Tensor:

@@ -239,7 +239,10 @@ def finetune(
     named: dict[str, Any] = {"task": task, "label_budget": labels, "init": None if init is None else str(init)}
     named |= {"validation": validation, "steps": steps, "patch_size": patch_size, "batch_size": batch_size}
     config = FinetuneConfig.over(config, **options, **named, seed=seed, auxiliary=auxiliary)
-    store = store if isinstance(store, Store) else Store.open(store)
+    return _finetune(store if isinstance(store, Store) else Store.open(store), Path(output), config)
+
+
+def _finetune(store: Store, output: Path, config: FinetuneConfig) -> Run:
     check_batch_size(config.batch_size, config, "batch size", least=1)
     budget = config.label_budget if isinstance(config.label_budget, str | int) else list(config.label_budget)
     labelled = store.labelled(config.task, budget, config.seed)
@@ -255,7 +258,7 @@ def finetune(
     torch.manual_seed(config.seed)
     network = SegmentationNetwork(unet, store.tasks[config.task].classes, config.head)
     check_patch(config.patch_size, unet)
-    run = Run.prepare(Path(output), config, info)
+    run = Run.prepare(output, config, info)
     if run.info.complete:
         logger.info("%s is complete: nothing to do", run.path)
         return run

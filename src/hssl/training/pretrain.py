@@ -162,7 +162,10 @@ def pretrain(
     }
     named |= {"groups": groups, "steps": steps, "patch_size": patch_size, "batch_size": batch_size, "seed": seed}
     config = PretrainConfig.over(config, **options, **named)
-    store = store if isinstance(store, Store) else Store.open(store)
+    return _pretrain(store if isinstance(store, Store) else Store.open(store), Path(output), config)
+
+
+def _pretrain(store: Store, output: Path, config: PretrainConfig) -> Run:
     check_batch_size(config.batch_size, config, "batch size")
     chosen = tuple(config.tasks or store.tasks)
     check_groups(chosen, config.groups)
@@ -177,7 +180,7 @@ def pretrain(
     start, source = load_start(config, store) or (None, None)
     if source is not None:
         info = with_source(info, source)
-    run = Run.prepare(Path(output), config, info)
+    run = Run.prepare(output, config, info)
     if run.info.complete:
         logger.info("%s is complete: nothing to do", run.path)
         return run
