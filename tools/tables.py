@@ -27,7 +27,6 @@ from hssl.benchmark.report.tables import (
     TableCell,
     difference_table,
     interval,
-    pretraining_table,
     score_table,
     variant_table,
 )
@@ -54,13 +53,7 @@ PLAIN = {
     "Task08_BrainTissue": "brain tissue",
     "Task09_CardiacSSFP": "heart (bSSFP)",
 }
-"""The tasks as README.md calls them."""
-EXPLAINED = {
-    "Task03_Cardiac": "heart, cine MR",
-    "Task04_Abdomen": "eight organs, CT",
-    "Task05_Lung": "lung, infection, CT",
-    "Task09_CardiacSSFP": "heart, bSSFP MR",
-}
+"""The tasks in words."""
 LESION = "Task06_BrainTumour"
 """Of the four tasks of baselines and ablation the one without organs."""
 
@@ -93,62 +86,25 @@ def labelled(rows: Sequence[Row], task: str) -> str:
     return f"{len(some['labelled'])} of {len(full['labelled'])}"
 
 
-def readme() -> str:
-    """Scratch, joint and the gains of joint and of single-domain on nine tasks."""
-    rows, dice, gain, tasks = nine_rows()
-
-    def line(title: str, subjects: str, over: Sequence[str]) -> list[TableCell]:
-        scratch, joint = (f"{fmean(dice[task, arm] for task in over):.1f}" for arm in ("scratch", "joint"))
-        best = max(scratch, joint, key=float)
-        more = [signed(fmean(100 * gain[task, arm].mean for task in over), 1) for arm in ("joint", "single")]
-        scores = (TableCell(scratch, scratch == best), TableCell(joint, joint == best))
-        return [TableCell(title), TableCell(subjects), *scores, *map(TableCell, more)]
-
-    lines = [line(PLAIN[task], labelled(rows, task), [task]) for task in tasks]
-    header = [
-        "",
-        "labelled subjects",
-        "scratch",
-        "pre-trained on nine tasks",
-        "gain",
-        "gain, pre-trained on the task alone",
-    ]
-    return body(Table("", header, [*lines, line("mean", "", tasks)]))
-
-
 def gains() -> str:
-    """The same with intervals, single-domain's Dice, and what all labels give."""
+    """Dice (%) of each arm on nine tasks, differences from scratch, and what all labels give."""
     rows, dice, gain, tasks = nine_rows()
     full = {row["task"]: 100 * row["dice"] for row in ledger("ten-percent") if row["arm"] == "scratch"}
 
-    def line(title: str, subjects: Sequence[str], over: Sequence[str], known: str) -> list[TableCell]:
+    def line(title: str, subjects: str, over: Sequence[str], known: str) -> list[TableCell]:
         scores = [f"{fmean(dice[task, arm] for task in over):.1f}" for arm in ARMS]
         best = max(scores, key=float)
-        more = signed(fmean(100 * gain[task, "joint"].mean for task in over), 1) + known
-        alone = signed(fmean(100 * gain[task, "single"].mean for task in over), 1)
+        more = [signed(fmean(100 * gain[task, arm].mean for task in over), 1) for arm in ARMS[1:]]
         all_labels = f"{fmean(full[task] for task in over):.1f}"
-        plain = map(TableCell, (title, *subjects, more, alone))
-        return [*plain, *(TableCell(score, score == best) for score in scores), TableCell(all_labels)]
+        cells = (TableCell(score, score == best) for score in scores)
+        return [TableCell(title), TableCell(subjects), *cells, *map(TableCell, (more[0], more[1] + known, all_labels))]
 
     lines = [
-        line(
-            f"{task} ({EXPLAINED[task]})" if task in EXPLAINED else task,
-            [labelled(rows, task), str(gain[task, "joint"].subjects)],
-            [task],
-            f" ({interval(gain[task, 'joint'], 1)})",
-        )
+        line(f"{task[:6]} {PLAIN[task]}", labelled(rows, task), [task], f" ({interval(gain[task, 'joint'], 1)})")
         for task in tasks
     ]
-    header = [
-        "task",
-        "labelled subjects",
-        "test subjects",
-        "joint − scratch",
-        "single − scratch",
-        *ARMS,
-        "scratch, all labels",
-    ]
-    return body(Table("", header, [*lines, line("mean", ["", ""], tasks, "")]))
+    header = ["task", "labelled", *ARMS, "single − scratch", "joint − scratch", "all labels"]
+    return body(Table("", header, [*lines, line("mean", "", tasks, "")]))
 
 
 def seeds() -> str:
@@ -173,13 +129,6 @@ def claims() -> str:
     """The claims of the abstract, of nine tasks with 5 % and with 10 % of the labels."""
     roles = find_roles(Experiment.load(EXPERIMENTS / "nine-tasks.yaml"))
     return body(claim_table(check_claims([*ledger("nine-tasks"), *ledger("ten-percent")], roles)))
-
-
-def pretrainings(name: str) -> str:
-    """Pre-trainings of an experiment of single-domain and joint arms."""
-    rows = Ledger(EXPERIMENTS / name / "pretraining.jsonl").rows()
-    arms = {row["config_hash"]: "single" if len(row["tasks"]) == 1 else "joint" for row in rows}
-    return body(pretraining_table(rows, arms))
 
 
 def ten_percent() -> str:
@@ -227,12 +176,6 @@ def baselines_ranks() -> str:
     """Each baseline beside joint and scratch, over all tasks."""
     rows, arms = baseline_rows()
     return body(variant_table(rows, arms, "joint", "scratch", SHARE))
-
-
-def baselines_differences() -> str:
-    """Joint less each baseline, task by task."""
-    rows, arms = baseline_rows()
-    return body(difference_table(rows, [("joint", other) for other in ("scratch", *arms[1:])], SHARE))
 
 
 def baselines_pretext() -> str:
@@ -344,17 +287,14 @@ def validation(name: str, arms: Sequence[str], reference: str | None = None) -> 
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "readme": readme,
     "gains": gains,
     "seeds": seeds,
     "claims": claims,
     **{metric: partial(nine_tasks, metric) for metric in METRICS},
     "differences": lambda: body(difference_table(ledger("nine-tasks"), PAIRS, SHARE)),
-    "pretraining": lambda: pretrainings("nine-tasks"),
     "ten-percent": ten_percent,
     "baselines": baselines,
     "baselines-ranks": baselines_ranks,
-    "baselines-differences": baselines_differences,
     "baselines-pretext": baselines_pretext,
     "jigsaw": second_subject,
     "ablation": partial(ablation, 0),
