@@ -31,6 +31,7 @@ from hssl.store.store import file_hash
 pytest.importorskip("pydicom", reason="needs the dicom extra: pip install '.[dicom]'")
 highdicom = pytest.importorskip("highdicom", reason="needs the dicom extra: pip install '.[dicom]'")
 
+import pydicom  # noqa: E402
 from pydicom import dcmread  # noqa: E402
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset  # noqa: E402
 from pydicom.encaps import encapsulate  # noqa: E402
@@ -483,6 +484,89 @@ def test_each_file_is_hashed_once_however_many_series_lie_in_a_folder(
     assert hashes == [file_hash(*sorted(files)) for files in written]
     (tmp_path / "raw" / "notes.txt").write_text("still no DICOM")
     assert aggregate([tmp_path / "raw"], tmp_path / "store", config=AggregateConfig(workers=1)).hash == store.hash
+
+
+# Fields that decide values, order or identity ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("number", "fields", "message"),
+    [
+        (2, {"RescaleIntercept": None}, r"has slices with the RescaleIntercept -1024 and none \(IM"),
+        (0, {"RescaleSlope": None}, "has slices with the RescaleSlope none and 1"),
+        (1, {"RescaleSlope": 0}, "has the RescaleSlope 0"),
+        (1, {"RescaleSlope": "1e30"}, r"has the RescaleSlope 1e30"),
+        (3, {"PatientID": "P2"}, "with the PatientID 'P1' and 'P2'"),
+        (3, {"PatientID": ""}, "with the PatientID 'P1' and ''"),
+        (3, {"StudyInstanceUID": "1.2.3"}, r"with the StudyInstanceUID '[\d.]+' and '1\.2\.3'"),
+        (3, {"FrameOfReferenceUID": "1.2.3"}, "with the FrameOfReferenceUID"),
+        (3, {"RescaleType": "US"}, "with the RescaleType '' and 'US'"),
+    ],
+)
+def test_a_slice_that_does_not_belong_to_the_others_is_refused(
+    number: int, fields: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    write_series(tmp_path, voxels(), slices={number: fields})
+    (case,) = only(tmp_path).cases()
+    for read in (case.read_geometry, case.read_image):
+        with pytest.raises(SourceError, match=message):
+            read()
+
+
+@pytest.mark.parametrize(
+    ("tag", "value", "length"),
+    [("ImagePositionPatient", "nan", 3), ("PixelSpacing", "inf", 2), ("SliceThickness", "nan", 1)],
+)
+def test_a_number_that_is_none_is_refused(tag: str, value: str, length: int, tmp_path: Path) -> None:
+    """NaN would scramble the slices: every comparison with it is false."""
+    paths = write_series(tmp_path, voxels())
+    with pydicom.config.disable_value_validation():
+        header = dcmread(paths[2])
+        setattr(header, tag, [value] * length if length > 1 else value)
+        header.save_as(paths[2], enforce_file_format=True)
+    (case,) = only(tmp_path).cases()
+    with pytest.raises(SourceError, match=rf"has the {tag} {value}"):
+        case.read_image()
+
+
+def test_slices_that_lost_their_file_header_are_named_and_not_passed_over(tmp_path: Path) -> None:
+    """Without every second slice a series looks whole."""
+    paths = write_series(tmp_path, voxels(6))
+    for path in paths[1::2]:
+        path.write_bytes(path.read_bytes()[132:])
+    with pytest.raises(SourceError, match="is DICOM without a file header"):
+        find_sources(tmp_path)
+
+
+@pytest.mark.parametrize("limit", [None, -1900])
+def test_declared_padding_is_left_out_of_the_statistics(limit: int | None, tmp_path: Path) -> None:
+    array = voxels(6, 40, 40).clip(500)
+    outside = np.zeros(array.shape, bool)
+    outside[:, 10:20, 10:20] = True
+    padded = np.where(outside, -2000, array).astype(np.int16)
+    if limit is not None:
+        padded[:, 12:14, 12:14] = -1950
+    fields = {"PixelPaddingValue": -2000} | ({} if limit is None else {"PixelPaddingRangeLimit": limit})
+    write_series(tmp_path, padded, **fields)
+    (case,) = only(tmp_path).cases()
+    image, inside = case.read_image(), ~outside.transpose(2, 1, 0)
+    assert case.padding == -2000 - 1024
+    assert set(np.unique(image[~inside])) == {-3024.0}
+    np.testing.assert_array_equal(image[inside], array.transpose(2, 1, 0)[inside] - 1024.0)
+    preprocessing = Preprocessing(orientation="PLS", spacing=SPACING)
+    expected = np.percentile(image[inside], (0.5, 99.5))
+    assert preprocessing.intensity_range(image, padding=case.padding) == pytest.approx(tuple(expected), rel=1e-6)
+
+
+def test_a_store_of_padded_series_is_that_of_whole_ones_inside(tmp_path: Path) -> None:
+    array = voxels(4, 24, 24).clip(500)
+    padded = array.copy()
+    padded[:, :, :6] = -2000
+    for name, pixels, fields in (("whole", array[:, :, 6:], {}), ("padded", padded, {"PixelPaddingValue": -2000})):
+        write_series(tmp_path / name, pixels, **fields)
+    stores = [aggregate(tmp_path / name, tmp_path / f"store-{name}") for name in ("whole", "padded")]
+    whole, cut = (store.cases()[0].intensity for store in stores)
+    assert whole == pytest.approx(cut, rel=1e-6)
 
 
 # Segmentations out ----------------------------------------------------------------------------------------------

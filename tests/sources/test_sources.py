@@ -497,7 +497,7 @@ def test_masks_as_jpeg_are_refused(tmp_path: Path) -> None:
     write_picture(tmp_path / "labels/a.jpg", PICTURE)
     (case,) = find_sources(tmp_path)[0].cases()
     assert case.read_label is not None
-    with pytest.raises(SourceError, match="a mask as JPEG, which changes label numbers"):
+    with pytest.raises(SourceError, match="a mask as JPEG, compressed with loss, which changes label numbers"):
         case.read_label()
 
 
@@ -518,7 +518,7 @@ def test_two_masks_of_one_image_are_named(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="a second mask of 'a'"):
         find_sources(tmp_path)
     write_nifti(tmp_path / "masks/a.nii.gz", MASK)
-    with pytest.raises(SourceError, match="both a 'labels' and a 'masks'"):
+    with pytest.raises(SourceError, match="a 'labels' and a 'masks' folder"):
         find_sources(tmp_path)
 
 

@@ -183,6 +183,60 @@ def test_a_few_bright_voxels_are_contrast_enough_and_none_are_not() -> None:
     assert plan.intensity_range(image) == (0, 9)
 
 
+@pytest.mark.parametrize("padding", [-2000, -32768, 30000])
+@pytest.mark.parametrize("where", [np.s_[:15], np.s_[:, 35:], np.s_[:, :, :3]])
+def test_padding_outside_the_field_of_view_does_not_count(padding: float, where: object) -> None:
+    scan = np.random.default_rng(0).normal(0, 100, (60, 50, 8)).astype(np.float32)
+    geometry = Geometry((60, 50, 8), np.eye(4))
+    inside = np.ones(scan.shape, bool)
+    inside[where] = False
+    padded = np.where(inside, scan, np.float32(padding))
+    preprocessing = make_preprocessing([geometry])
+    low, high = np.percentile(scan[inside], (0.5, 99.5))
+    assert preprocessing.intensity_range(padded) == pytest.approx((low, high), rel=1e-6)
+    assert preprocessing.intensity_range(padded, padding=padding) == pytest.approx((low, high), rel=1e-6)
+    stored = preprocessing.prepare_image(padded, geometry)
+    unpadded = preprocessing.prepare_image(scan, geometry, intensity=(low, high))
+    inside = preprocessing.prepare_label(inside.astype(np.uint8), geometry) == 1
+    np.testing.assert_allclose(stored[inside], unpadded[inside], atol=1e-6)
+    assert set(np.unique(stored[~inside])) == {float(padding > 0)}
+
+
+def test_a_declared_padding_does_not_count_wherever_it_lies() -> None:
+    scan = np.random.default_rng(0).normal(0, 100, (40, 40, 8)).astype(np.float32)
+    scan[15:25, 15:25] = -2000
+    geometry = Geometry(scan.shape, np.eye(4))
+    preprocessing = make_preprocessing([geometry])
+    assert preprocessing.intensity_range(scan)[0] == -2000
+    low, high = np.percentile(scan[scan > -2000], (0.5, 99.5))
+    assert preprocessing.intensity_range(scan, padding=-2000.0) == pytest.approx((low, high), rel=1e-6)
+    with pytest.raises(StoreError, match="no contrast"):
+        preprocessing.intensity_range(np.full((4, 4, 4), -2000, np.float32), padding=-2000.0)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.where(np.arange(4000).reshape(20, 20, 10) % 7 > 3, 0, np.float32(50)),  # two greys: both mean something
+        np.clip(np.random.default_rng(0).normal(0, 300, (20, 20, 10)), -100, None),  # air, cut off
+        np.pad(np.random.default_rng(0).normal(500, 20, (10, 10, 10)), 5),  # a head on black, and no border of its own
+    ],
+    ids=["greys", "clipped", "object"],
+)
+def test_a_dark_background_is_no_padding_unless_it_lies_far_off(image: np.ndarray) -> None:
+    image = image.astype(np.float32)
+    preprocessing = Preprocessing(orientation="PLS", spacing=(1.0, 1.0))
+    inner = image[5:-5, 5:-5, 5:-5] if image.shape == (20, 20, 20) else image
+    assert preprocessing.intensity_range(image) == pytest.approx(tuple(np.percentile(inner, (0.5, 99.5))), rel=1e-6)
+
+
+def test_a_scan_that_is_scaled_already_shows_nothing_in_a_window() -> None:
+    scan = np.random.default_rng(0).random((8, 8, 8), np.float32)
+    geometry = Geometry(scan.shape, np.eye(4))
+    with pytest.raises(StoreError, match=r"no contrast in the window -160 to 240: its intensities are 0\.\d+ to 0\.99"):
+        make_preprocessing([geometry], window=(-160.0, 240.0)).prepare_image(scan, geometry)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_values_that_are_not_finite_are_refused(value: float) -> None:
     image = np.arange(8, dtype=np.float32).reshape(2, 2, 2)

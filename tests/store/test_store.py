@@ -51,7 +51,7 @@ def test_what_is_no_store_is_refused(store: Store, tmp_path: Path) -> None:
         Store.open(store.path)
     index = json.loads((store.path / "index.json").read_text())
     (store.path / "index.json").write_text(json.dumps(index | {"format": 1}))
-    with pytest.raises(StoreError, match=r"another version: format"):
+    with pytest.raises(StoreError, match=r"store: was made by another version of hssl \(format 1, this one reads 2\)"):
         Store.open(store.path)
 
 
@@ -145,3 +145,54 @@ def test_contact_sheet(store: Store, tmp_path: Path) -> None:
     assert (colour > 100).any()  # contours
     assert (colour[:, -pixels.shape[1] // 8 :] > 100).any()  # and what they are, at the end of each row
     assert list(tmp_path.glob(".sheet*")) == []
+
+
+# Damage ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_whole_store_passes_its_checks(store: Store) -> None:
+    store.check()
+    store.verify()
+
+
+@pytest.mark.parametrize("kind", ["images", "labels"])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda content: content[:-200], "bytes, not"),
+        (lambda content: content + b"\0" * 2000, "bytes, not"),
+        (lambda content: content[:-1] + bytes([content[-1] ^ 1]), "has changed"),
+        (lambda content: bytes(content[:128]) + bytes(len(content) - 128), "has changed"),
+    ],
+)
+def test_a_damaged_array_is_named_before_it_is_used(
+    store: Store, kind: str, damage: Callable[[bytes], bytes], message: str
+) -> None:
+    record = next(case for case in store.cases() if case.has_label)
+    path = array_path(store.path, kind, record.task, record.id)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(StoreError, match=message) as raised:
+        store.check()
+    assert raised.value.path == path
+    store.check(tasks=set(store.tasks) - {record.task})
+    path.unlink()
+    with pytest.raises(StoreError, match="cannot be read: No such file"):
+        store.check(tasks=[record.task])
+
+
+def test_the_checksum_of_a_part_is_no_part_of_the_hash(store: Store) -> None:
+    cases = [case.model_copy(update={"stored_image_sample": None}) for case in store.index.cases]
+    other = Store(store.path, store.index.model_copy(update={"cases": cases}), store.splits)
+    assert other.hash == store.hash
+    other.check()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_slice_that_is_not_finite_is_named(store: Store, value: float) -> None:
+    record = store.cases()[0]
+    image = np.array(store.image(record))
+    image[1, 3, 3] = value
+    np.save(array_path(store.path, "images", record.task, record.id), image)
+    np.testing.assert_array_equal(store.image_slice(record, 0), image[0])
+    with pytest.raises(StoreError, match=rf"case '{record.id}' holds NaN or infinity in slice 1"):
+        store.image_slice(record, 1)

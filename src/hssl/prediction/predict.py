@@ -91,7 +91,8 @@ def predict(
     def load(image: _Input) -> NDArray[np.float32]:
         with name_bad_file(image.path):
             pixels = image.series.image() if image.series else read_image(image.path, image.channel)
-            return preprocessing.prepare_image(pixels, image.geometry)
+            padding = image.series.padding if image.series else None
+            return preprocessing.prepare_image(pixels, image.geometry, padding=padding)
 
     def write(result: tuple[_Input, Prediction]) -> Path:
         image, found = result

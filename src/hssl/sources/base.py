@@ -62,6 +62,7 @@ class Case:
         read_image: Reads the voxels as float32, ``geometry.shape``, in the file's own units and axis order.
         read_label: Reads the mask as integers, ``geometry.shape`` (checked against the image by the store).
         image_files: The files the image is read from; empty where `image_path` is the only one.
+        padding: Value in `read_image` of voxels that were not measured, where the header declares one.
     """
 
     id: str
@@ -73,6 +74,7 @@ class Case:
     read_image: Callable[[], NDArray[np.float32]] = field(repr=False)
     read_label: Callable[[], NDArray[np.integer]] | None = field(repr=False, default=None)
     image_files: tuple[Path, ...] = field(repr=False, default=())
+    padding: float | None = None
 
 
 class Source(Protocol):

@@ -11,6 +11,7 @@ A series that is no straight, even stack of grey slices is named in an error, ne
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,10 +25,12 @@ from numpy.typing import NDArray
 
 from hssl.errors import SourceError, install, name_bad_file
 from hssl.sources.base import Case, Geometry, Source
-from hssl.sources.files import NIFTI, PICTURES
+from hssl.sources.files import NIFTI, PICTURES, walk_files
 from hssl.sources.folder import Layout, Options, choose_channels, safe_name, subject_of, task_name
 
 _ENDINGS = (".dcm", ".dicom", ".ima")
+_REPRESENTATIONS = (b"CS", b"DA", b"LO", b"OB", b"SH", b"SQ", b"TM", b"UI", b"UL")  # of the first elements
+_LONGEST_FIRST = 64  # bytes
 _MARK = slice(128, 132)  # where a DICOM file says that it is one
 _NOT_SCANS = ("SEG", "RTDOSE")  # have rows and columns, but show no measurement
 _TAGS = (
@@ -43,7 +46,11 @@ _TAGS = (
     ),
     *("SpacingBetweenSlices", "ImagePositionPatient", "ImageOrientationPatient", "RescaleSlope", "RescaleIntercept"),
     *("ModalityLUTSequence", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+    *("StudyInstanceUID", "FrameOfReferenceUID", "RescaleType", "PixelRepresentation"),
+    *("PixelPaddingValue", "PixelPaddingRangeLimit"),
 )
+_SAME = ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID", "Modality", "RescaleType")  # in one series
+_NUMBERS = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
 _MACROS = (
     *("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence"),
     "PixelValueTransformationSequence",
@@ -54,6 +61,7 @@ _SAME_PIXELS = 1e-3  # relative
 _SAME_PLACE = 0.01  # mm
 _EVEN = 0.1  # of the distance between slices
 _UPRIGHT = 1.0  # degrees
+_SLOPES = 1e-9, 1e9  # what a rescale slope can be
 
 
 class Problem(NamedTuple):
@@ -82,8 +90,10 @@ class Plane:
         directions: Where columns count up to, then rows; two unit vectors in LPS.
         spacing: Distance in mm from row to row and from column to column.
         thickness: Distance in mm to the next slice as the header has it, for a slice that stands alone.
-        slope: What stored values are multiplied by,
+        slope: What stored values are multiplied by, None where the header does not say,
         intercept: and what is added to them then, to give HU or another unit.
+        padding: Lowest and highest stored value of pixels that were not measured; None where none is declared.
+        same: The fields that all slices of a series share, as text, in the order of ``_SAME``.
         problem: Why it cannot be used; None if it can.
     """
 
@@ -94,14 +104,21 @@ class Plane:
     directions: tuple[float, ...] = (1, 0, 0, 0, 1, 0)
     spacing: tuple[float, ...] = (1, 1)
     thickness: float = 1
-    slope: float = 1
-    intercept: float = 0
+    slope: float | None = None
+    intercept: float | None = None
+    padding: tuple[int, int] | None = None
+    same: tuple[str, ...] = ()
     problem: Problem | None = None
 
     @property
     def normal(self) -> NDArray[np.float64]:
         """Unit vector across the slice, in LPS."""
         return np.cross(self.directions[:3], self.directions[3:])
+
+    def rescaled(self, stored: NDArray[np.generic] | int) -> NDArray[np.float64]:
+        """Stored values in the unit of the scan."""
+        slope = 1.0 if self.slope is None else self.slope
+        return np.asarray(stored, np.float64) * slope + (self.intercept or 0.0)
 
 
 @dataclass(frozen=True)
@@ -166,6 +183,7 @@ class Series:
                 self._refuse("has slices in several directions, as a localizer has", "keep one direction")
             if not np.allclose(plane.spacing, first.spacing, rtol=_SAME_PIXELS):
                 self._refuse(f"has pixels of {_by(first.spacing)} and of {_by(plane.spacing)} mm", "keep one size")
+            self._check_same(first, plane)
         several = len({plane.path for plane in self.planes})
         if 1 < several < len(self.planes):
             self._refuse(f"is split over {several} multi-frame files", "convert it to NIfTI, for example with dcm2niix")
@@ -199,15 +217,40 @@ class Series:
             SourceError: As :meth:`stack`, or a file is truncated or damaged.
         """
         planes = self.stack()
-        volume = np.empty((len(planes), *planes[0].size), np.float32)
+        slices: list[NDArray[np.float32]] = []
         read: tuple[Path | None, NDArray[np.generic]] = (None, np.empty(0))
-        for number, plane in enumerate(planes):
+        for plane in planes:
             with name_bad_file(plane.path):
                 if read[0] != plane.path:
                     pixels = _pydicom().dcmread(plane.path).pixel_array
                     read = plane.path, pixels.reshape(-1, *plane.size)
-                volume[number] = read[1][plane.frame] * plane.slope + plane.intercept
-        return volume.transpose(2, 1, 0)
+                stored = read[1][plane.frame]
+                values = plane.rescaled(stored).astype(np.float32)
+                if plane.padding and self.padding is not None:
+                    low, high = plane.padding
+                    values[(stored >= low) & (stored <= high)] = self.padding
+                slices.append(values)
+        return np.stack(slices).transpose(2, 1, 0)
+
+    @property
+    def padding(self) -> float | None:
+        """Value in :meth:`image` of pixels that were not measured; None where no header declares any."""
+        return next((float(plane.rescaled(plane.padding[0])) for plane in self.planes if plane.padding), None)
+
+    def _check_same(self, first: Plane, plane: Plane) -> None:
+        """Checks the fields that decide what the values of a slice mean and whom they show."""
+        for keyword, one, other in zip(_SAME, first.same, plane.same, strict=True):
+            if one != other:
+                hint = "one series shows one patient in one scan; sort its files, or export it again"
+                self._refuse(f"has slices with the {keyword} '{one}' and '{other}' ({plane.path.name})", hint)
+        for keyword, own, others in (
+            ("RescaleSlope", first.slope, plane.slope),
+            ("RescaleIntercept", first.intercept, plane.intercept),
+        ):
+            if (own is None) != (others is None):  # numbers that differ are read as each slice has them, as of PET
+                said = " and ".join("none" if value is None else f"{value:g}" for value in (own, others))
+                hint = "export it again, complete"
+                self._refuse(f"has slices with the {keyword} {said} ({plane.path.name})", hint)
 
     def _check_even(self, planes: Sequence[Plane], normal: NDArray[np.float64]) -> None:
         positions = np.array([plane.position for plane in planes])
@@ -281,6 +324,7 @@ class DicomSource:
                 read_geometry=series.geometry,
                 read_image=series.image,
                 image_files=tuple(sorted({plane.path for plane in series.planes})),
+                padding=series.padding,
             )
 
     def _subject(self, series: Series) -> str:
@@ -298,7 +342,7 @@ def matches(path: Path) -> bool:
     if path.is_file():
         return _is_dicom(path)
     found = False
-    for files in _folders(path):
+    for files in walk_files(path):
         if any(_is_dicom(file) for file in files):
             found = True
         elif any(file.name == "dataset.json" or file.name.lower().endswith((*NIFTI, *PICTURES)) for file in files):
@@ -310,7 +354,7 @@ def holds_series(path: Path) -> bool:
     """Whether `path` is a DICOM file, or a tree of folders with some, whatever else lies there."""
     if path.is_file():
         return _is_dicom(path)
-    return any(_is_dicom(file) for files in _folders(path) for file in files)
+    return any(_is_dicom(file) for files in walk_files(path) for file in files)
 
 
 def read(path: Path, options: Options) -> list[Source]:
@@ -347,7 +391,7 @@ def list_series(path: Path) -> list[Series]:
     """
     headers: dict[str, Any] = {}
     planes: dict[str, list[Plane]] = defaultdict(list)
-    for file in [path] if path.is_file() else [file for files in _folders(path) for file in files if _is_dicom(file)]:
+    for file in [path] if path.is_file() else [file for files in walk_files(path) for file in files if _is_dicom(file)]:
         header = read_header(file, specific_tags=list(_TAGS))
         with name_bad_file(file):
             if "Rows" not in header or header.get("Modality") in _NOT_SCANS:
@@ -375,8 +419,10 @@ def read_header(path: Path, **options: Any) -> Any:
         try:
             return pydicom.dcmread(path, stop_before_pixels=True, **options)
         except pydicom.errors.InvalidDicomError as error:
-            hint = "move it away, or if it is DICOM without a file header, add one with dcmconv"
-            raise SourceError("is called a DICOM file and is none", path=path, hint=hint) from error
+            if _lacks_header(path):
+                hint = "add one, for example with dcmconv, or move the file away"
+                raise SourceError("is DICOM without a file header", path=path, hint=hint) from error
+            raise SourceError("is called a DICOM file and is none", path=path, hint="move it away") from error
 
 
 def _pydicom() -> Any:
@@ -387,27 +433,27 @@ def _pydicom() -> Any:
     return pydicom
 
 
-def _folders(path: Path) -> Iterator[list[Path]]:
-    """Files of each folder of a tree, sorted; what is hidden is left out."""
-    seen = set()  # links are followed, but not in circles
-    for folder, children, names in os.walk(path, followlinks=True):
-        if (real := os.path.realpath(folder)) in seen:
-            children.clear()
-            continue
-        seen.add(real)
-        children[:] = sorted(child for child in children if not child.startswith("."))
-        yield [Path(folder, name) for name in sorted(names) if not name.startswith(".")]
-
-
 def _is_dicom(path: Path) -> bool:
-    """Many DICOM files have no ending, or one that is part of a number; the mark says what they are."""
+    """Many DICOM files have no ending, or one that is part of a number; the mark says what they are.
+
+    One that has lost its header is taken for DICOM too, so that it is named and not passed over: a series without
+    every second slice looks whole.
+    """
     name = path.name.lower()
     if name == "dicomdir" or name.endswith((*NIFTI, *PICTURES)) or not path.is_file():
         return False
     if name.endswith(_ENDINGS):
         return True
+    with name_bad_file(path), path.open("rb") as stream:
+        return stream.read(_MARK.stop)[_MARK] == b"DICM" or _lacks_header(path)
+
+
+def _lacks_header(path: Path) -> bool:
+    """Whether a file begins with the data elements of DICOM, where the header should be."""
     with path.open("rb") as stream:
-        return stream.read(_MARK.stop)[_MARK] == b"DICM"
+        start = stream.read(8)
+    group, implicit = int.from_bytes(start[:2], "little"), int.from_bytes(start[4:], "little")
+    return len(start) == 8 and group in (2, 8) and (start[4:6] in _REPRESENTATIONS or implicit <= _LONGEST_FIRST)
 
 
 def _series(uid: str, header: Any, planes: list[Plane]) -> Series:
@@ -446,8 +492,8 @@ def _plane(header: Any, fields: dict[str, Any], path: Path, frame: int) -> Plane
     problem = _problem(header, fields)
     if problem:
         return Plane(path, frame, size, problem=problem)
-    thickness = fields.get("SpacingBetweenSlices") or fields.get("SliceThickness")
-    slope, intercept = fields.get("RescaleSlope"), fields.get("RescaleIntercept")
+    thickness = _number(fields.get("SpacingBetweenSlices")) or _number(fields.get("SliceThickness"))
+    slope, intercept = _number(fields.get("RescaleSlope")), _number(fields.get("RescaleIntercept"))
     return Plane(
         path,
         frame,
@@ -455,10 +501,28 @@ def _plane(header: Any, fields: dict[str, Any], path: Path, frame: int) -> Plane
         position=tuple(map(float, fields["ImagePositionPatient"])),
         directions=tuple(map(float, fields["ImageOrientationPatient"])),
         spacing=tuple(map(float, fields["PixelSpacing"])),
-        thickness=abs(float(thickness)) if thickness else 1.0,
-        slope=1.0 if slope is None else float(slope),
-        intercept=0.0 if intercept is None else float(intercept),
+        thickness=abs(thickness) if thickness else 1.0,
+        slope=slope,
+        intercept=intercept,
+        padding=_padding(header),
+        same=tuple(str(header.get(keyword) or fields.get(keyword) or "").strip() for keyword in _SAME),
     )
+
+
+def _number(value: Any) -> float | None:
+    """A header's number; None where there is none, and an error where it is something else."""
+    return None if value is None or value == "" else float(value)
+
+
+def _padding(header: Any) -> tuple[int, int] | None:
+    """The stored values of pixels that were not measured."""
+    signed = bool(header.get("PixelRepresentation"))
+    ends = [
+        int.from_bytes(value, "little", signed=signed) if isinstance(value, bytes) else int(value)
+        for value in (header.get("PixelPaddingValue"), header.get("PixelPaddingRangeLimit"))
+        if value is not None and value != ""
+    ]
+    return (min(ends), max(ends)) if header.get("PixelPaddingValue") is not None and ends else None
 
 
 def _problem(header: Any, fields: dict[str, Any]) -> Problem | None:
@@ -473,11 +537,13 @@ def _problem(header: Any, fields: dict[str, Any]) -> Problem | None:
     if photometric == "MONOCHROME1":
         return Problem("stores bright as dark (MONOCHROME1)", "convert it to MONOCHROME2 or NIfTI")
     frames = int(header.get("NumberOfFrames") or 1)
-    for keyword, count in (("ImagePositionPatient", 3), ("ImageOrientationPatient", 6), ("PixelSpacing", 2)):
+    for keyword, count in _NUMBERS.items():
         if len(fields.get(keyword) or []) != count:
             several = f" of its {frames} frames" if frames > 1 else ""
             hint = "only stacks of slices are read; convert others to NIfTI or PNG"
             return Problem(f"has no {keyword}{several}", hint, "picture")
+    if problem := _odd_number(fields):
+        return problem
     if frames > 1 and not header.get("PerFrameFunctionalGroupsSequence"):
         return Problem(f"holds {frames} frames and one place for all of them", "convert it to NIfTI")
     columns, rows = np.reshape(np.array(fields["ImageOrientationPatient"], float), (2, 3))
@@ -488,6 +554,25 @@ def _problem(header: Any, fields: dict[str, Any]) -> Problem | None:
     if header.get("ModalityLUTSequence"):
         return Problem("has a table of values instead of slope and intercept", "convert it to NIfTI")
     return _undecodable(str(header.file_meta.get("TransferSyntaxUID") or ""))
+
+
+def _odd_number(fields: dict[str, Any]) -> Problem | None:
+    """A number that decides values or order and cannot be one."""
+    for keyword in (*_NUMBERS, "RescaleSlope", "RescaleIntercept", "SpacingBetweenSlices", "SliceThickness"):
+        value = fields.get(keyword)
+        values = value if keyword in _NUMBERS else [value]
+        try:
+            numbers = [_number(one) for one in values or []]
+        except (TypeError, ValueError):
+            numbers = [math.nan]
+        known = [number for number in numbers if number is not None]
+        usable = all(map(math.isfinite, known)) and (keyword not in _NUMBERS or len(known) == len(numbers))
+        if keyword == "RescaleSlope":
+            usable = usable and all(_SLOPES[0] <= abs(number) <= _SLOPES[1] for number in known)
+        if not usable:
+            said = "\\".join(map(str, values or []))
+            return Problem(f"has the {keyword} {said}", "correct the header, or export the series again")
+    return None
 
 
 @cache

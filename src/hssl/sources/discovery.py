@@ -15,9 +15,12 @@ from hssl.registry import LAYOUTS
 from hssl.sources import dicom, images2d, nifti
 from hssl.sources.base import Case, Source
 from hssl.sources.folder import Layout, Options
+from hssl.sources.plain import has_image_folder
 
 _PLAIN = (nifti.LAYOUT, images2d.LAYOUT)
-_PART = re.compile(r"(images?|labels?|masks?)(tr|ts)?", re.IGNORECASE)
+_PART = re.compile(
+    r"(images?|imgs?|labels?|masks?|annotations?|gt|ground[_-]?truth|segmentations?|segs?)(tr|ts)?", re.IGNORECASE
+)
 
 
 def find_sources(
@@ -100,8 +103,8 @@ def check_no_patients(sources: Sequence[Source]) -> None:
     folders: dict[Path, list[Case]] = {}
     for source in sources:
         folders.setdefault(source.path, []).extend(source.cases())
-    # With images/ of their own they are one sequence each, of patients that are called alike in all.
-    names = [{case.id for case in cases} for path, cases in folders.items() if not (path / "images").is_dir()]
+    # With a folder of images of their own they are one sequence each, of patients that are called alike in all.
+    names = [{case.id for case in cases} for path, cases in folders.items() if not has_image_folder(path)]
     alike = len(names) == len(folders) > len(names[0]) and all(each == names[0] for each in names)
     if alike or all(len({case.subject for case in cases}) == 1 for cases in folders.values()):
         raise SourceError(
@@ -120,7 +123,7 @@ def _check_whole(path: Path) -> None:
     folder = path.absolute()
     above = f"give {folder.parent}, or say with --layout that it is all there is"
     part = _PART.fullmatch(folder.name)
-    if part and not part[1].lower().startswith("image"):
+    if part and not part[1].lower().startswith(("image", "img")):
         raise SourceError("is a folder of masks", path=path, hint=above)
     if folder.name.lower() == "imagestr" and (folder.parent / f"labels{folder.name[-2:]}").is_dir():
         raise SourceError("is a part of a challenge, whose masks lie beside it", path=path, hint=above)

@@ -5,13 +5,20 @@ Whatever is wrong with a file becomes a :class:`~hssl.errors.SourceError` that n
 
 from __future__ import annotations
 
+import gzip
+import io
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
+from typing import Any, cast
 
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from hssl.errors import SourceError, name_bad_file
 from hssl.sources.base import Geometry
@@ -23,6 +30,11 @@ _LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
 _MM_PER_UNIT = {3: 10.0}  # TIFF ResolutionUnit: centimetre; dots per inch are for printers
 _MM_PER_NIFTI_UNIT = {"meter": 1000.0, "micron": 0.001}
 _TIFF_X_RESOLUTION, _TIFF_Y_RESOLUTION, _TIFF_RESOLUTION_UNIT = 282, 283, 296
+_ORIENTATION = 274  # of EXIF and TIFF; from 5 on rows and columns change places
+_LOSSY = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF")
+_CHUNK = 1 << 20
+_DEFLATE = 1032  # to 1 is the most that gzip compresses
+_BEHIND = 1 << 24  # bytes behind the voxels that a file may have, for extensions and padding
 
 
 def stem(path: Path) -> str:
@@ -45,6 +57,18 @@ def list_files(folder: Path, endings: tuple[str, ...]) -> list[Path]:
     )
 
 
+def walk_files(folder: Path) -> Iterator[list[Path]]:
+    """Files of each folder of a tree, sorted; what is hidden is left out, a broken link is not."""
+    seen = set()  # links are followed, but not in circles
+    for where, children, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(where)) in seen:
+            children.clear()
+            continue
+        seen.add(real)
+        children[:] = sorted(child for child in children if not child.startswith("."))
+        yield [Path(where, name) for name in sorted(names) if not name.startswith(".")]
+
+
 def read_geometry(path: Path, channel: int | None = None) -> Geometry:
     """Reads the grid from the header alone.
 
@@ -58,20 +82,23 @@ def read_geometry(path: Path, channel: int | None = None) -> Geometry:
     with name_bad_file(path):
         if _is_nifti(path):
             return _nifti_geometry(_open_nifti(path, channel), path)
-        with Image.open(path) as picture:
-            rows, columns = picture.height, picture.width
-            return Geometry((rows, columns, 1), np.diag([*_picture_spacing(picture), 1.0, 1.0]), ndim=2)
+        with _opened_picture(path) as picture:
+            (height, width), orientation = _picture_spacing(picture), _orientation(picture)
+            upright = _upright(picture)
+            spacing = (width, height) if orientation >= 5 else (height, width)
+            return Geometry((upright.height, upright.width, 1), np.diag([*spacing, 1.0, 1.0]), ndim=2)
 
 
 def read_image(path: Path, channel: int | None = None) -> NDArray[np.float32]:
     """Reads the voxels as float32 ``[x, y, z]``, in the file's own units and axis order.
 
-    NIfTI slope and intercept are applied. Colour pictures become luminance; a picture is
-    ``[rows, columns, 1]``. Arguments and errors as in :func:`read_geometry`.
+    NIfTI slope and intercept are applied. Colour pictures become luminance; a picture is ``[rows, columns, 1]``,
+    upright as its EXIF or TIFF orientation says. A compressed file is read to its end, where its checksum is.
+    Arguments and errors as in :func:`read_geometry`.
     """
     with name_bad_file(path):
         if _is_nifti(path):
-            return _nifti_array(_open_nifti(path, channel), channel).astype(np.float32, copy=False)
+            return _nifti_array(_open_nifti(path, channel), path, channel).astype(np.float32, copy=False)
         return _read_picture(path)[..., None]
 
 
@@ -79,10 +106,11 @@ def read_label(path: Path) -> NDArray[np.integer]:
     """Reads a mask as integers ``[x, y, z]``, in the file's own axis order.
 
     Raises:
-        SourceError: The file is missing or damaged, a colour picture, or holds values that are not whole.
+        SourceError: The file is missing or damaged, a colour picture, compressed with loss, or holds values that are
+            not whole numbers of 32 bits.
     """
     with name_bad_file(path):
-        values = _nifti_array(_open_nifti(path, None), None) if _is_nifti(path) else _read_mask(path)
+        values = _nifti_array(_open_nifti(path, None), path, None) if _is_nifti(path) else _read_mask(path)
         return _whole(values, path)
 
 
@@ -144,13 +172,29 @@ def _channels(image: nib.Nifti1Image) -> int:
 def _open_nifti(path: Path, channel: int | None) -> nib.Nifti1Image:
     image = _load_nifti(path)
     shape, count = image.shape, _channels(image)
-    if len(shape) < 2 or 0 in shape:
+    if len(shape) < 2 or min(shape) < 1:
         raise SourceError(f"shape {shape} is neither a volume nor a slice", path=path)
     if channel is None and count > 1:
         raise SourceError(f"shape {shape} has {count} channels where one is expected", path=path)
     if channel is not None and channel >= count:
         raise SourceError(f"shape {shape} has {count} channels, number {channel} is missing", path=path)
+    _check_size(image, path)
     return image
+
+
+def _check_size(image: nib.Nifti1Image, path: Path) -> None:
+    """Refuses a header that claims more voxels than the file or the memory can hold, before any is allocated."""
+    proxy, size = cast(Any, image.dataobj), path.stat().st_size
+    claimed = int(proxy.offset) + math.prod(image.shape) * proxy.dtype.itemsize
+    if claimed > (size * _DEFLATE if _is_gzip(path) else size):
+        raise SourceError(
+            f"is truncated or damaged: its header claims {claimed:,} bytes, which a file of {size:,} cannot hold",
+            path=path,
+            hint="download or export it again",
+        )
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if (needed := 4 * math.prod(image.shape[:3])) > memory:
+        raise SourceError(f"needs {needed:,} bytes of memory, and there are {memory:,}", path=path, hint="crop it")
 
 
 def _nifti_geometry(image: nib.Nifti1Image, path: Path) -> Geometry:
@@ -175,14 +219,45 @@ def _nifti_geometry(image: nib.Nifti1Image, path: Path) -> Geometry:
     return Geometry((x, y, z), affine)
 
 
-def _nifti_array(image: nib.Nifti1Image, channel: int | None) -> NDArray[np.generic]:
-    """Voxels of one channel as ``[x, y, z]``, scaled by the header's slope and intercept."""
+def _nifti_array(image: nib.Nifti1Image, path: Path, channel: int | None) -> NDArray[np.generic]:
+    """Voxels of one channel as ``[x, y, z]``, scaled by the header's slope and intercept.
+
+    nibabel reads as many bytes as there are voxels, and so never meets the checksum at the end of a gzip file.
+    """
+    proxy = cast(Any, image.dataobj)
     shape = (*image.shape[:3], 1)[:3]
-    if channel is None or len(image.shape) < 4:
-        return np.asanyarray(image.dataobj).reshape(shape)
-    axes = len(image.shape) - 3
-    index = np.unravel_index(channel, image.shape[3:], order="F") if axes > 1 else (channel,)
-    return np.asanyarray(image.dataobj[(..., *(int(i) for i in index))]).reshape(shape)
+    size = math.prod(shape) * proxy.dtype.itemsize
+    start = int(proxy.offset) + (channel or 0) * size  # the first axis runs fastest: channels lie one after another
+    content = bytearray(size)
+    with gzip.open(path) if _is_gzip(path) else path.open("rb") as stream:
+        _skip(stream, start, path)
+        view, filled = memoryview(content), 0
+        while filled < size:
+            read = stream.readinto(view[filled : filled + _CHUNK])
+            if not read:
+                raise SourceError(f"ends after {filled:,} of {size:,} bytes of voxels", path=path, hint="get it again")
+            filled += read
+        if _is_gzip(path):
+            behind = math.prod(image.shape) * proxy.dtype.itemsize - (start - int(proxy.offset)) - size + _BEHIND
+            _skip(stream, behind, path, to_the_end=True)
+    values = np.frombuffer(content, proxy.dtype).reshape(shape, order="F")
+    return np.asarray(nib.volumeutils.apply_read_scaling(values, proxy.slope, proxy.inter))
+
+
+def _skip(stream: io.BufferedIOBase, count: int, path: Path, *, to_the_end: bool = False) -> None:
+    """Reads `count` bytes, or up to so many `to_the_end` of the stream."""
+    while count > 0:
+        if not (read := len(stream.read(min(count, _CHUNK)))):
+            if to_the_end:
+                return
+            raise SourceError("ends before its voxels", path=path, hint="get it again")
+        count -= read
+    if to_the_end and stream.read(1):
+        raise SourceError("holds far more than its header says", path=path, hint="see what it is")
+
+
+def _is_gzip(path: Path) -> bool:
+    return path.name.lower().endswith(".gz")
 
 
 def _picture_spacing(picture: Image.Image) -> tuple[float, float]:
@@ -193,19 +268,40 @@ def _picture_spacing(picture: Image.Image) -> tuple[float, float]:
     return (mm / y, mm / x) if mm and x > 0 and y > 0 else (1.0, 1.0)
 
 
-def _open_picture(path: Path) -> Image.Image:
-    picture = Image.open(path)
-    pages = getattr(picture, "n_frames", 1)
-    if pages > 1:
-        raise SourceError(f"holds {pages} pages", path=path, hint="store stacks as NIfTI")
-    return picture
+def _orientation(picture: Image.Image) -> int:
+    """How a viewer turns the picture, 1 to 8 as EXIF counts; other values mean nothing."""
+    if picture.format in ("JPEG", "MPO", "TIFF") or "exif" in picture.info:
+        found = picture.getexif().get(_ORIENTATION, 1)
+        return found if found in range(1, 9) else 1
+    return 1
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """The picture as a viewer turns it."""
+    if _orientation(picture) == 1:
+        return picture
+    if picture.format == "TIFF":
+        picture.load()  # turns it
+        return picture
+    return ImageOps.exif_transpose(picture)
+
+
+@contextmanager
+def _opened_picture(path: Path) -> Iterator[Image.Image]:
+    """A picture of one page, not loaded yet."""
+    # Not by its name: Pillow maps a file that it can name, and scrambles an uncompressed TIFF that has to be turned.
+    with path.open("rb") as stream, Image.open(stream) as picture:
+        if (pages := getattr(picture, "n_frames", 1)) > 1:
+            raise SourceError(f"holds {pages} pages", path=path, hint="store stacks as NIfTI")
+        yield picture
 
 
 def _read_picture(path: Path) -> NDArray[np.float32]:
-    with _open_picture(path) as picture:
-        if picture.mode in ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV"):
-            picture = picture.convert("RGB")
-        pixels = np.asarray(picture).astype(np.float32)
+    with _opened_picture(path) as picture:
+        upright = _upright(picture)
+        if upright.mode in ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV"):
+            upright = upright.convert("RGB")
+        pixels = np.asarray(upright).astype(np.float32)
     if pixels.ndim == 2:
         return pixels
     return pixels[..., 0] if pixels.shape[-1] == 2 else pixels[..., :3] @ _LUMINANCE  # alpha says nothing
@@ -213,10 +309,11 @@ def _read_picture(path: Path) -> NDArray[np.float32]:
 
 def _read_mask(path: Path) -> NDArray[np.generic]:
     """Pixels of a mask as ``[rows, columns, 1]``; of a palette picture the indices."""
-    if path.name.lower().endswith((".jpg", ".jpeg")):
-        raise SourceError("a mask as JPEG, which changes label numbers", path=path, hint="store it as PNG or TIFF")
-    with _open_picture(path) as picture:
-        pixels = np.asarray(picture)
+    with _opened_picture(path) as picture:
+        if picture.format in _LOSSY or picture.info.get("compression") == "jpeg":
+            what = f"a mask as {picture.format}, compressed with loss, which changes label numbers"
+            raise SourceError(what, path=path, hint="store it as PNG, from the original and not from this file")
+        pixels = np.asarray(_upright(picture))
     if pixels.ndim == 3:
         colours = pixels[..., :1] if pixels.shape[-1] == 2 else pixels[..., :3]  # without alpha
         if (colours != colours[..., :1]).any():
@@ -231,6 +328,10 @@ def _whole(values: NDArray[np.generic], path: Path) -> NDArray[np.integer]:
     if values.dtype.kind == "b":
         return values.astype(np.uint8)
     whole = np.rint(values)
-    if not np.isfinite(whole).all() or (whole != values).any():
-        raise SourceError("the mask holds values that are not whole numbers", path=path)
+    if not np.isfinite(whole).all() or (wrong := whole != values).any():
+        found = np.unique(values[~np.isfinite(values)] if not np.isfinite(whole).all() else values[wrong])
+        listed = ", ".join(f"{value:g}" for value in found[:3].tolist())
+        raise SourceError(f"the mask holds values that are not whole numbers, such as {listed}", path=path)
+    if (largest := float(np.abs(whole).max(initial=0))) >= 2**31:
+        raise SourceError(f"the mask holds {largest:g}, which is no label", path=path, hint="renumber the mask")
     return np.asarray(whole).astype(np.int32)

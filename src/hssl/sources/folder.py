@@ -199,9 +199,9 @@ def parse_labels(listed: object, path: Path) -> dict[int, str]:
     for left, right in listed.items():
         try:
             if isinstance(right, list):
-                regions.update(int(value) for value in right)
+                regions.update(map(_whole, right))
                 continue
-            name, value = (str(right), int(left)) if left.isdecimal() else (left, int(right))
+            name, value = (str(right), int(left)) if left.isdecimal() else (left, _whole(right))
         except (TypeError, ValueError) as error:
             raise SourceError(f"label '{left}': '{right}' is not a name and an integer", path=path) from error
         if name == "ignore":
@@ -211,6 +211,13 @@ def parse_labels(listed: object, path: Path) -> dict[int, str]:
         labels[value] = name
     labels = {value: f"label_{value}" for value in regions} | labels
     return {value: labels[value] for value in sorted(labels) if value != 0}
+
+
+def _whole(value: Any) -> int:
+    """A label's number; 1.7 is none, nor is true."""
+    if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
+        raise TypeError(value)
+    return int(value)
 
 
 def channel_names(listed: object, path: Path) -> list[str]:

@@ -13,7 +13,11 @@ from hssl.errors import SourceError
 from hssl.sources.files import list_files, stem
 from hssl.sources.folder import CaseFiles, Options, parse_labels, read_json, task_name
 
-_IMAGES, _MASKS = "images", ("labels", "masks")
+_IMAGES = ("images", "image", "imgs", "img")  # in any spelling of upper and lower case
+_MASKS = (
+    *("labels", "label", "labelstr", "masks", "mask", "annotations", "annotation", "gt", "groundtruth"),
+    *("ground_truth", "ground-truth", "segmentations", "segmentation", "segs", "seg"),
+)
 _MASK = re.compile(r"(?:(.*)[_.-])?(?:mask|labels?|seg|segmentation|gt|groundtruth)", re.IGNORECASE)
 _MAX_LABELS = 64
 
@@ -21,37 +25,48 @@ Labels = dict[int, str]
 
 
 def list_images(path: Path, endings: tuple[str, ...]) -> list[Path]:
-    """Image files of `path`, or of its ``images`` folder, or `path` itself if it is such a file."""
+    """Image files of `path`, or of its folder of images, or `path` itself if it is such a file.
+
+    Raises:
+        SourceError: There are two folders of images.
+    """
     if path.is_file():
         return [path] if path.name.lower().endswith(endings) else []
-    folder = path / _IMAGES
-    return list_files(folder if folder.is_dir() else path, endings)
+    return list_files(_part(path, _IMAGES) or path, endings)
+
+
+def has_image_folder(path: Path) -> bool:
+    """Whether the images of a challenge lie in a folder of their own."""
+    return _part(path, _IMAGES) is not None
+
+
+def is_called_mask(path: Path) -> bool:
+    """Whether the name of a file, or of its folder, says that it is a mask."""
+    return _unmarked(stem(path)) is not None or path.parent.name.lower() in _MASKS
 
 
 def plain_task(path: Path, options: Options) -> str:
-    """Name of the task: that of the folder, or of the folder above a file or an ``images`` folder."""
-    return task_name(path.resolve().parent if path.is_file() else _root(path), options)
+    """Name of the task: that of the folder, or of the folder above a file or a folder of images."""
+    return task_name(path.resolve().parent if path.is_file() else root_of(path), options)
 
 
 def pair_masks(path: Path, endings: tuple[str, ...]) -> list[CaseFiles]:
-    """Images of a plain folder, with the masks of the same name from ``labels`` or ``masks``.
+    """Images of a plain folder, with the masks of the same name from a folder such as ``labels`` or ``masks``.
 
     A mask's name may end in ``_mask``, ``_label``, ``_labels``, ``_seg``, ``_segmentation``, ``_gt`` or
     ``_groundtruth``, also with ``-`` or ``.`` before it; such a mask may also lie beside its image.
 
     Raises:
-        SourceError: There are both mask folders, a mask has no image, or an image has two masks.
+        SourceError: There are two folders of masks, a mask has no image, or an image has two masks.
     """
     images = list_images(path, endings)
     if path.is_file():
         return [CaseFiles(stem(path), path)]
-    folders = [folder for name in _MASKS if (folder := _root(path) / name).is_dir()]
-    if len(folders) > 1:
-        raise SourceError("has both a 'labels' and a 'masks' folder", path=_root(path), hint="keep one")
+    folder = _part(root_of(path), _MASKS)
     found: Mapping[Path, str | None]
-    if folders:
+    if folder is not None:
         names = {stem(image) for image in images}
-        found = {mask: _image_name(mask, names) for mask in list_files(folders[0], endings)}
+        found = {mask: _image_name(mask, names) for mask in list_files(folder, endings)}
     else:
         found = masks_beside(images)
     masks: dict[str, Path] = {}
@@ -89,7 +104,7 @@ def listed_labels(path: Path) -> Labels | None:
         SourceError: The file is not a list of labels.
     """
     for name in ("labels.json", "dataset.json"):
-        file = _root(path) / name
+        file = root_of(path) / name
         if file.is_file():
             content = read_json(file)
             if name == "labels.json" or "labels" in content:
@@ -119,10 +134,24 @@ def present_labels(files: list[CaseFiles], read: Callable[[Path], NDArray[np.int
     return {value: f"label_{value}" for value in sorted(found - {0})}
 
 
-def _root(path: Path) -> Path:
+def root_of(path: Path) -> Path:
     """The folder that holds images and masks."""
     path = path.resolve()
-    return path.parent if path.name == _IMAGES else path
+    return path.parent if path.name.lower() in _IMAGES else path
+
+
+def _part(path: Path, names: tuple[str, ...]) -> Path | None:
+    """The folder of images or masks in a challenge; None where there is none.
+
+    Raises:
+        SourceError: There are two.
+    """
+    if not path.is_dir():
+        return None
+    found = sorted(child for child in path.iterdir() if child.name.lower() in names and child.is_dir())
+    if len(found) > 1:
+        raise SourceError(f"has a '{found[0].name}' and a '{found[1].name}' folder", path=path, hint="keep one")
+    return found[0] if found else None
 
 
 def _image_name(mask: Path, names: set[str]) -> str | None:

@@ -15,6 +15,7 @@ from hssl.errors import StoreError, name_bad_file
 from hssl.machine import cores
 from hssl.sources.base import Case, Geometry, Source, is_ct
 from hssl.sources.discovery import check_no_patients, find_sources
+from hssl.sources.leftovers import unused_files
 from hssl.store.assign import BadCase, PendingTask, folder_name, split_by_folder, split_given_for
 from hssl.store.convert import attempt, convert_case, image_files_of, in_parallel
 from hssl.store.preprocessing import Preprocessing, check_geometry, make_preprocessing
@@ -52,13 +53,13 @@ def aggregate(
     """
     config = config or AggregateConfig()
     folders = [sources] if isinstance(sources, Path | str) else sources
-    found = [
-        source
-        for path in folders
-        for source in find_sources(
-            Path(path), layout=config.layout, subject=config.subject, channel=config.channel, task=config.task
+    found = []
+    for path in map(Path, folders):
+        here = find_sources(
+            path, layout=config.layout, subject=config.subject, channel=config.channel, task=config.task
         )
-    ]
+        _warn_of_unused(path, here)
+        found += here
     if len(folders) > 1:  # those of one path have been looked at
         check_no_patients(found)
     return aggregate_sources(found, output, config=config)
@@ -96,6 +97,22 @@ def aggregate_sources(sources: Sequence[Source], output: Path | str, *, config: 
             index, splits = _write_arrays(tasks, staging, existing, config)
             commit(existing, output, staging, index, splits)
     return Store.open(output)
+
+
+def _warn_of_unused(path: Path, sources: Sequence[Source]) -> None:
+    """Lists the files that are not used, and the tasks without masks where some of these look like masks."""
+    unused = unused_files(path, sources)
+    for group in unused:
+        logger.warning("%s", group)
+    masks = [mask for group in unused for mask in group.masks]
+    for source in sources if masks else ():
+        if not any(case.label_path for case in source.cases()):
+            logger.warning(
+                "task '%s' has no masks, although %d files look like some, such as %s",
+                source.task,
+                len(masks),
+                masks[0],
+            )
 
 
 def _check_split_options(existing: Store | None, config: AggregateConfig) -> None:

@@ -17,7 +17,7 @@ from hssl.errors import HsslError, StoreError, name_bad_file
 from hssl.sources.base import Case, Geometry, Source
 from hssl.sources.files import check_same_place
 from hssl.store.preprocessing import Preprocessing
-from hssl.store.store import CaseRecord, array_path, file_hash
+from hssl.store.store import CaseRecord, array_path, file_hash, file_sample
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -35,11 +35,15 @@ def convert_case(case: Case, source: Source, preprocessing: Preprocessing, folde
         pixels = case.read_image()
         if pixels.shape != geometry.shape:
             raise StoreError(f"has the shape {pixels.shape}, its header says {geometry.shape}")
-        intensity = preprocessing.intensity_range(pixels)
+        intensity = preprocessing.intensity_range(pixels, padding=case.padding)
         image = preprocessing.prepare_image(pixels, geometry, intensity=intensity).astype(np.float16)
         image_sha256 = file_hash(*image_files_of(case))
     del pixels
     label, voxels, label_sha256 = _label(case, source, preprocessing, geometry)
+    image_path, label_path = (array_path(folder, kind, source.task, case.id) for kind in ("images", "labels"))
+    np.save(image_path, image, allow_pickle=False)
+    if label is not None:
+        np.save(label_path, label, allow_pickle=False)
     return CaseRecord(
         id=case.id,
         task=source.task,
@@ -54,10 +58,10 @@ def convert_case(case: Case, source: Source, preprocessing: Preprocessing, folde
         label_voxels=voxels,
         image_sha256=image_sha256,
         label_sha256=label_sha256,
-        stored_image_sha256=_save(image, array_path(folder, "images", source.task, case.id)),
-        stored_label_sha256=(
-            _save(label, array_path(folder, "labels", source.task, case.id)) if label is not None else None
-        ),
+        stored_image_sha256=file_hash(image_path),
+        stored_label_sha256=None if label is None else file_hash(label_path),
+        stored_image_sample=file_sample(image_path),
+        stored_label_sample=None if label is None else file_sample(label_path),
     )
 
 
@@ -82,11 +86,6 @@ def _counted(mask: NDArray[np.integer], labels: Mapping[int, str]) -> dict[int, 
     if unknown := sorted(present - labels.keys()):
         raise StoreError(f"label {unknown[0]} is not in the list of labels {sorted(labels)}")
     return {value: int(np.count_nonzero(mask == value)) for value in sorted(present)}
-
-
-def _save(array: NDArray[np.generic], path: Path) -> str:
-    np.save(path, array, allow_pickle=False)
-    return file_hash(path)
 
 
 def attempt(function: Callable[[Job], Result], job: Job) -> Result | HsslError:

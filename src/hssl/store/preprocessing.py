@@ -31,6 +31,10 @@ _SAME_SPACING = 0.01
 _LARGEST_SCALE = 8.0  # beyond it a unit is wrong: the image would become a few pixels, or fill the memory
 _FEW = 8
 _SLICES_AT_ONCE = 16  # bounds the memory of the one-hot masks
+_LEAST_CONTRAST = 0.02  # of the range from 0 to 1; with less, an image shows nothing
+_FAR_OFF = 0.25  # of the range of the other voxels
+_ON_BORDER = 0.1  # of the voxels on the faces of an image
+_GREYS = 16  # a measurement has at least so many values
 
 T = TypeVar("T")
 Scalar = TypeVar("Scalar", bound=np.generic)
@@ -59,26 +63,45 @@ class Preprocessing(BaseModel):
     window: tuple[float, float] | None = None
     keep_slices: bool = True
 
-    def intensity_range(self, image: NDArray[np.float32]) -> tuple[float, float]:
+    def intensity_range(self, image: NDArray[np.float32], *, padding: float | None = None) -> tuple[float, float]:
         """The intensities of `image` that are stored as 0 and 1.
+
+        Voxels outside the field of view, which were not measured, do not count: those with the value `padding`, and
+        those with a value that lies far off and fills a part of the border.
+
+        Args:
+            image: Voxels in the file's units, float32 of any shape.
+            padding: Value of voxels that were not measured, as the file's header declares it.
 
         Raises:
             StoreError: A voxel is NaN or infinite, or the image shows nothing.
         """
         if not np.isfinite(image).all():
-            raise StoreError(f"has {np.count_nonzero(~np.isfinite(image))} voxels that are NaN or infinite")
-        lowest, highest = float(image.min()), float(image.max())
+            raise StoreError(
+                f"has {np.count_nonzero(~np.isfinite(image))} voxels that are NaN or infinite",
+                hint="replace them, for example by the value of air, or leave the case out",
+            )
+        measured = _measured(image, padding)
+        lowest, highest = (float(measured.min()), float(measured.max())) if measured.size else (padding or 0.0,) * 2
         if lowest == highest:
-            raise StoreError(f"has no contrast: every voxel is {lowest:g}")
-        low, high = self.window or np.percentile(image, PERCENTILES).tolist()
+            raise StoreError(f"has no contrast: every voxel is {lowest:g}", hint="leave the case out")
+        low, high = self.window or np.percentile(measured, PERCENTILES).tolist()
         if low >= high:  # nearly all voxels are equal: the few others are the image
             low, high = lowest, highest
-        if highest <= low or lowest >= high:
-            raise StoreError(f"has no contrast: its intensities {lowest:g} to {highest:g} are outside the window")
+        if min(highest, high) - max(lowest, low) < _LEAST_CONTRAST * (high - low):
+            raise StoreError(
+                f"has no contrast in the window {low:g} to {high:g}: its intensities are {lowest:g} to {highest:g}",
+                hint="a window is in Hounsfield units; aggregate what is scaled already without one",
+            )
         return low, high
 
     def prepare_image(
-        self, image: NDArray[np.float32], geometry: Geometry, *, intensity: tuple[float, float] | None = None
+        self,
+        image: NDArray[np.float32],
+        geometry: Geometry,
+        *,
+        intensity: tuple[float, float] | None = None,
+        padding: float | None = None,
     ) -> NDArray[np.float32]:
         """Brings an image from the grid of its file into the grid and range of the store.
 
@@ -86,6 +109,7 @@ class Preprocessing(BaseModel):
             image: Voxels in the file's units, float32, ``geometry.shape``.
             geometry: The grid of the file.
             intensity: The result of :meth:`intensity_range`, if it is at hand.
+            padding: As for :meth:`intensity_range`.
 
         Returns:
             float32 ``[slices, rows, columns]`` in [0, 1].
@@ -95,7 +119,7 @@ class Preprocessing(BaseModel):
         """
         _check_shape(image, geometry)
         self.check_scale(geometry)
-        low, high = intensity or self.intensity_range(image)
+        low, high = intensity or self.intensity_range(image, padding=padding)
         planes = _oriented(image, self._transform(geometry)).astype(np.float32, order="C")
         planes -= low
         planes /= high - low
@@ -293,6 +317,33 @@ def check_geometry(geometry: Geometry) -> None:
     usable = np.isfinite(geometry.affine).all() and min(geometry.spacing) > 0
     if not usable or np.isnan(_orientation(geometry)).any():
         raise StoreError("has no usable affine: a spacing is zero or not a number, or two axes coincide")
+
+
+def _measured(image: NDArray[np.float32], padding: float | None) -> NDArray[np.float32]:
+    """The voxels inside the field of view, ``[n]``; `image` itself where none lies outside."""
+    if padding is not None:
+        return np.asarray(image[image != np.float32(padding)])
+    faces = [np.take(image, [0, -1], axis).reshape(-1) for axis, length in enumerate(image.shape) if length > 1]
+    border = np.concatenate(faces) if faces else image.reshape(-1)
+    outside = [
+        extreme
+        for extreme in (image.min(), image.max())
+        if np.count_nonzero(border == extreme) >= _ON_BORDER * border.size and _lies_far_off(extreme, image)
+    ]
+    return image[~np.isin(image, outside)] if outside else image
+
+
+def _lies_far_off(extreme: np.float32, image: NDArray[np.float32]) -> bool:
+    """Whether the other voxels are a measurement of many values, none of which comes near to `extreme`."""
+    sample = image.reshape(-1)[:: 1 + image.size // 100_000]
+    rest = sample[sample != extreme]
+    if len(np.unique(rest)) < _GREYS:  # a picture of a few greys, each of which means something
+        return False
+    low, high = np.percentile(rest, PERCENTILES)
+    far = _FAR_OFF * float(high - low)
+    if np.abs(rest - extreme).min() <= far:
+        return False
+    return bool(np.abs(image[image != extreme] - extreme).min() > far)
 
 
 def _check_shape(array: NDArray[np.float32] | NDArray[np.integer], geometry: Geometry) -> None:

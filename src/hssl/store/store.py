@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -19,11 +21,15 @@ from hssl.store.preprocessing import Preprocessing
 from hssl.store.splits import Split, Splits, labelled_subjects
 
 INDEX, SPLITS = "index.json", "splits.json"
+FORMAT: Literal[2] = 2
 Part = Literal["train", "val", "test"]
-# Where the data came from differs between machines.
+_BLOCKS, _BLOCK = 16, 1024
+_NPY_HEADER = range(64, 1024)  # bytes
+_NOT_FINITE = np.uint16(0x7C00)  # the exponent bits of float16: all set in NaN and infinity
+# Where the data came from differs between machines; the checksum of a part says no more than that of the whole.
 _ORIGIN = {
     "tasks": {"__all__": {"origin", "fingerprint", "skipped", "duplicates"}},
-    "cases": {"__all__": {"image_path", "label_path"}},
+    "cases": {"__all__": {"image_path", "label_path", "stored_image_sample", "stored_label_sample"}},
 }
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -100,6 +106,8 @@ class CaseRecord(_Entry):
         label_sha256: Of the bytes of the source mask; None without one.
         stored_image_sha256: Of the bytes of the stored ``.npy`` file.
         stored_label_sha256: Of the bytes of the stored ``.npy`` file; None without a mask.
+        stored_image_sample: Checksum of a part of the stored image (:func:`file_sample`); None checks its size alone.
+        stored_label_sample: The same of the stored mask.
     """
 
     id: str
@@ -117,6 +125,8 @@ class CaseRecord(_Entry):
     label_sha256: str | None
     stored_image_sha256: str
     stored_label_sha256: str | None
+    stored_image_sample: str | None = None
+    stored_label_sample: str | None = None
 
     @property
     def geometry(self) -> Geometry:
@@ -132,7 +142,7 @@ class CaseRecord(_Entry):
 class Index(_Entry):
     """What ``index.json`` holds."""
 
-    format: Literal[2] = 2
+    format: Literal[2] = FORMAT
     tasks: dict[str, TaskInfo]
     cases: list[CaseRecord]
 
@@ -225,9 +235,16 @@ class Store:
         """One slice of :meth:`image`, ``[rows, columns]``, read by itself: nothing stays mapped or in memory.
 
         Raises:
-            StoreError: The array is missing or damaged.
+            StoreError: The array is missing or damaged, or a value is NaN or infinite.
         """
-        return self._slice("images", record, index, np.dtype(np.float16))
+        image = self._slice("images", record, index, np.dtype(np.float16))
+        if ((image.view(np.uint16) & _NOT_FINITE) == _NOT_FINITE).any():  # several times as fast as isfinite
+            raise StoreError(
+                f"case '{record.id}' holds NaN or infinity in slice {index}",
+                path=array_path(self.path, "images", record.task, record.id),
+                hint="aggregate again",
+            )
+        return image
 
     def label_slice(self, record: CaseRecord, index: int) -> NDArray[np.uint8]:
         """One slice of :meth:`label`, ``[rows, columns]``.
@@ -311,6 +328,36 @@ class Store:
                 if expected is not None and file_hash(path) != expected:
                     raise StoreError("has changed since it was written", path=path, hint="aggregate again")
 
+    def check(self, tasks: Collection[str] | None = None) -> None:
+        """Compares the size of every array, and the checksum of a small part of it, with the index.
+
+        A copy that is incomplete or mixed up is found before hours of training; a few changed bytes may not be, for
+        that takes :meth:`verify`.
+
+        Args:
+            tasks: Only arrays of these tasks; None for all.
+
+        Raises:
+            StoreError: An array is missing or has changed; the message names the file.
+        """
+        for case in self.index.cases:
+            if tasks is None or case.task in tasks:
+                voxels = math.prod(case.shape)
+                self._check_array("images", case, 2 * voxels, case.stored_image_sample)
+                if case.has_label:
+                    self._check_array("labels", case, voxels, case.stored_label_sample)
+
+    def _check_array(self, kind: str, case: CaseRecord, size: int, sample: str | None) -> None:
+        path = array_path(self.path, kind, case.task, case.id)
+        try:
+            found = path.stat().st_size
+        except OSError as error:
+            raise StoreError(f"cannot be read: {error.strerror}", path=path, hint="aggregate again") from error
+        if found - size not in _NPY_HEADER:
+            raise StoreError(f"has {found} bytes, not {size} of voxels", path=path, hint="aggregate again")
+        if sample is not None and file_sample(path) != sample:
+            raise StoreError("has changed since it was written", path=path, hint="aggregate again")
+
     def _array(self, kind: str, record: CaseRecord) -> NDArray[Any]:
         path = array_path(self.path, kind, record.task, record.id)
         try:
@@ -361,6 +408,26 @@ def array_path(store: Path, kind: str, task: str, case: str) -> Path:
     return store / kind / task / f"{case}.npy"
 
 
+def file_sample(path: Path) -> str:
+    """SHA-256 of the size of a file and of 16 evenly spread blocks of it, the first and the last among them.
+
+    Raises:
+        StoreError: It cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb", buffering=0) as stream:
+            size = path.stat().st_size
+            digest.update(str(size).encode())
+            last = max(0, size - _BLOCK)
+            for start in sorted({last * number // (_BLOCKS - 1) for number in range(_BLOCKS)}):
+                stream.seek(start)
+                digest.update(stream.read(_BLOCK))
+    except OSError as error:
+        raise StoreError(f"cannot be read: {error.strerror}", path=path) from error
+    return digest.hexdigest()
+
+
 def file_hash(*paths: Path) -> str:
     """SHA-256 of the bytes of a file, or of several, one after the other.
 
@@ -380,13 +447,17 @@ def file_hash(*paths: Path) -> str:
 
 def _read(path: Path, model: type[Model]) -> Model:
     try:
-        return model.model_validate_json(path.read_bytes())
+        content = path.read_bytes()
+        return model.model_validate_json(content)
     except OSError as error:
         raise StoreError(f"cannot be read: {error.strerror}", path=path, hint="aggregate again") from error
     except ValidationError as error:
-        raise StoreError(
-            f"is damaged or of another version: {first_mistake(error)}", path=path, hint="aggregate again"
-        ) from error
+        found = re.search(rb'"format":\s*(\d+)', content[:100])
+        if model is Index and found and int(found[1]) != FORMAT:
+            what = f"was made by another version of hssl (format {int(found[1])}, this one reads {FORMAT})"
+            raise StoreError(what, path=path.parent, hint="aggregate again") from error
+        what = f"is damaged or of another version: {first_mistake(error)}"
+        raise StoreError(what, path=path, hint="aggregate again") from error
 
 
 def _hash(*parts: object) -> str:
