@@ -16,6 +16,7 @@ import typer
 
 from hssl import __version__
 from hssl.errors import ConfigError, HsslError
+from hssl.machine import ends_as_interrupted
 from hssl.registry import EXPORTS, LAYOUTS, OBJECTIVES
 
 if TYPE_CHECKING:
@@ -82,12 +83,14 @@ def main(arguments: list[str] | None = None) -> int:
 
     Returns:
         0 when all went well, 2 when the user can put it right (one line on stderr says how), 130 when
-        interrupted. Any other exception is a bug and comes out as a traceback.
+        interrupted, 143 after SIGTERM. Any other exception is a bug and comes out as a traceback.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = os.environ.get("HSSL_DEBUG", "").lower() in ("1", "true", "yes", "on") or "--debug" in arguments
+    signals: list[int] = []
     try:
-        code = int(app(arguments or ["--help"], prog_name="hssl", standalone_mode=False) or 0)
+        with ends_as_interrupted() as signals:
+            code = int(app(arguments or ["--help"], prog_name="hssl", standalone_mode=False) or 0)
     except (HsslError, OSError, typer.TyperException) as error:
         if debug:
             raise
@@ -98,6 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
         code = INTERRUPTED
     if code == INTERRUPTED:  # typer turns Ctrl-C into it by itself
         sys.stderr.write("hssl: interrupted; give the same command again\n")
+        code = 128 + signals[0] if signals else INTERRUPTED
     return code
 
 

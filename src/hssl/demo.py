@@ -17,8 +17,7 @@ from hssl.benchmark import Arm, Experiment, run_benchmark, write_report
 from hssl.benchmark.experiment import expand
 from hssl.benchmark.report.figures import overlay_picture
 from hssl.benchmark.report.pictures import find_overlays
-from hssl.benchmark.run.ledger import Ledger
-from hssl.benchmark.run.runner import LEDGER
+from hssl.benchmark.run.ledger import LEDGER, Ledger
 from hssl.config import AggregateConfig, PretrainConfig
 from hssl.files import replacing
 from hssl.machine import cores

@@ -9,11 +9,16 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 from uuid import uuid4
 
-from hssl.errors import ConfigError, RunError
+from hssl.errors import ConfigError, HsslError, RunError, first_mistake
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 LOCK = ".lock"
+Model = TypeVar("Model", bound="BaseModel")
 logger = logging.getLogger(__name__)
 
 
@@ -98,6 +103,28 @@ def refuse_existing(path: Path) -> None:
     """
     if path.exists():
         raise ConfigError("already exists", path=path, hint="give a new file, or remove it first")
+
+
+def read_json(path: Path, model: type[Model], kind: type[HsslError] = RunError, *, hint: str | None = None) -> Model:
+    """Reads a JSON file of this package.
+
+    Args:
+        path: The file.
+        model: What it holds.
+        kind: The error to raise.
+        hint: What to do about a damaged file.
+
+    Raises:
+        HsslError: It cannot be read, or does not hold this; of the kind that is asked for.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise kind(f"cannot be read: {error.strerror or error}", path=path) from error
+    except ValidationError as error:
+        raise kind(f"is damaged: {first_mistake(error)}", path=path, hint=hint) from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -28,10 +28,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Annotated, Any, Literal, Self, cast
 
 import torch
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from hssl.config import SCRATCH, FinetuneConfig, NetworkConfig, PretrainConfig, StageConfig, merge
 from hssl.errors import ConfigError, StoreError
@@ -48,6 +56,25 @@ from hssl.training.pretrain import groups_at_start
 _PRETRAIN_FIXED = {"tasks", "init"}
 _ADAPT_FIXED = {"network", "objective"}
 _FINETUNE_FIXED = {"task", "label_budget", "init", "seed"}
+
+
+def _printable(name: str) -> str:
+    if not name.strip() or not name.isprintable():
+        raise ValueError("a name is a text of printable characters")
+    return name
+
+
+def _is_label_budget(text: str) -> bool:
+    number, percent, rest = text.strip().partition("%")
+    if not percent:
+        return number.isdecimal() and int(number) > 0
+    try:
+        return not rest and 0 < float(number) <= 100
+    except ValueError:
+        return False
+
+
+Name = Annotated[str, AfterValidator(_printable)]
 
 
 class Arm(StageConfig):
@@ -120,7 +147,7 @@ class Experiment(StageConfig):
     tasks: tuple[str, ...] | None = None
     label_budgets: tuple[str | PositiveInt, ...] = Field(("5%",), min_length=1)
     seeds: tuple[NonNegativeInt, ...] = Field((0,), min_length=1)
-    arms: dict[str, Arm] = Field(min_length=1)
+    arms: dict[Name, Arm] = Field(min_length=1)
     pretrain: dict[str, Any] = Field(default_factory=dict)
     finetune: dict[str, Any] = Field(default_factory=dict)
     finetune_by_task: dict[str, dict[str, Any]] = Field(default_factory=dict)
@@ -134,6 +161,8 @@ class Experiment(StageConfig):
         for value in values if isinstance(values, list | tuple) else ():
             if isinstance(value, float):
                 raise ValueError(f'write a share as "{100 * value:g}%", not {value:g}')
+            if isinstance(value, str) and not _is_label_budget(value):
+                raise ValueError(f"'{value}' is neither a percentage above 0 and up to 100 nor a number of subjects")
         return values
 
     @field_validator("tasks", "label_budgets", "seeds")
@@ -144,7 +173,7 @@ class Experiment(StageConfig):
         return values
 
     @model_validator(mode="after")
-    def _arms_keep_to_the_fractions(self) -> Self:
+    def _arms_keep_to_the_label_budgets(self) -> Self:
         for name, arm in self.arms.items():
             if stray := [
                 label_budget for label_budget in arm.label_budgets or () if label_budget not in self.label_budgets
@@ -222,7 +251,7 @@ class Grid:
     """An experiment, spelled out.
 
     Attributes:
-        cells: All arms of one task, fraction and seed side by side, so that an interrupted grid is still paired.
+        cells: All arms of one task, label budget and seed one after the other, so that an interrupted grid is paired.
         jobs: Every run once, in the order of the cells, each pre-training before the first that needs it.
     """
 
@@ -268,17 +297,9 @@ def expand(experiment: Experiment, store: Store) -> Grid:
                         continue
                     try:
                         before = _pretrainings(experiment, arm, task, store, data)
-                        job = _finetuning(
-                            experiment, arm, task, labelled, seed, before[-1] if before else None, store, data
-                        )
-                        if (
-                            validation_subjects(cast("FinetuneConfig", job.config), store)
-                            and experiment.scoring.part == "val"
-                        ):
-                            raise ConfigError(
-                                "scores validation subjects, whose masks fine-tuning uses",
-                                hint="set 'validation: false' under 'finetune', or 'part: test' under 'scoring'",
-                            )
+                        needs = before[-1] if before else None
+                        job = _finetuning(experiment, arm, task, labelled, seed, needs, store, data)
+                        _check_scoring(experiment.scoring, job, store)
                     except ConfigError as error:
                         raise ConfigError(f"arm '{name}': {error.what}", hint=error.hint) from error
                     for each in (*before, job):
@@ -305,6 +326,14 @@ def check_sources(experiment: Experiment, store: Store, tasks: Iterable[str]) ->
                     path=path or case.image_path,
                     hint="put the source back, or set 'space: store' under 'scoring'",
                 )
+
+
+def _check_scoring(scoring: Scoring, job: Job, store: Store) -> None:
+    if scoring.part == "val" and validation_subjects(cast("FinetuneConfig", job.config), store):
+        raise ConfigError(
+            "scores validation subjects, whose masks fine-tuning uses",
+            hint="set 'validation: false' under 'finetune', or 'part: test' under 'scoring'",
+        )
 
 
 def _scored(experiment: Experiment, store: Store, task: str) -> list[CaseRecord]:

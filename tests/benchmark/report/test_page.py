@@ -25,6 +25,16 @@ from hssl.networks import build_network
 from hssl.store import Store
 
 TASKS = ("A", "B", "C")
+ORIGIN: dict[str, Any] = {
+    "init_weights": None,
+    "store_hash": "a" * 64,
+    "split_hash": "b" * 64,
+    "versions": {"hssl": "0"},
+    "git": "<script>",
+    "machine": "one",
+    "started": "2026-01-01T00:00:00Z",
+    "seconds": 60.0,
+}
 ARMS = {
     "scratch": {"domains": "none"},
     "single": {"domains": "single"},
@@ -49,7 +59,7 @@ def make_bench(path: Path) -> Path:
                     hash_ = f"{arm}{label_budget}{seed}{number}"
                     place = {"arm": arm, "task": task, "label_budget": label_budget, "fraction": fraction, "seed": seed}
                     cells.append({**place, "hash": hash_})
-                    rows.append({**place, "config_hash": hash_, **make_outcome(arm, dice)})
+                    rows.append({**place, "config_hash": hash_, **result_of(arm, dice)})
     # A line of an earlier plan, under the same names: it must not show.
     rows.append({**rows[0], "config_hash": "old", "dice": 0.0})
     experiment = {
@@ -61,7 +71,8 @@ def make_bench(path: Path) -> Path:
     }
     tree = [[0, 1, 0.2, 2], [2, 3, 0.9, 3]]
     groups = {"groups": {"A": 0, "B": 0, "C": 1}, "silhouettes": {"2": 0.6}, "tree": tree}
-    pretraining = {"config_hash": "joint", "tasks": TASKS, "steps": 9, "losses": {"loss": 1.0}, "seconds": 60.0}
+    pretraining = {"config_hash": "joint", "init_hash": None, "objective": "hierarchical", "tasks": TASKS, "steps": 9}
+    pretraining |= {"losses": {"loss": 1.0}, **ORIGIN}
     path.mkdir()
     (path / "experiment.json").write_text(json.dumps({"experiment": experiment, "cells": cells}))
     (path / "ledger.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -69,7 +80,7 @@ def make_bench(path: Path) -> Path:
     return path
 
 
-def make_outcome(arm: str, dice: np.ndarray[Any, Any]) -> dict[str, Any]:
+def result_of(arm: str, dice: np.ndarray[Any, Any]) -> dict[str, Any]:
     scores = [
         {
             "case": f"c{i}",
@@ -88,14 +99,15 @@ def make_outcome(arm: str, dice: np.ndarray[Any, Any]) -> dict[str, Any]:
         "dice": mean,
         "hd95": 3.0,
         "nsd": mean,
+        "part": "test",
+        "space": "source",
+        "tolerance": 2.0,
         "labelled": ["s9"],
-        "store_hash": "a" * 64,
-        "split_hash": "b" * 64,
-        "versions": {"hssl": "0"},
-        "git": "<script>",
-        "machine": "one",
-        "seconds": 1.0,
+        "steps": 9,
+        "loss": 0.5,
+        "training_seconds": 0.5,
         "scores": scores,
+        **ORIGIN,
     }
 
 

@@ -1,11 +1,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import textwrap
-import time
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -19,7 +16,7 @@ import hssl.benchmark.experiment
 from hssl.benchmark import Experiment, run_benchmark, write_report
 from hssl.benchmark.experiment import check_sources, expand
 from hssl.benchmark.run.ledger import Ledger
-from hssl.benchmark.run.runner import _Board, _Clock, _ends_cleanly, _pixels, _reason, _sharing
+from hssl.benchmark.run.runner import _Board, _Clock, _pixels, _reason, _sharing
 from hssl.config import AggregateConfig, FinetuneConfig, PretrainConfig, TrainingConfig
 from hssl.errors import ConfigError, RunError, StoreError, TrainingError
 from hssl.files import locked
@@ -27,6 +24,7 @@ from hssl.objectives import objective_class
 from hssl.store import Store, aggregate
 
 MakeExperiment = Callable[..., Experiment]
+MakeRecord = Callable[..., dict[str, Any]]
 NETWORK = {"features": [4, 8, 8, 8]}
 
 
@@ -349,7 +347,11 @@ def test_a_task_without_masks_to_score_is_told_first(make_experiment: MakeExperi
 
 
 def test_sources_that_are_gone_are_told_first(
-    make_experiment: MakeExperiment, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_experiment: MakeExperiment,
+    make_row: MakeRecord,
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     moved = changed(store, label_path=str(tmp_path / "gone.nii.gz"))
     monkeypatch.setattr(Store, "open", lambda path: moved)
@@ -361,20 +363,20 @@ def test_sources_that_are_gone_are_told_first(
     # What is in the ledger needs them no more.
     (cell,) = expand(experiment, moved).cells
     (tmp_path / "bench").mkdir()
-    row = {
-        "arm": cell.arm,
-        "task": cell.task,
-        "label_budget": cell.label_budget,
-        "seed": cell.seed,
-        "config_hash": cell.hash,
-    }
-    Ledger(tmp_path / "bench" / "ledger.jsonl").append({**row, "dice": 0.5, "seconds": 1.0, "scores": []})
+    row = make_row(
+        arm=cell.arm, task=cell.task, label_budget=cell.label_budget, seed=cell.seed, config_hash=cell.hash, scores=[]
+    )
+    Ledger(tmp_path / "bench" / "ledger.jsonl").append(row)
     (found,) = run_benchmark(experiment, tmp_path / "bench")
     assert found["Dice"] == 0.5
 
 
 def test_a_run_that_cannot_be_started_has_failed(
-    make_experiment: MakeExperiment, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_experiment: MakeExperiment,
+    make_outcome: MakeRecord,
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     experiment = make_experiment(
         arms={name: {"domains": "none", "finetune": {"steps": n}} for n, name in enumerate("abc", 1)}
@@ -394,7 +396,7 @@ def test_a_run_that_cannot_be_started_has_failed(
                 raise RuntimeError("sbatch: error: queue is full\nmore")
             outcome = tmp_path / job.folder / "outcome.json"
             outcome.parent.mkdir(parents=True)
-            outcome.write_text(json.dumps({"dice": 0.5, "seconds": 0.01, "scores": []}))
+            outcome.write_text(json.dumps(make_outcome(seconds=0.01, scores=[])))
             polls = iter((None, 0))  # done at the second look, 0.2 s later
             return SimpleNamespace(poll=lambda: next(polls), kill=lambda: None)
 
@@ -422,19 +424,6 @@ def test_what_is_left_is_no_shorter_than_what_needs_one_another(make_experiment:
     assert clock.together(jobs, 8) == pytest.approx(clock.seconds(chain))
     assert clock.together([scratch], 8) == pytest.approx(clock.seconds([scratch]))
     assert clock.together([], 8) == 0
-
-
-def test_ledger_drops_a_torn_line(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "ledger.jsonl")
-    ledger.append({"a": 1})
-    with ledger.path.open("a") as file:
-        file.write('{"a": 2, "b')
-    assert ledger.rows() == [{"a": 1}]
-    ledger.append({"a": 3})
-    assert ledger.rows() == [{"a": 1}, {"a": 3}]
-    ledger.path.write_text('{"a": 1}\nnonsense\n')
-    with pytest.raises(RunError, match="damaged"):
-        ledger.rows()
 
 
 def test_only_one_benchmark_in_a_folder(tmp_path: Path) -> None:
@@ -563,31 +552,6 @@ def test_a_run_that_ended_without_a_word_of_its_own() -> None:
     assert _reason(1, "KeyError: 'x'") == "exit status 1; last said: KeyError: 'x'"
     assert _reason(-9, "step 3/9") == "killed by SIGKILL, as by a machine that is out of memory; last said: step 3/9"
     assert _reason(-11, "") == "killed by SIGSEGV"
-
-
-def test_a_polite_end_is_an_exit_that_cleans_up() -> None:
-    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    ended = []
-
-    def waits() -> None:
-        try:
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(5)
-        finally:
-            ended.append("cancelled")
-
-    with pytest.raises(SystemExit) as raised, _ends_cleanly():
-        waits()
-    assert ended == ["cancelled"]
-    assert raised.value.code == 128 + signal.SIGTERM
-    assert signal.signal(signal.SIGTERM, before) is signal.SIG_DFL
-    hangup = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
-    try:
-        with _ends_cleanly():
-            os.kill(os.getpid(), signal.SIGHUP)
-        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGHUP, hangup)
 
 
 def test_a_failure_is_told_and_stops_nobody_else(make_experiment: MakeExperiment, tmp_path: Path) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 from zipfile import BadZipFile
 
 import yaml
@@ -20,11 +18,12 @@ from hssl.benchmark.report import figures, tables
 from hssl.benchmark.report.claims import check_claims, claim_table
 from hssl.benchmark.report.pictures import find_overlays, map_features
 from hssl.benchmark.report.roles import Roles, find_roles
-from hssl.benchmark.run.ledger import Ledger, Row, row_key
-from hssl.benchmark.run.runner import EXPERIMENT, LEDGER, PRETRAINING
+from hssl.benchmark.run.ledger import LEDGER, PRETRAINING, Ledger, Row, row_key
+from hssl.benchmark.run.records import Recorded
+from hssl.benchmark.run.runner import EXPERIMENT
 from hssl.benchmark.statistics import Difference, compare, ordered_shares, same_cells, summarise
 from hssl.errors import HsslError, RunError
-from hssl.files import write_text
+from hssl.files import read_json, write_text
 from hssl.store import Store
 from hssl.text import budget_in_words, duration, signed
 
@@ -64,7 +63,7 @@ class _Bench:
     path: Path
     experiment: Experiment
     roles: Roles
-    cells: list[dict[str, Any]]
+    cells: Sequence[Cell]
     rows: Sequence[Row]
     pretraining: Sequence[Row]
     store: Store | None
@@ -112,12 +111,14 @@ class _Bench:
 
     @cached_property
     def _goes_on_from(self) -> dict[str, str | None]:
-        # Lines from before an arm could adapt have no 'init_hash'.
-        return {row["config_hash"]: row.get("init_hash") for row in self.pretraining}
+        return {row["config_hash"]: row["init_hash"] for row in self.pretraining}
 
     def _chain(self, last: str | None) -> list[str]:
         chain: list[str] = []
         while last is not None:
+            if last in chain:
+                what = f"pre-training {last} goes on from itself"
+                raise RunError(what, path=self.path / PRETRAINING, hint="remove its line; the runs stay valid")
             chain.append(last)
             last = self._goes_on_from.get(last)
         return chain
@@ -174,16 +175,15 @@ def _sections(bench: _Bench) -> list[Section]:
 def _read(bench: Path) -> _Bench:
     if not (bench / EXPERIMENT).exists():
         raise RunError("holds no benchmark", path=bench, hint="make one with 'hssl benchmark EXPERIMENT -o BENCH'")
-    content = json.loads((bench / EXPERIMENT).read_text(encoding="utf-8"))
-    experiment = Experiment.checked(content["experiment"], path=bench / EXPERIMENT)
-    cells = content["cells"]
-    wanted = {Cell(**cell).key: number for number, cell in enumerate(cells)}
+    recorded = read_json(bench / EXPERIMENT, Recorded, hint="the same 'hssl benchmark' writes it again")
+    wanted = {cell.key: number for number, cell in enumerate(recorded.cells)}
     found = {wanted[key]: row for row in Ledger(bench / LEDGER).rows() if (key := row_key(row)) in wanted}
     if not found:
-        raise RunError("none of its runs is finished", path=bench)
+        raise RunError("none of its runs is finished", path=bench, hint="the same 'hssl benchmark' continues it")
     rows = same_cells(found[number] for number in sorted(found))
-    pretraining = Ledger(bench / PRETRAINING).rows()
-    return _Bench(bench, experiment, find_roles(experiment), cells, rows, pretraining, _store(experiment, rows))
+    experiment = recorded.experiment
+    roles, pretraining = find_roles(experiment), Ledger(bench / PRETRAINING).rows()
+    return _Bench(bench, experiment, roles, recorded.cells, rows, pretraining, _store(experiment, rows))
 
 
 def _store(experiment: Experiment, rows: Sequence[Row]) -> Store | None:
@@ -240,7 +240,7 @@ def _provisional(bench: _Bench) -> str:
         remarks.append(f"{len(bench.cells) - len(bench.rows)} runs are still to be made; figures will change.")
     weights: dict[str, set[str]] = {}
     for row in bench.rows:
-        if (used := row.get("init_weights")) is not None:  # older lines do not say
+        if (used := row["init_weights"]) is not None:
             weights.setdefault(row["pretrain_hash"], set()).add(used)
     for mixed in [hash_ for hash_, used in weights.items() if len(used) > 1]:
         arms = ", ".join(dict.fromkeys(row["arm"] for row in bench.rows if row["pretrain_hash"] == mixed))

@@ -17,7 +17,7 @@ from sklearn.manifold import TSNE
 from hssl.benchmark.run.ledger import Row
 from hssl.benchmark.run.worker import OVERLAYS
 from hssl.benchmark.statistics import case_values
-from hssl.errors import StoreError
+from hssl.errors import RunError, StoreError, name_bad_file
 from hssl.features import pooled_features, spread_slices
 from hssl.networks import UNet, build_network
 from hssl.runs import load_unet
@@ -98,7 +98,7 @@ def _overlays(bench: Path, store: Store, runs: Mapping[str, Row], arms: Sequence
     # The same case does not come twice, where there are fewer than three.
     chosen = {ranked[at]: place for place, at in (("median", last // 2), ("best", last), ("worst", 0)) if ranked}
     records = {case.id: case for case in store.cases(runs[arms[-1]]["task"])}
-    masks = {arm: dict(np.load(_folder(bench, runs[arm]) / OVERLAYS, allow_pickle=False)) for arm in arms}
+    masks = {arm: _masks(_folder(bench, runs[arm]) / OVERLAYS) for arm in arms}
     return [
         _overlay(
             chosen[case], store, records[case], {a: masks[a][case] for a in arms}, {a: dice[a][case] for a in arms}
@@ -106,6 +106,11 @@ def _overlays(bench: Path, store: Store, runs: Mapping[str, Row], arms: Sequence
         for case in ranked
         if case in chosen and case in records and all(case in masks[arm] and case in dice[arm] for arm in arms)
     ]
+
+
+def _masks(path: Path) -> dict[str, NDArray[np.uint8]]:
+    with name_bad_file(path, RunError):
+        return dict(np.load(path, allow_pickle=False))
 
 
 def _overlay(

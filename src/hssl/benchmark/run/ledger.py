@@ -8,9 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hssl.errors import RunError
+from pydantic import BaseModel, ValidationError
+
+from hssl.benchmark.run.records import LedgerRow, PretrainingRow
+from hssl.errors import RunError, first_mistake
 
 Row = Mapping[str, Any]
+LEDGER, PRETRAINING = "ledger.jsonl", "pretraining.jsonl"
+"""Fine-tunings and pre-trainings of a benchmark."""
 
 
 def row_key(row: Row) -> tuple[str, str, str, int, str]:
@@ -19,28 +24,39 @@ def row_key(row: Row) -> tuple[str, str, str, int, str]:
 
 
 class Ledger:
-    """A ledger file; it need not be there yet.
+    """A ledger file, which need not exist yet; its name says what a line holds.
 
     Args:
-        path: The file.
+        path: The file, :data:`LEDGER` or :data:`PRETRAINING` of a benchmark.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._model: type[BaseModel] = PretrainingRow if path.name == PRETRAINING else LedgerRow
 
     def rows(self) -> list[Row]:
         """All complete lines; one that a crash has cut off does not count.
 
         Raises:
-            RunError: A line is not JSON.
+            RunError: The file cannot be read, or a line does not hold what it should.
         """
-        if not self.path.exists():
-            return []
-        *lines, _torn = self.path.read_text(encoding="utf-8").split("\n")
         try:
-            return [json.loads(line) for line in lines]
-        except json.JSONDecodeError as error:
-            raise RunError(f"is damaged: {error}", path=self.path, hint="remove the line that is not JSON") from error
+            *lines, _torn = self.path.read_bytes().split(b"\n")
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise RunError(f"cannot be read: {error}", path=self.path) from error
+        return [self._parsed(number, line) for number, line in enumerate(lines, 1)]
+
+    def _parsed(self, number: int, line: bytes) -> Row:
+        try:
+            return self._model.model_validate_json(line).model_dump(mode="json")
+        except ValidationError as error:
+            raise RunError(
+                f"line {number} is damaged: {first_mistake(error)}",
+                path=self.path,
+                hint="remove this line, and the same benchmark enters the run again",
+            ) from error
 
     def append(self, row: Row) -> None:
         """Adds a line; it is on the disk when this returns."""

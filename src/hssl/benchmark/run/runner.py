@@ -1,23 +1,20 @@
 """Makes the runs of an experiment, as many at a time as are wanted, and keeps the ledger.
 
-BENCH/experiment.json           the experiment and its grid, as last run
-BENCH/ledger.jsonl        one line a finished fine-tuning, for each cell of the grid
-BENCH/pretraining.jsonl   one line a finished pre-training
+BENCH/experiment.json     the experiment and its grid, as last run
+BENCH/ledger.jsonl        a line for each cell of the grid whose fine-tuning is finished
+BENCH/pretraining.jsonl   a line for each finished pre-training
 BENCH/pretrain/HASH/      pre-training runs, shared by the fine-tunings that start from them
 BENCH/runs/HASH/          fine-tuning runs, without weights once they have been scored
+BENCH/orders/HASH.json    what a run was told
 BENCH/logs/HASH.log       what a run printed
 """
 
 from __future__ import annotations
 
-import json
 import signal
-import sys
-import threading
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -27,18 +24,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from hssl.benchmark.experiment import Cell, Experiment, Grid, Job, check_sources, expand
 from hssl.benchmark.run.executors import ClusterExecutor, Executor, Handle, LocalExecutor, threads_each
-from hssl.benchmark.run.ledger import Ledger, Row, row_key
-from hssl.benchmark.run.worker import OUTCOME, Order
+from hssl.benchmark.run.ledger import LEDGER, PRETRAINING, Ledger, Row, row_key
+from hssl.benchmark.run.records import FinetuneOutcome, Order, PretrainOutcome, Recorded
+from hssl.benchmark.run.worker import AGAIN, OUTCOME
 from hssl.benchmark.statistics import same_cells
 from hssl.config import FinetuneConfig, PretrainConfig, read_mapping
 from hssl.errors import TrainingError, first_line
-from hssl.files import locked, write_text
+from hssl.files import locked, read_json, write_text
+from hssl.machine import ends_as_interrupted
 from hssl.store import Store
 from hssl.text import duration
 
 PAUSES = (5.0, 30.0)
 """Seconds after which a run that could not be started is tried again."""
-EXPERIMENT, LEDGER, PRETRAINING = "experiment.json", "ledger.jsonl", "pretraining.jsonl"
+EXPERIMENT = "experiment.json"
 
 
 def run_benchmark(
@@ -51,9 +50,8 @@ def run_benchmark(
 ) -> list[Row]:
     """Makes the runs of an experiment that are not in the ledger yet.
 
-    An interrupted grid continues where it stopped, a grown plan makes only what is new, and runs of another
-    configuration, store or split never stand for those of this one. A run that fails does not stop the others; the
-    same command tries it again.
+    An interrupted benchmark continues where it stopped; a larger experiment makes only the new runs. A run that fails
+    does not stop the others, and the same command tries it again.
 
     Args:
         experiment: The experiment, or its YAML file.
@@ -63,12 +61,12 @@ def run_benchmark(
         cluster: YAML file with parameters of submitit, to run on a cluster instead of this machine.
 
     Returns:
-        With `dry_run` the runs to make; otherwise one row for each arm, task and fraction of the experiment.
+        With `dry_run` the runs to make; otherwise one row for each arm, task and label budget.
 
     Raises:
         ConfigError: The experiment is not valid.
-        StoreError: The store is not there, lacks what the experiment asks for, or its sources are not where they were.
-        RunError: Another benchmark is running in `output`, or its ledger is damaged.
+        StoreError: There is no store, or it lacks what the experiment asks for, or its sources have moved.
+        RunError: Another benchmark is running in `output`, or a file in it is damaged.
         TrainingError: Some runs have failed; all others are in the ledger.
     """
     if not isinstance(experiment, Experiment):
@@ -80,18 +78,10 @@ def run_benchmark(
     check_sources(experiment, store, board.tasks())
     if dry_run:
         return board.forecast(workers)
-    bench.mkdir(parents=True, exist_ok=True)
-    for name in ("orders", "logs", "pretrain", "runs"):
-        (bench / name).mkdir(exist_ok=True)
-    executor: Executor = (
-        LocalExecutor(bench, workers)
-        if cluster is None
-        else ClusterExecutor(bench, read_mapping(cluster, "parameters"))
-    )
-    with locked(bench, "benchmark"), _ends_cleanly():
+    executor = _executor(bench, workers, cluster)
+    with locked(bench, "benchmark"), ends_as_interrupted():
         board = _Board(experiment, grid, bench)
-        content = {"experiment": experiment.model_dump(mode="json"), "cells": [asdict(cell) for cell in grid.cells]}
-        write_text(bench / EXPERIMENT, json.dumps(content, indent=1))
+        write_text(bench / EXPERIMENT, Recorded(experiment=experiment, cells=grid.cells).model_dump_json(indent=1))
         board.run(executor, workers)
     if board.failed:
         raise TrainingError(
@@ -100,6 +90,16 @@ def run_benchmark(
             hint="the others are in the ledger; the same command tries these again",
         )
     return board.summary()
+
+
+def _executor(bench: Path, workers: int, cluster: Path | str | None) -> Executor:
+    """Makes the folders of a benchmark, and what its runs are started by."""
+    bench.mkdir(parents=True, exist_ok=True)
+    for name in ("orders", "logs", "pretrain", "runs"):
+        (bench / name).mkdir(exist_ok=True)
+    if cluster is None:
+        return LocalExecutor(bench, workers)
+    return ClusterExecutor(bench, read_mapping(cluster, "parameters"))
 
 
 class _Board:
@@ -226,7 +226,8 @@ class _Board:
 
     def _enter(self, job: Job) -> Row:
         """Adds a finished run to the ledger, for each cell that it fills."""
-        outcome: Row = json.loads(self._outcome(job).read_text(encoding="utf-8"))
+        model = PretrainOutcome if job.stage == "pretrain" else FinetuneOutcome
+        outcome: Row = read_json(self._outcome(job), model, hint=AGAIN).model_dump(mode="json")
         if job.stage == "pretrain":
             if job.hash not in {row["config_hash"] for row in self.pretraining.rows()}:
                 self.pretraining.append({"config_hash": job.hash, "init_hash": job.needs, **outcome})
@@ -395,24 +396,6 @@ def _step_seconds(job: Job, threads: int) -> float:
 def _mean(values: Iterable[float | None]) -> float | None:
     present = [value for value in values if value is not None]
     return sum(present) / len(present) if present else None
-
-
-@contextmanager
-def _ends_cleanly() -> Iterator[None]:
-    """Makes a polite end (``kill``, a closed terminal) an exit like any other, which cancels what was submitted."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    # Under nohup the second is ignored, and has to stay so.
-    before = {number: handler for number in numbers if (handler := signal.getsignal(number)) is signal.SIG_DFL}
-    for number in before:
-        signal.signal(number, lambda got, _: sys.exit(128 + got))
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _reason(status: int, said: str) -> str:

@@ -7,65 +7,42 @@ in one step (``RUN/outcome.json``).
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ValidationError
 
 from hssl import console
-from hssl.benchmark.experiment import Scoring
+from hssl.benchmark.run.records import FinetuneOutcome, Groups, Order, Outcome, PretrainOutcome
 from hssl.config import FinetuneConfig, PretrainConfig
-from hssl.errors import HsslError
+from hssl.errors import HsslError, RunError, first_mistake, name_bad_file
 from hssl.evaluation import EvaluationResult, evaluate
-from hssl.files import write_text
+from hssl.files import read_json, write_text
 from hssl.prediction import Predictor
 from hssl.runs import Run
-from hssl.runs.run import INIT_HASH, WEIGHTS
+from hssl.runs.run import INFO, INIT_HASH, METRICS, WEIGHTS
 from hssl.store import Part, Store, widest_slice
 from hssl.training.finetune import finetune
 from hssl.training.loop import expected_device
 from hssl.training.pretrain import GROUPS, pretrain
 
 OUTCOME, OVERLAYS = "outcome.json", "overlays.npz"
+AGAIN = "remove the folder of this run, and the same benchmark makes it again"
+Model = TypeVar("Model", bound=BaseModel)
 
 
-class Order(BaseModel):
-    """What a worker is told.
-
-    Attributes:
-        store: The aggregated data.
-        folder: Run folder, relative to that of the benchmark.
-        config: Of the stage.
-        scoring: How to score a fine-tuned network.
-        keep_weights: Whether to keep its weights.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    store: str
-    folder: str
-    config: FinetuneConfig | PretrainConfig
-    scoring: Scoring
-    keep_weights: bool
-
-
-def work(order: Order) -> dict[str, Any]:
-    """Makes a run, or finishes it, and writes its outcome.
-
-    Returns:
-        The outcome: what goes into the ledger, without the place in the grid.
-    """
+def work(order: Order) -> None:
+    """Makes a run, or finishes it, and writes its outcome: what goes into the ledger, without the place in the grid."""
     path = Path(order.folder) / OUTCOME
     if path.exists():
-        outcome: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return outcome
+        return
     store = Store.open(order.store)
+    outcome: Outcome
     if isinstance(order.config, PretrainConfig):
         outcome = _pretrained(pretrain(store, order.folder, config=order.config), order.config)
     else:
@@ -75,40 +52,41 @@ def work(order: Order) -> dict[str, Any]:
         result = evaluate(run.path, store, device=device, **order.scoring.model_dump())
         _save_overlays(run, store, order.scoring.part, device)
         outcome = _finetuned(run, result, time.monotonic() - began)
-    write_text(path, json.dumps(outcome, indent=1))
+    write_text(path, outcome.model_dump_json(indent=1))
     if isinstance(order.config, FinetuneConfig) and not order.keep_weights:
         (Path(order.folder) / WEIGHTS).unlink(missing_ok=True)
-    return outcome
 
 
-def _pretrained(run: Run, config: PretrainConfig) -> dict[str, Any]:
+def _pretrained(run: Run, config: PretrainConfig) -> PretrainOutcome:
     groups = run.path / GROUPS
-    return {
-        "objective": config.objective,
-        "tasks": list(config.tasks or ()),
-        "steps": config.steps,
-        "losses": run.info.result["losses"],
-        "groups": json.loads(groups.read_text(encoding="utf-8")) if groups.exists() else None,
-        **_origin(run),
-        "seconds": round(run.info.result["seconds"], 1),
-    }
+    return _outcome(
+        PretrainOutcome,
+        run,
+        objective=config.objective,
+        tasks=list(config.tasks or ()),
+        steps=config.steps,
+        losses=run.info.result.get("losses"),
+        groups=read_json(groups, Groups) if groups.exists() else None,
+        seconds=round(_seconds(run), 1),
+    )
 
 
-def _finetuned(run: Run, result: EvaluationResult, seconds: float) -> dict[str, Any]:
-    return {
-        "dice": result.mean.dice,
-        "hd95": result.mean.hd95,
-        "nsd": result.mean.surface_dice,
-        "part": result.part,
-        "space": result.space,
-        "tolerance": result.tolerance,
-        "labelled": run.info.result["labelled"],
-        "steps": run.config.steps,
-        "loss": _last_loss(run),
-        **_origin(run),
-        "seconds": round(run.info.result["seconds"] + seconds, 1),
-        "training_seconds": round(run.info.result["seconds"], 1),
-        "scores": [
+def _finetuned(run: Run, result: EvaluationResult, seconds: float) -> FinetuneOutcome:
+    return _outcome(
+        FinetuneOutcome,
+        run,
+        dice=result.mean.dice,
+        hd95=result.mean.hd95,
+        nsd=result.mean.surface_dice,
+        part=result.part,
+        space=result.space,
+        tolerance=result.tolerance,
+        labelled=run.info.result.get("labelled"),
+        steps=run.config.steps,
+        loss=_last_loss(run),
+        seconds=round(_seconds(run) + seconds, 1),
+        training_seconds=round(_seconds(run), 1),
+        scores=[
             {
                 "case": score.case,
                 "subject": score.subject,
@@ -120,26 +98,38 @@ def _finetuned(run: Run, result: EvaluationResult, seconds: float) -> dict[str, 
             }
             for score in result.scores
         ],
-    }
+    )
 
 
-def _origin(run: Run) -> dict[str, Any]:
+def _outcome(model: type[Model], run: Run, **values: Any) -> Model:
+    """An outcome with what the run knows of where it comes from.
+
+    Raises:
+        RunError: The run's files lack something.
+    """
     known = run.info.provenance
-    return {
-        "init_weights": known.get(INIT_HASH),
-        "store_hash": known["data"]["store"],
-        "split_hash": known["data"]["split"],
-        "versions": known["versions"],
-        "git": known["git"],
-        "machine": known["machine"],
-        "started": known["started"],
-    }
+    data = known["data"] if isinstance(known.get("data"), dict) else {}
+    origin = {name: known.get(name) for name in ("versions", "git", "machine", "started")}
+    hashes = {"store_hash": data.get("store"), "split_hash": data.get("split"), "init_weights": known.get(INIT_HASH)}
+    try:
+        return model.model_validate({**values, **origin, **hashes})
+    except ValidationError as error:
+        raise RunError(f"is damaged: {first_mistake(error)}", path=run.path / INFO, hint=AGAIN) from error
+
+
+def _seconds(run: Run) -> float:
+    seconds = run.info.result.get("seconds")
+    if not isinstance(seconds, int | float):
+        raise RunError("is damaged: its result has no 'seconds'", path=run.path / INFO, hint=AGAIN)
+    return seconds
 
 
 def _last_loss(run: Run) -> float | None:
-    lines = (run.path / "metrics.csv").read_text(encoding="utf-8").splitlines()
-    losses = [line.rpartition(",")[2] for line in lines if ",loss," in line]
-    return float(losses[-1]) if losses else None
+    path = run.path / METRICS
+    with name_bad_file(path, RunError):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        losses = [float(line.rpartition(",")[2]) for line in lines if ",loss," in line]
+    return losses[-1] if losses else None
 
 
 def _save_overlays(run: Run, store: Store, part: Part, device: str) -> None:
@@ -167,7 +157,7 @@ def _end_with_parent() -> None:
 def work_at(bench: Path, order: Path) -> None:
     """Carries out an order file from the folder of the benchmark."""
     with contextlib.chdir(bench):  # submitit's `debug` does so in the process of the benchmark
-        work(Order.model_validate_json(order.read_bytes()))
+        work(read_json(order, Order))
 
 
 def main() -> int:
@@ -176,7 +166,7 @@ def main() -> int:
         threading.Thread(target=_end_with_parent, daemon=True).start()
     console.configure()
     try:
-        work(Order.model_validate_json(Path(sys.argv[1]).read_bytes()))
+        work(read_json(Path(sys.argv[1]), Order))
     except HsslError as error:
         sys.stderr.write(f"{error}\n")
         return 2
