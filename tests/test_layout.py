@@ -24,8 +24,8 @@ ROOMS = [
 ORDERS = {
     "training": ["progress", "checks", "data", "loggers", "start", "auxiliary", "loop", "pretrain", "finetune"],
     "training/auxiliary": ["base", "pretext", "self_training"],
-    "benchmark": ["experiment", "run.ledger", "statistics", "run", "report"],
-    "benchmark/run": ["ledger", "worker", "executors", "runner"],
+    "benchmark": ["experiment", "run.records", "run.ledger", "statistics", "run", "report"],
+    "benchmark/run": ["records", "ledger", "worker", "executors", "runner"],
 }
 # What fine-tuning and the loop must not know by name: they go by the contracts.
 CHOSEN_BY_NAME = {*OBJECTIVES, *AUXILIARIES}
