@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hssl.config import AggregateConfig, FinetuneConfig, NetworkConfig, PretrainConfig
 from hssl.errors import ConfigError, LeakError, RunError, SourceError, StoreError
-from hssl.evaluation import EvaluationResult, evaluate
+from hssl.evaluation import EvaluationResult, _score, evaluate
 from hssl.metrics import score_labels
 from hssl.runs import Run, RunInfo
 from hssl.store import Store, aggregate
@@ -323,3 +323,15 @@ def test_black_and_white_pictures_are_scored_as_label_1(tmp_path: Path, monkeypa
     assert result.scores[0].truth_voxels == 10 * (6 + int(result.scores[0].case[1:]))
     ready = evaluate(run.path, predictions=raw / "masks")
     assert ready.scores == result.scores
+
+
+def test_what_nobody_has_drawn_is_not_scored(run: Run, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that finds more than was drawn is not wrong there."""
+    task = store.tasks["Balls"].model_copy(update={"ignore": 2, "labels": {1: store.tasks["Balls"].labels[1]}})
+    truth = np.zeros((4, 5, 6), np.uint8)
+    truth[:2] = 1
+    truth[3] = 2
+    predicted = np.ones_like(truth)
+    predicted[2] = 0
+    (score,) = _score(store.cases("Balls")[0], task, truth, predicted, (1, 1, 1), 2.0)
+    assert (score.label, score.dice, score.predicted_voxels) == (1, 1.0, 60)

@@ -348,6 +348,9 @@ def _truths(store: Store, cases: Iterable[CaseRecord]) -> dict[str, Callable[[],
 def _score(
     case: CaseRecord, task: TaskInfo, truth: Mask, mask: Mask, spacing: Sequence[float], tolerance: float
 ) -> list[CaseScore]:
+    if task.ignore is not None:
+        drawn = truth != task.ignore
+        truth, mask = truth * drawn, mask * drawn
     scores = score_labels(truth, mask, spacing, task.labels, tolerance=tolerance)
     return [
         CaseScore(case=case.id, subject=case.subject, label=label, name=task.labels[label], **score._asdict())

@@ -11,7 +11,10 @@ def duration(seconds: float) -> str:
 
 
 def budget_in_words(label_budget: str) -> str:
-    """``5%`` as ``5 % of the labels``, ``1`` as ``1 labelled subject``."""
+    """``5%`` as ``5 % of the labels``, ``1`` as ``1 labelled subject``, ``1@5`` as that with ``5 slices each``."""
+    if "@" in label_budget:
+        subjects, _, slices = label_budget.rpartition("@")
+        return f"{budget_in_words(subjects)}, {slices} slice{'s' * (slices != '1')} each"
     if label_budget.endswith("%"):
         return f"{label_budget[:-1].strip()} % of the labels"
     return f"{label_budget} labelled subject{'s' * (label_budget != '1')}"

@@ -51,3 +51,17 @@ def test_what_is_off_does_not_change_the_fingerprint():
 def test_an_auxiliary_is_on_off_or_its_options(value):
     with pytest.raises(ConfigError, match=r"option 'auxiliary.pretext': .*true or false"):
         FinetuneConfig.checked({"task": "A", "auxiliary": {"pretext": value}})
+
+
+@pytest.mark.parametrize(
+    ("budget", "subjects", "slices"), [("3@5", 3, 5), ("5%@2", "5%", 2), ("a,b@1", ("a", "b"), 1), ("3", "3", None)]
+)
+def test_a_budget_may_name_slices(budget, subjects, slices):
+    config = FinetuneConfig(task="A", label_budget=budget)
+    assert (config.label_budget, config.labelled_slices) == (subjects, slices)
+
+
+@pytest.mark.parametrize("budget", ["3@", "3@0", "3@x", "3@-1"])
+def test_a_budget_without_a_number_of_slices(budget):
+    with pytest.raises(ConfigError, match="has no number of slices behind the @, as 3@5 has"):
+        FinetuneConfig.checked({"task": "A", "label_budget": budget})

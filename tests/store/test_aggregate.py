@@ -19,6 +19,7 @@ import pytest
 from hssl.config import AggregateConfig
 from hssl.errors import ConfigError, HsslError, RunError, SourceError, StoreError
 from hssl.files import locked
+from hssl.metrics import IGNORE
 from hssl.sources import find_sources
 from hssl.sources.base import Case
 from hssl.store import aggregate, aggregate_sources, transaction
@@ -647,3 +648,20 @@ def test_real_cases(real_data: Path, tmp_path: Path) -> None:
     assert store.tasks["Task04_Abdomen"].preprocessing.orientation == "PLS"
     assert sum(case.shape[0] for case in store.cases()) == 2211
     store.verify()
+
+
+def test_what_nobody_has_drawn_is_known_by_the_name_ignore(make_task: MakeTask, tmp_path: Path) -> None:
+    partly = np.full((12, 10, 6), 3, np.uint8)
+    partly[2:5, 2:5, 2] = 1
+    folder = make_task(labels={"a": partly})
+    listing = json.loads((folder / "dataset.json").read_text())
+    listing["labels"]["3"] = "ignore"
+    (folder / "dataset.json").write_text(json.dumps(listing))
+    store = aggregate(folder, tmp_path / "store")
+    task = store.tasks["Blobs"]
+    assert (task.labels, task.ignore, task.classes) == ({1: "rim", 2: "core"}, 3, 3)
+    case = store.cases("Blobs")[0]
+    assert case.label_voxels == {1: 9}
+    channels = task.to_channels(store.label(case))
+    assert np.count_nonzero(channels == IGNORE) == partly.size - 9
+    assert np.count_nonzero(channels == 1) == 9

@@ -79,3 +79,9 @@ def test_what_there_is_not_is_refused(labels: str | int | Sequence[str]) -> None
 def test_a_task_without_masks_has_no_labelled_subjects() -> None:
     with pytest.raises(StoreError, match="no training subject with a mask"):
         labelled_subjects("T", [], "5%", 0)
+
+
+@pytest.mark.parametrize(("budget", "same"), [("2@5", 2), ("50%@1", "50%"), ("a,b@3", ["a", "b"])])
+def test_slices_of_a_budget_leave_the_subjects_as_they_are(budget: str, same: object) -> None:
+    subjects = ["a", "b", "c", "d"]
+    assert labelled_subjects("T", subjects, budget, 0) == labelled_subjects("T", subjects, same, 0)

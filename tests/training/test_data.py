@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from hssl.errors import StoreError
+from hssl.metrics import IGNORE
 from hssl.store import Split
-from hssl.training.data import FLAT, FinetuneData, cut
+from hssl.training.data import FLAT, FinetuneData, cut, drawn_slices
 from hssl.training.pretrain import pretrain_windows
 
 
@@ -284,4 +285,51 @@ def test_fine_tuning_on_an_empty_mask(make_store, finetune_config):
 def test_no_masks_to_fine_tune_on(make_store, finetune_config):
     store = make_store(unlabelled={"Blobs": (0,)})
     with pytest.raises(StoreError, match="has no masks of the chosen subjects"):
+        FinetuneData(store, ["blobs0"], finetune_config())
+
+
+# Masks that are drawn in part
+
+
+def test_slices_that_are_drawn_are_evenly_spread(make_store):
+    task = make_store().tasks["Blobs"]
+    label = np.ones((10, 4, 4), np.uint8)
+    assert drawn_slices(label, task, None).tolist() == list(range(10))
+    assert drawn_slices(label, task, 2).tolist() == [2, 7]
+    assert drawn_slices(label, task, 5).tolist() == [1, 3, 5, 7, 9]
+    assert drawn_slices(label, task, 1).tolist() == [5]
+    assert drawn_slices(label, task, 11).tolist() == list(range(10))
+    ignoring = task.model_copy(update={"ignore": 9})
+    label[[0, 1, 2, 3, 9]] = 9
+    label[4, 0, 0] = 9
+    assert drawn_slices(label, ignoring, None).tolist() == [4, 5, 6, 7, 8]
+    assert drawn_slices(label, ignoring, 1).tolist() == [6]
+
+
+@pytest.mark.parametrize("foreground", [0.0, 1.0])
+def test_only_drawn_slices_are_trained_on(make_store, finetune_config, monkeypatch, foreground):
+    store = make_store(shape=(9, 28, 32))
+    read, label_slice = set(), type(store).label_slice
+    monkeypatch.setattr(
+        type(store), "label_slice", lambda self, case, index: read.add(index) or label_slice(self, case, index)
+    )
+    config = finetune_config(batch_size=8, labelled_slices=3, foreground=foreground)
+    data = FinetuneData(store, ["blobs0", "blobs1"], config)
+    _ = [data[step] for step in range(4)]
+    assert read == {1, 4, 7}
+
+
+def test_what_nobody_has_drawn_is_ignored(make_store, finetune_config):
+    store = make_store()
+    store.index.tasks["Blobs"] = store.tasks["Blobs"].model_copy(update={"ignore": 7})
+    label = np.full((5, 28, 32), 7, np.uint8)
+    label[2] = 0
+    label[2, 4:12, 4:12] = 1
+    label[2, :, 20:] = 7
+    np.save(store.path / "labels" / "Blobs" / "blobs0.npy", label)
+    data = FinetuneData(store, ["blobs0"], finetune_config(batch_size=8))
+    values = torch.cat([data[step].labelled.label for step in range(4)])
+    assert values.unique().tolist() == [0, 1, IGNORE]
+    np.save(store.path / "labels" / "Blobs" / "blobs0.npy", np.full_like(label, 7))
+    with pytest.raises(StoreError, match="no slice of the chosen subjects is drawn"):
         FinetuneData(store, ["blobs0"], finetune_config())

@@ -513,3 +513,24 @@ def test_configuration_of_the_run(make_store, finetune_config, tmp_path):
     assert isinstance(run.config, FinetuneConfig)
     assert Run.open(run.path).config == config
     assert len(run.info.result["labelled"]) == 2
+
+
+def test_three_subjects_and_two_slices_of_each(make_store, finetune_config, tmp_path, said):
+    store = make_store()
+    run = finetune(store, tmp_path / "run", config=finetune_config(label_budget="3@2", steps=1, validation=False))
+    assert (run.config.label_budget, run.config.labelled_slices) == (3, 2)
+    assert len(run.info.masks_seen["Blobs"]) == 3
+    assert "2 slices of each case" in said()
+    # Slices apart from each other say nothing of components in space.
+    assert run.info.components.labels == ()
+
+
+def test_keywords_go_over_a_configuration(make_store, finetune_config, tmp_path):
+    store = make_store()
+    base = finetune_config(steps=3, validation=False)
+    run = finetune(store, tmp_path / "run", config=base, labels="1@2", steps=1, auxiliary={"pretext": False}, warmup=0)
+    assert (run.config.label_budget, run.config.labelled_slices, run.config.steps, run.config.warmup) == (1, 2, 1, 0)
+    assert run.config.auxiliary == {"pretext": False, "self_training": False}
+    assert run.config.patch_size == base.patch_size
+    with pytest.raises(ConfigError, match=r"no option 'step'; did you mean 'steps'\?"):
+        finetune(store, tmp_path / "other", config=base, step=1)

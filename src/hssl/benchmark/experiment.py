@@ -41,7 +41,7 @@ from pydantic import (
     model_validator,
 )
 
-from hssl.config import SCRATCH, FinetuneConfig, NetworkConfig, PretrainConfig, StageConfig, merge
+from hssl.config import SCRATCH, FinetuneConfig, NetworkConfig, PretrainConfig, StageConfig, merge, split_slices
 from hssl.errors import ConfigError, StoreError
 from hssl.networks import SegmentationNetwork, UNet, build_network
 from hssl.objectives import Domains, Objective, build_objective, objective_options
@@ -55,7 +55,7 @@ from hssl.training.pretrain import groups_at_start
 # Set by the grid, so never by hand.
 _PRETRAIN_FIXED = {"tasks", "init"}
 _ADAPT_FIXED = {"network", "objective"}
-_FINETUNE_FIXED = {"task", "label_budget", "init", "seed"}
+_FINETUNE_FIXED = {"task", "label_budget", "labelled_slices", "init", "seed"}
 
 
 def _printable(name: str) -> str:
@@ -65,7 +65,10 @@ def _printable(name: str) -> str:
 
 
 def _is_label_budget(text: str) -> bool:
-    number, percent, rest = text.strip().partition("%")
+    subjects, at, slices = text.strip().partition("@")
+    if at and not (slices.isdecimal() and int(slices) > 0):
+        return False
+    number, percent, rest = subjects.partition("%")
     if not percent:
         return number.isdecimal() and int(number) > 0
     try:
@@ -292,13 +295,14 @@ def expand(experiment: Experiment, store: Store) -> Grid:
         for seed in experiment.seeds:
             for task in tasks:
                 labelled = store.labelled(task, label_budget, seed)
+                _, slices = split_slices(label_budget)
                 for name, arm in experiment.arms.items():
                     if arm.label_budgets is not None and label_budget not in arm.label_budgets:
                         continue
                     try:
                         before = _pretrainings(experiment, arm, task, store, data)
                         needs = before[-1] if before else None
-                        job = _finetuning(experiment, arm, task, labelled, seed, needs, store, data)
+                        job = _finetuning(experiment, arm, task, labelled, slices, seed, needs, store, data)
                         _check_scoring(experiment.scoring, job, store)
                     except ConfigError as error:
                         raise ConfigError(f"arm '{name}': {error.what}", hint=error.hint) from error
@@ -402,6 +406,7 @@ def _finetuning(
     arm: Arm,
     task: str,
     labelled: list[str],
+    slices: int | None,
     seed: int,
     pretraining: Job | None,
     store: Store,
@@ -416,7 +421,7 @@ def _finetuning(
         options.pop("init_lr_factor", None)
         options.pop("freeze_steps", None)
     # Subjects by name: where 5 % and 10 % are the same subject, they are the same run.
-    fixed = {"task": task, "label_budget": tuple(sorted(labelled)), "seed": seed}
+    fixed = {"task": task, "label_budget": tuple(sorted(labelled)), "labelled_slices": slices, "seed": seed}
     init = pretraining.folder if pretraining is not None else SCRATCH
     config = FinetuneConfig.checked({**options, **fixed, "init": init})
     check_batch_size(config.batch_size, config, "batch size", least=1)
@@ -437,6 +442,7 @@ def _finetuning(
 
 
 def _fraction(label_budget: str | int, task: str, store: Store) -> float:
+    label_budget, _ = split_slices(label_budget)
     if isinstance(label_budget, str) and label_budget.strip().endswith("%"):
         return float(label_budget.strip()[:-1]) / 100
     return len(store.labelled(task, label_budget)) / len(store.labelled(task, "100%"))

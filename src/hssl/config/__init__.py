@@ -10,6 +10,7 @@ from hssl.config.base import (
     parse_names,
     parse_yaml,
     read_mapping,
+    split_slices,
 )
 from hssl.config.finetune import FinetuneConfig
 from hssl.config.network import PRESETS, HeadKind, NetworkConfig
@@ -35,4 +36,5 @@ __all__ = [
     "parse_names",
     "parse_yaml",
     "read_mapping",
+    "split_slices",
 ]

@@ -92,6 +92,20 @@ def parse_names(text: str) -> list[str]:
     return [name for part in text.split(",") if (name := part.strip())]
 
 
+def split_slices(label_budget: Any) -> tuple[Any, int | None]:
+    """A label budget and the slices of each case in it: ``3@5`` is 3 subjects, 5 slices of each of their cases.
+
+    Raises:
+        ValueError: There is no whole number above 0 behind the ``@``.
+    """
+    if not isinstance(label_budget, str) or "@" not in label_budget:
+        return label_budget, None
+    subjects, _, slices = label_budget.rpartition("@")
+    if not slices.strip().isdecimal() or int(slices) < 1:
+        raise ValueError(f"'{label_budget}' has no number of slices behind the @, as 3@5 has")
+    return parse_label_budget(subjects), int(slices)
+
+
 def parse_label_budget(text: str) -> str | int | list[str]:
     """``5%`` stays text, ``3`` is a number of subjects; ``a,b``, ``003`` and ``3,`` are lists of them."""
     text = text.strip()

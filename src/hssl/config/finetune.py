@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from hssl.config.base import SCRATCH, Fraction, SubjectName, registered
+from hssl.config.base import SCRATCH, Fraction, SubjectName, registered, split_slices
 from hssl.config.network import HeadKind, NetworkConfig
 from hssl.config.training import TrainingConfig
 from hssl.config.view import ViewConfig
@@ -21,7 +21,10 @@ class FinetuneConfig(TrainingConfig):
 
     Attributes:
         task: The task.
-        label_budget: Subjects whose masks may be used for training: a share (``5%``), a number, or their ids.
+        label_budget: Subjects whose masks may be used for training: a share (``5%``), a number, or their ids;
+            ``3@5`` is 3 subjects and sets `labelled_slices` to 5.
+        labelled_slices: Slices of each labelled case whose masks are used, evenly spread; None is all of them. The
+            others are images without masks.
         init: A run folder, usually of pre-training, or ``scratch``.
         network: Shape of the network when starting from scratch; a run brings its own.
         batch_size: Patches a step, over all devices.
@@ -42,6 +45,7 @@ class FinetuneConfig(TrainingConfig):
 
     task: str
     label_budget: str | PositiveInt | tuple[SubjectName, ...] = "100%"
+    labelled_slices: PositiveInt | None = None
     init: str = SCRATCH
     network: NetworkConfig = Field(default_factory=NetworkConfig)
     batch_size: PositiveInt = 16
@@ -58,6 +62,15 @@ class FinetuneConfig(TrainingConfig):
     validation: bool = True
     validate_every: PositiveInt = 250
     view: ViewConfig = ViewConfig(elastic=0.02)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _slices_of_the_budget(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            label_budget, slices = split_slices(values.get("label_budget"))
+            if slices is not None:
+                return {**values, "label_budget": label_budget, "labelled_slices": slices}
+        return values
 
     @field_validator("auxiliary")
     @classmethod

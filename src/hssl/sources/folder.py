@@ -187,10 +187,10 @@ def parse_labels(listed: object, path: Path) -> dict[int, str]:
     """Labels by value without background, from ``{"1": "liver"}`` or from ``{"liver": 1}``.
 
     A name with several values (a region, as nnU-Net has them) names none of them: a value that has no name
-    of its own is called ``label_<value>``.
+    of its own is called ``label_<value>``. A label called ``ignore``, as nnU-Net has it, marks what nobody has drawn.
 
     Raises:
-        SourceError: `listed` is neither, or has an ``ignore`` label, which would be learnt as a class.
+        SourceError: `listed` is neither.
     """
     if not isinstance(listed, dict):
         raise SourceError("lists no 'labels'", path=path)
@@ -204,8 +204,6 @@ def parse_labels(listed: object, path: Path) -> dict[int, str]:
             name, value = (str(right), int(left)) if left.isdecimal() else (left, _whole(right))
         except (TypeError, ValueError) as error:
             raise SourceError(f"label '{left}': '{right}' is not a name and an integer", path=path) from error
-        if name == "ignore":
-            raise SourceError("an 'ignore' label is not supported", path=path)
         if value in labels:
             raise SourceError(f"labels '{labels[value]}' and '{name}' have one value, {value}", path=path)
         labels[value] = name

@@ -20,7 +20,7 @@ from hssl.store.assign import BadCase, PendingTask, folder_name, split_by_folder
 from hssl.store.convert import attempt, convert_case, image_files_of, in_parallel
 from hssl.store.preprocessing import Preprocessing, check_geometry, make_preprocessing
 from hssl.store.splits import Split, Splits, check_given
-from hssl.store.store import CaseRecord, Index, Store, TaskInfo
+from hssl.store.store import IGNORE_NAME, CaseRecord, Index, Store, TaskInfo
 from hssl.store.transaction import KINDS, STAGING, commit, exclusive, existing_store
 
 logger = logging.getLogger(__name__)
@@ -231,7 +231,8 @@ def _task_info(
     return TaskInfo(
         name=source.task,
         modality=source.modality,
-        labels=dict(sorted(source.labels.items())),
+        labels={value: name for value, name in sorted(source.labels.items()) if name != IGNORE_NAME},
+        ignore=next((value for value, name in source.labels.items() if name == IGNORE_NAME), None),
         preprocessing=preprocessing,
         layout=source.layout,
         origin=str(source.path.resolve()),

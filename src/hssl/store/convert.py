@@ -17,7 +17,7 @@ from hssl.errors import HsslError, StoreError, name_bad_file
 from hssl.sources.base import Case, Geometry, Source
 from hssl.sources.files import check_same_place
 from hssl.store.preprocessing import Preprocessing
-from hssl.store.store import CaseRecord, array_path, file_hash, file_sample
+from hssl.store.store import IGNORE_NAME, CaseRecord, array_path, file_hash, file_sample
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -85,6 +85,7 @@ def _counted(mask: NDArray[np.integer], labels: Mapping[int, str]) -> dict[int, 
     present = set(np.unique(mask).tolist()) - {0}
     if unknown := sorted(present - labels.keys()):
         raise StoreError(f"label {unknown[0]} is not in the list of labels {sorted(labels)}")
+    present = {value for value in present if labels[value] != IGNORE_NAME}
     return {value: int(np.count_nonzero(mask == value)) for value in sorted(present)}
 
 

@@ -10,7 +10,7 @@ from zlib import crc32
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from hssl.config import GivenSplit, parse_label_budget
+from hssl.config import GivenSplit, parse_label_budget, split_slices
 from hssl.errors import StoreError
 
 
@@ -149,6 +149,7 @@ def labelled_subjects(
     if not candidates:
         raise StoreError(f"task '{task}' has no training subject with a mask", path=path)
     order = _shuffled(sorted(candidates), f"{task}/labels", seed)
+    labels, _ = split_slices(labels)
     if isinstance(labels, str):
         labels = parse_label_budget(labels)
     if isinstance(labels, str):

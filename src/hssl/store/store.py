@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hssl.errors import StoreError, first_mistake
+from hssl.metrics import IGNORE
 from hssl.sources import find_sources
 from hssl.sources.base import Case, Geometry
 from hssl.store.preprocessing import Preprocessing
@@ -22,6 +23,8 @@ from hssl.store.splits import Split, Splits, labelled_subjects
 
 INDEX, SPLITS = "index.json", "splits.json"
 FORMAT: Literal[2] = 2
+IGNORE_NAME = "ignore"
+"""Name of the label, as nnU-Net has it, that marks what nobody has drawn."""
 Part = Literal["train", "val", "test"]
 _BLOCKS, _BLOCK = 16, 1024
 _NPY_HEADER = range(64, 1024)  # bytes
@@ -51,6 +54,7 @@ class TaskInfo(_Entry):
         subject: The subject rule given, if any.
         channel: Index of the channel in files that hold several; else the channel given, if any.
         renamed: The task name given, if any.
+        ignore: Value in the masks of what nobody has drawn; None without one. No loss and no score counts it.
         fingerprint: SHA-256 of the list of source files, their sizes and times, and the options.
         skipped: Bad cases that were left out, one line each.
         duplicates: Cases with the image of another case, one line each; both count as one subject.
@@ -65,6 +69,7 @@ class TaskInfo(_Entry):
     subject: str | None = None
     channel: str | int | None = None
     renamed: str | None = None
+    ignore: int | None = None
     fingerprint: str
     skipped: list[str] = []
     duplicates: list[str] = []
@@ -75,8 +80,13 @@ class TaskInfo(_Entry):
         return len(self.labels) + 1
 
     def to_channels(self, mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Channel of the label value of each voxel, any shape; values may have gaps (0, 1, 255), channels do not."""
+        """Channel of the label value of each voxel, any shape; values may have gaps (0, 1, 255), channels do not.
+
+        What nobody has drawn is :data:`hssl.metrics.IGNORE`.
+        """
         table = np.zeros(256, np.uint8)
+        if self.ignore is not None:
+            table[self.ignore] = IGNORE
         table[self.values] = np.arange(self.classes)
         channels: NDArray[np.uint8] = table[mask]
         return channels

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from hssl.config import FinetuneConfig
 from hssl.errors import StoreError
 from hssl.objectives import WindowBatch
-from hssl.store import CaseRecord, Store
+from hssl.store import CaseRecord, Store, TaskInfo
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
@@ -180,7 +180,14 @@ class FinetuneData(Dataset[FinetuneBatch]):
             raise StoreError(f"task '{config.task}' has no masks of the chosen subjects", path=store.path)
         rng = np.random.default_rng((config.seed, 3))
         self.task = store.tasks[config.task]
-        self.voxels = [_voxels_by_label(store.label(case), rng) for case in self.cases]
+        self.slices, self.voxels = [], []
+        for case in self.cases:
+            drawn = drawn_slices(store.label(case), self.task, config.labelled_slices)
+            self.slices.append(drawn)
+            self.voxels.append(_voxels_by_label(store.label(case), self.task, drawn, rng))
+        if not any(len(drawn) for drawn in self.slices):
+            raise StoreError(f"task '{config.task}': no slice of the chosen subjects is drawn", path=store.path)
+        self.drawn = [number for number, drawn in enumerate(self.slices) if len(drawn)]
 
     def __len__(self) -> int:
         return self.config.steps
@@ -194,14 +201,14 @@ class FinetuneData(Dataset[FinetuneBatch]):
         size = self.config.window
         windows, masks = [], []
         for place in range(self.config.batch_size):
-            number = int(rng.integers(len(self.cases)))
+            number = self.drawn[int(rng.integers(len(self.drawn)))]
             case, voxels = self.cases[number], self.voxels[number]
             if voxels and rng.random() < self.config.foreground:
                 candidates = voxels[int(rng.integers(len(voxels)))]
                 index, row, column = (int(along) for along in candidates[int(rng.integers(len(candidates)))])
                 corner = (row - size // 2, column - size // 2)
             else:
-                index = int(rng.integers(case.shape[0]))
+                index = int(self.slices[number][int(rng.integers(len(self.slices[number])))])
                 corner = draw_corner(case.shape[1:], size, rng)
             if place % self.world_size == self.rank:
                 windows.append(cut(self.store.image_slice(case, index), corner, size))
@@ -249,11 +256,32 @@ def draw_corner(shape: tuple[int, ...], size: int, rng: Generator) -> tuple[int,
     return top, left
 
 
-def _voxels_by_label(label: NDArray[np.uint8], rng: Generator, limit: int = 2000) -> list[NDArray[np.intp]]:
-    found = []
-    for value in np.unique(label):
-        if value:
-            voxels = np.argwhere(label == value)
+def drawn_slices(label: NDArray[np.uint8], task: TaskInfo, count: int | None) -> NDArray[np.intp]:
+    """Slices of a mask that are trained on: those of which something is drawn, or `count` of them, evenly spread.
+
+    Args:
+        label: Label values ``[slices, rows, columns]``.
+        task: Its task, with the value of what nobody has drawn.
+        count: How many; None is all, and so is more than there are.
+    """
+    drawn = np.arange(len(label))
+    if task.ignore is not None:
+        drawn = drawn[(label != task.ignore).any(axis=(1, 2))]
+    if count is None or count >= len(drawn):
+        return drawn
+    # In the middle of `count` equal parts.
+    return drawn[((np.arange(count) + 0.5) * len(drawn) / count).astype(np.intp)]
+
+
+def _voxels_by_label(
+    label: NDArray[np.uint8], task: TaskInfo, slices: NDArray[np.intp], rng: Generator, limit: int = 2000
+) -> list[NDArray[np.intp]]:
+    """Up to `limit` voxels of each label in these slices, ``[voxels, 3]``."""
+    found, planes = [], label[slices]
+    for value in task.labels:
+        voxels = np.argwhere(planes == value)
+        if len(voxels):
+            voxels[:, 0] = slices[voxels[:, 0]]
             if len(voxels) > limit:
                 voxels = voxels[rng.choice(len(voxels), limit, replace=False)]
             found.append(voxels)

@@ -21,7 +21,7 @@ from hssl.objectives import WATCH
 from hssl.prediction.components import keep_largest, learn_rule
 from hssl.prediction.masks import class_planes, join_planes
 from hssl.prediction.tiling import predict_slabs
-from hssl.runs.run import Run, RunInfo, provenance
+from hssl.runs.run import ComponentRule, Run, RunInfo, provenance
 from hssl.store import Store
 from hssl.training.auxiliary import (
     Auxiliary,
@@ -172,7 +172,10 @@ class Finetuning(Stage):
             slabs = predict_slabs(network, self.store.image(case), **options)
             predicted = join_planes(task, [class_planes(task, slab) for slab in slabs])
             predicted = keep_largest(predicted, self.run.info.components)
-            scores.append(dice_by_label(self.store.label(case), predicted, task.labels))
+            truth = self.store.label(case)
+            if task.ignore is not None:
+                predicted = predicted * (truth != task.ignore)
+            scores.append(dice_by_label(truth, predicted, task.labels))
         network.train()
         means = [np.nanmean(row) for row in scores if not np.isnan(row).all()]
         return float(np.mean(means)) if means else 0.0
@@ -287,7 +290,6 @@ def _run_info(
 ) -> RunInfo:
     """What the run sees; with `whole` the images of all training subjects."""
     masks = {config.task: sorted({*labelled, *validation_set})}
-    cases = store.cases(config.task, subjects=labelled, labelled=True)
     images = {*masks[config.task], *(store.split(config.task).train if whole else ())}
     info = RunInfo(
         stage="finetune",
@@ -295,10 +297,20 @@ def _run_info(
         task=store.tasks[config.task],
         subjects_seen={config.task: sorted(images)},
         masks_seen=masks,
-        components=learn_rule(map(store.label, cases), list(store.tasks[config.task].labels)),
+        components=_component_rule(config, store, labelled),
         provenance=provenance(config, store),
     )
     return info if source is None else with_source(info, source)
+
+
+def _component_rule(config: FinetuneConfig, store: Store, labelled: list[str]) -> ComponentRule:
+    """What the masks that may be read say of components; nothing where they are drawn in part."""
+    task = store.tasks[config.task]
+    masks = [store.label(case) for case in store.cases(task.name, subjects=labelled, labelled=True)]
+    in_part = task.ignore is not None and any((mask == task.ignore).any() for mask in masks)
+    if config.labelled_slices is not None or in_part:
+        return ComponentRule()
+    return learn_rule(masks, list(task.labels))
 
 
 def _announce(stage: Finetuning, source: Run | None, validation_set: list[str]) -> None:
@@ -311,6 +323,7 @@ def _announce(stage: Finetuning, source: Run | None, validation_set: list[str]) 
     logger.info(
         f"{config.task}: masks of {len(labelled)} of {len(store.labelled(config.task, '100%'))} training subjects "
         f"({names})"
+        + (f", {config.labelled_slices} slices of each case" if config.labelled_slices else "")
         + (f" and, to choose the checkpoint, of {len(validation_set)} for validation" if validation_set else "")
     )
     if single := stage.run.info.components.describe(store.tasks[config.task].labels):

@@ -27,7 +27,7 @@ from hssl.metrics import IGNORE, dice_ce_loss
 from hssl.networks import SegmentationNetwork
 from hssl.objectives import WATCH, WindowBatch
 from hssl.training.auxiliary.base import Auxiliary, AuxiliaryOptions, LabelledView, Setting
-from hssl.training.data import cut, draw_corner
+from hssl.training.data import cut, draw_corner, drawn_slices
 from hssl.views import make_view
 
 MEMORY = 0.99
@@ -197,8 +197,8 @@ class SelfTraining(Auxiliary):
         task, rng = store.tasks[config.task], np.random.default_rng((config.seed, 5))
         counts = np.zeros(task.classes)
         for case in store.cases(config.task, subjects=setting.labelled, labelled=True):
-            mask = task.to_channels(np.asarray(store.label(case)))
-            for plane in mask:
+            label = store.label(case)
+            for plane in task.to_channels(label[drawn_slices(label, task, config.labelled_slices)]):
                 window = cut(plane, draw_corner(plane.shape, config.window, rng), config.window)
                 counts += np.bincount(window.ravel(), minlength=task.classes)[: task.classes]
         shares: Sequence[float] = (counts / max(counts.sum(), 1)).tolist()
