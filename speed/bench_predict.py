@@ -44,8 +44,7 @@ from hssl.prediction.tiling import predict_volume
 from hssl.runs import load_segmentation
 from hssl.sources.files import read_geometry, read_image
 from hssl.store import aggregate
-from hssl.training.finetune import finetune
-from hssl.training.finetune import dice_by_label
+from hssl.training.finetune import dice_by_label, finetune
 
 TASK, SPACING, PATCH = "Task03_Cardiac", 1.5, 128
 VOLUMES, STEPS, TRAINED_ON = 2, 60, 16

@@ -18,15 +18,25 @@ import yaml
 import hssl
 from hssl import cli, console
 from hssl.cli import STAGES, main
-from hssl.config import AggregateConfig, FinetuneConfig, NetworkConfig
+from hssl.config import (
+    AggregateConfig,
+    FinetuneConfig,
+    NetworkConfig,
+    PretrainConfig,
+    StageConfig,
+    default_in_words,
+    parse_yaml,
+)
 from hssl.demo import DemoResult
 from hssl.errors import HsslError
 from hssl.evaluation import EvaluationResult, Mean
 from hssl.grouping import Grouping
-from hssl.registry import EXPORTS, LAYOUTS, OBJECTIVES, Registry
+from hssl.objectives import objective_class
+from hssl.registry import AUXILIARIES, EXPORTS, LAYOUTS, OBJECTIVES, Registry
 from hssl.runs import Run, RunInfo
 from hssl.store import Preprocessing, Store, TaskInfo
 from hssl.store.summary import summarise
+from hssl.training.auxiliary import auxiliary_class
 
 
 @pytest.fixture(autouse=True)
@@ -191,12 +201,125 @@ def test_config_show_explains_the_parts_of_a_view(capsys: pytest.CaptureFixture[
     assert "\n  rotate: 20.0\n" in printed
 
 
-def test_config_show_tells_the_options_of_the_objective(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["config", "show", "pretrain"]) == 0
-    assert "Those of 'hierarchical': {'weights': {'group': 0.05," in capsys.readouterr().out
-    assert main(["config", "show", "pretrain", "--set", "objective=simclr"]) == 0
-    assert "Those of 'simclr': {'temperature': " in capsys.readouterr().out
-    assert main(["config", "show", "pretrain", "--set", "options={weights: {foo: 1}}"]) == 2
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_config_show_explains_the_options_of_the_objective(
+    objective: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    show = ["config", "show", "pretrain"]
+    assert main([*show, "--set", f"objective={objective}"]) == 0
+    text = capsys.readouterr().out
+    expected = objective_class(objective).Options()
+    options = parse_yaml(text)["options"]
+    assert options == expected.model_dump(mode="json")
+    lines = text.splitlines()
+    for name in options:
+        place = next(number for number, line in enumerate(lines) if line.startswith(f"  {name}: ".rstrip(" ")))
+        assert lines[place - 1].startswith("  # "), name
+    # It can be given back, and says the same.
+    (tmp_path / "stage.yaml").write_text(text)
+    assert main([*show, "--config", str(tmp_path / "stage.yaml")]) == 0
+    assert capsys.readouterr().out == text
+
+
+def test_config_show_explains_each_auxiliary(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    show = ["config", "show", "finetune", "--set", "task=Heart"]
+    assert main([*show, "--set", "auxiliary={self_training: {box: [0.1, 0.2]}}"]) == 0
+    text = capsys.readouterr().out
+    shown = parse_yaml(text)["auxiliary"]
+    assert {name: set(options) for name, options in shown.items()} == {
+        name: set(auxiliary_class(name).Options.model_fields) for name in AUXILIARIES
+    }
+    assert shown["self_training"]["box"] == [0.1, 0.2]
+    (tmp_path / "stage.yaml").write_text(text)
+    assert main(["config", "show", "finetune", "--config", str(tmp_path / "stage.yaml")]) == 0
+    assert capsys.readouterr().out == text
+    assert main(show) == 0
+    assert parse_yaml(capsys.readouterr().out)["auxiliary"]["self_training"] is False
+
+
+@pytest.mark.parametrize(
+    ("stage", "option", "says"),
+    [
+        ("pretrain", "options={wieghts: {}}", "objective 'hierarchical': no option 'wieghts'; did you mean 'weights'?"),
+        ("pretrain", "options={weights: {places: 1}}", "objective 'hierarchical': option 'weights.places"),
+        ("pretrain", "view={flp: 1}", "no option 'view.flp'; did you mean 'view.flip'?"),
+        (
+            "finetune",
+            "auxiliary={pretext: {view: {flp: 1}}}",
+            "auxiliary 'pretext': no option 'view.flp'; did you mean 'view.flip'?",
+        ),
+        ("finetune", "auxiliary={self_training: {cutmx: 1}}", "no option 'cutmx'; did you mean 'cutmix'?"),
+    ],
+)
+def test_a_misspelt_option_inside_another_suggests_the_right_one(
+    stage: str, option: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--set", "task=Heart"] if stage == "finetune" else []
+    assert main(["config", "show", stage, *more, "--set", option]) == 2
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "config", "fields"),
+    [
+        (
+            "pretrain",
+            PretrainConfig,
+            ("init", "objective", "network", "groups", "steps", "patch_size", "batch_size", "seed"),
+        ),
+        ("finetune", FinetuneConfig, ("label_budget", "init", "steps", "patch_size", "batch_size", "seed")),
+        ("aggregate", AggregateConfig, ("seed",)),
+    ],
+)
+def test_the_help_tells_defaults_of_the_options(
+    command: str, config: type[StageConfig], fields: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "--help"]) == 0
+    blocks = re.split(r"\n +(?:-\w, )?--", capsys.readouterr().out)
+    shown = {block.split()[0]: " ".join(block.split()) for block in blocks}
+    for field in fields:
+        name = {"label_budget": "labels"}.get(field, field).replace("_", "-")
+        assert f"[default: {default_in_words(config, field)}]" in shown[name]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("hssl pretrain --objective j", ["jigsaw"]),
+        ("hssl pretrain --network ", ["small", "base", "large"]),
+        ("hssl aggregate --layout ni", ["nifti"]),
+        ("hssl export --to o", ["onnx"]),
+        ("hssl config show p", ["pretrain"]),
+        ("hssl finetune --logger w", ["wandb"]),
+    ],
+)
+def test_the_shell_completes_values(line: str, expected: list[str]) -> None:
+    environment = os.environ | {
+        "_HSSL_COMPLETE": "complete_bash",
+        "COMP_WORDS": line,
+        "COMP_CWORD": str(len(line.split(" ")) - 1),
+    }
+    code = "from hssl.cli import app; app(prog_name='hssl')"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == expected
+
+
+def test_an_environment_variable_that_nothing_reads_is_one_warning(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = {"HSSL_PRETRAIN_STEPS": "3", "HSSL_CONFIG_SHOW_AS_JSON": "1", "HSSL_DATA": "/x", "HSSL_WORKER_PIPE": "3"}
+    for name, value in known.items():
+        monkeypatch.setenv(name, value)
+    assert main(["config", "show", "aggregate"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert printed.out.startswith("{")  # the variable is read
+    monkeypatch.setenv("HSSL_PRETRAIN_STEP", "3")
+    monkeypatch.setenv("HSSL_XYZZY", "3")
+    assert main(["config", "show", "aggregate"]) == 0
+    assert capsys.readouterr().err == (
+        "environment variables that nothing reads: HSSL_PRETRAIN_STEP (did you mean HSSL_PRETRAIN_STEPS?), HSSL_XYZZY\n"
+    )
 
 
 def test_a_template_leaves_required_options_empty(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,26 +5,41 @@ Everything heavy is imported inside the commands, so that ``hssl --help`` answer
 
 from __future__ import annotations
 
+import logging
 import os
-import re
 import sys
-from inspect import cleandoc
+from collections.abc import Callable, Iterable, Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
 from hssl import __version__
+from hssl.config import (
+    PRESETS,
+    AggregateConfig,
+    Chosen,
+    FinetuneConfig,
+    PretrainConfig,
+    StageConfig,
+    as_yaml,
+    default_in_words,
+    option_values,
+    parse_label_budget,
+    parse_names,
+    parse_yaml,
+    read_mapping,
+)
 from hssl.errors import ConfigError, HsslError
 from hssl.machine import ends_as_interrupted
-from hssl.registry import EXPORTS, LAYOUTS, OBJECTIVES
+from hssl.registry import AUXILIARIES, EXPORTS, LAYOUTS, OBJECTIVES
 
 if TYPE_CHECKING:
-    from hssl.config import StageConfig
     from hssl.runs import Run
     from hssl.store import Store
 
-Config = TypeVar("Config", bound="StageConfig")
+Config = TypeVar("Config", bound=StageConfig)
 
 app = typer.Typer(
     name="hssl",
@@ -36,14 +51,28 @@ app = typer.Typer(
 config_app = typer.Typer(help="Show the options of a stage.", rich_markup_mode=None)
 app.add_typer(config_app, name="config")
 
-# The stages that take a configuration, and its class in hssl.config.
-STAGES = {
-    "aggregate": "AggregateConfig",
-    "pretrain": "PretrainConfig",
-    "finetune": "FinetuneConfig",
+STAGES: dict[str, type[StageConfig]] = {
+    "aggregate": AggregateConfig,
+    "pretrain": PretrainConfig,
+    "finetune": FinetuneConfig,
 }
+"""The stages that take a configuration."""
+VARIABLES = {"HSSL_DEBUG", "HSSL_DATA", "HSSL_WORKER_PIPE"}
+"""Environment variables that are no option of a command."""
 
 INTERRUPTED = 130
+
+
+def _complete(names: Iterable[str]) -> Callable[[str], list[str]]:
+    """Completes a value in the shell by these names."""
+    return lambda incomplete: [name for name in names if name.startswith(incomplete)]
+
+
+def _of(stage: type[StageConfig], field: str, text: str, *names: str, **more: Any) -> Any:
+    """The typer option of a field of a stage; its help tells the field's default."""
+    default = default_in_words(stage, field)
+    return typer.Option(*names, help=f"{text} [default: {default}]" if default else text, **more)
+
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where to write.")]
@@ -65,14 +94,8 @@ Components = Annotated[
         help="Keep the largest component of each label that is a single one in all labelled masks of the run.",
     ),
 ]
-Seed = Annotated[int | None, typer.Option(help="Seed of every random draw.")]
-PatchSize = Annotated[int | None, typer.Option(min=1, help="Side of what the network sees, in pixels.")]
-BatchSize = Annotated[int | None, typer.Option(min=1, help="Images a step.")]
-Steps = Annotated[int | None, typer.Option(help="Training steps.")]
-Loggers = Annotated[
-    list[str] | None,
-    typer.Option("--logger", help="Where curves go: tensorboard (by default), wandb, mlflow; repeatable."),
-]
+_CURVES = "Where curves go: tensorboard, wandb, mlflow; repeatable."
+_LOGGERS = {"autocompletion": _complete(("tensorboard", "wandb", "mlflow"))}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -123,6 +146,7 @@ def _program(
     from hssl import console
 
     console.configure(quiet=quiet, verbose=verbose or debug)
+    _warn_of_unknown_variables()
 
 
 @app.command()
@@ -145,14 +169,14 @@ def aggregate(
     output: Output,
     layout: Annotated[
         str | None,
-        typer.Option(help=f"Reader: {LAYOUTS.listed}. Recognised unless ambiguous."),
+        typer.Option(help=f"Reader: {LAYOUTS.listed}. Recognised unless ambiguous.", autocompletion=_complete(LAYOUTS)),
     ] = None,
     subject: Annotated[str | None, typer.Option(help="Regular expression that finds the subject in a case id.")] = None,
     channel: Annotated[str | None, typer.Option(help="Channel to take of several, by name or number.")] = None,
     task: Annotated[str | None, typer.Option(help="Name of the task, for a single source.")] = None,
     window: Annotated[tuple[float, float] | None, typer.Option(help="CT window in HU: low high.")] = None,
     spacing: Annotated[tuple[float, float] | None, typer.Option(help="In-plane spacing in mm: rows columns.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the split.")] = None,
+    seed: Annotated[int | None, _of(AggregateConfig, "seed", "Seed of the split.")] = None,
     splits: Annotated[
         Path | None, typer.Option(help="YAML with a split of your own: FOLDER: {val: [...], test: [...]}.")
     ] = None,
@@ -164,7 +188,6 @@ def aggregate(
 ) -> None:
     """Put raw challenges into one store."""
     from hssl import store
-    from hssl.config import AggregateConfig, read_mapping
 
     checked = _load(
         AggregateConfig,
@@ -208,33 +231,57 @@ def pretrain(
     output: Output,
     tasks: Annotated[str | None, typer.Option(help="Tasks to learn from, with commas; all by default.")] = None,
     init: Annotated[
-        str | None, typer.Option(help="A run to start from, hf://OWNER/NAME, or scratch (by default).")
+        str | None, _of(PretrainConfig, "init", "A run to start from, hf://OWNER/NAME, or scratch.")
     ] = None,
     objective: Annotated[
         str | None,
-        typer.Option(help=f"{OBJECTIVES.listed}, or module:Class of your own; the first by default."),
+        _of(
+            PretrainConfig,
+            "objective",
+            f"{OBJECTIVES.listed}, or module:Class of your own.",
+            autocompletion=_complete(OBJECTIVES),
+        ),
     ] = None,
-    network: Annotated[str | None, typer.Option(help="small (CPU), base or large.")] = None,
+    network: Annotated[
+        str | None,
+        _of(PretrainConfig, "network", "small (for a CPU), base or large.", autocompletion=_complete(PRESETS)),
+    ] = None,
     plans: Annotated[
         Path | None, typer.Option(help="nnUNetPlans.json: take network and patch size of its configuration 2d.")
     ] = None,
     groups: Annotated[
-        str | None, typer.Option(help="auto, none, how many, or a file with task: group lines, or of hssl groups.")
+        str | None,
+        _of(
+            PretrainConfig,
+            "groups",
+            "auto, none, how many, or a file with task: group lines, or of hssl groups.",
+            autocompletion=_complete(("auto", "none")),
+        ),
     ] = None,
-    steps: Steps = None,
-    patch_size: PatchSize = None,
-    batch_size: BatchSize = None,
-    seed: Seed = None,
-    logger: Loggers = None,
+    steps: Annotated[int | None, _of(PretrainConfig, "steps", "Training steps.")] = None,
+    patch_size: Annotated[
+        int | None, _of(PretrainConfig, "patch_size", "Side of what the network sees, in pixels.", min=1)
+    ] = None,
+    batch_size: Annotated[int | None, _of(PretrainConfig, "batch_size", "Images a step.", min=1)] = None,
+    seed: Annotated[int | None, _of(PretrainConfig, "seed", "Seed of every random draw.")] = None,
+    logger: Annotated[
+        list[str] | None,
+        _of(
+            PretrainConfig,
+            "loggers",
+            "Where curves go: tensorboard, wandb, mlflow; repeatable.",
+            "--logger",
+            **_LOGGERS,
+        ),
+    ] = None,
     config: ConfigFile = None,
     options: Set = None,
     as_json: Json = False,
 ) -> None:
     """Learn from the scans of a store without masks. The same command continues an interrupted run.
 
-    Defaults, and all other options: hssl config show pretrain.
+    All options: hssl config show pretrain.
     """
-    from hssl.config import PretrainConfig, parse_names
     from hssl.training.pretrain import pretrain as run_pretraining
 
     planned = None
@@ -272,13 +319,13 @@ def finetune(
     task: Annotated[str | None, typer.Option(help="The task to learn.")] = None,
     labels: Annotated[
         str | None,
-        typer.Option(
-            help="Labelled training subjects: a share (5%), a number (3), or names with commas (p1,p2); by default all."
+        _of(
+            FinetuneConfig,
+            "label_budget",
+            "Labelled training subjects: a share (5%), a number (3), or names with commas (p1,p2).",
         ),
     ] = None,
-    init: Annotated[
-        str | None, typer.Option(help="A pre-trained run, hf://OWNER/NAME, or scratch (by default).")
-    ] = None,
+    init: Annotated[str | None, _of(FinetuneConfig, "init", "A pre-trained run, hf://OWNER/NAME, or scratch.")] = None,
     validation: Annotated[
         bool | None,
         typer.Option(
@@ -296,20 +343,30 @@ def finetune(
             "--self-training/--no-self-training", help="Learn from the network's own masks of scans without masks."
         ),
     ] = None,
-    steps: Steps = None,
-    patch_size: PatchSize = None,
-    batch_size: BatchSize = None,
-    seed: Seed = None,
-    logger: Loggers = None,
+    steps: Annotated[int | None, _of(FinetuneConfig, "steps", "Training steps.")] = None,
+    patch_size: Annotated[
+        int | None, _of(FinetuneConfig, "patch_size", "Side of what the network sees, in pixels.", min=1)
+    ] = None,
+    batch_size: Annotated[int | None, _of(FinetuneConfig, "batch_size", "Patches a step.", min=1)] = None,
+    seed: Annotated[int | None, _of(FinetuneConfig, "seed", "Seed of every random draw.")] = None,
+    logger: Annotated[
+        list[str] | None,
+        _of(
+            FinetuneConfig,
+            "loggers",
+            "Where curves go: tensorboard, wandb, mlflow; repeatable.",
+            "--logger",
+            **_LOGGERS,
+        ),
+    ] = None,
     config: ConfigFile = None,
     options: Set = None,
     as_json: Json = False,
 ) -> None:
     """Learn one task from few masks. The same command continues an interrupted run.
 
-    Defaults, and all other options: hssl config show finetune.
+    All options: hssl config show finetune.
     """
-    from hssl.config import FinetuneConfig
     from hssl.training.finetune import finetune as run_finetuning
 
     checked = _load(
@@ -475,7 +532,14 @@ def report(
 @app.command()
 def export(
     run: RunPath,
-    to: Annotated[str, typer.Option(help=f"{EXPORTS.listed}, or module:function of your own.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            help=f"{EXPORTS.listed}, or module:function of your own.",
+            metavar="FORMAT",
+            autocompletion=_complete(EXPORTS),
+        ),
+    ],
     output: Output,
     as_json: Json = False,
 ) -> None:
@@ -521,38 +585,50 @@ def demo(
 
 @config_app.command("show")
 def config_show(
-    stage: Annotated[str, typer.Argument(metavar="STAGE", help=f"One of {', '.join(STAGES)}.")],
+    stage: Annotated[
+        str,
+        typer.Argument(metavar="STAGE", help=f"One of {', '.join(STAGES)}.", autocompletion=_complete(STAGES)),
+    ],
     config: ConfigFile = None,
     options: Set = None,
     as_json: Json = False,
 ) -> None:
     """Print all options of a stage as YAML: the value of each and what it means."""
     from hssl import console
-    from hssl.config import PretrainConfig
 
     cls = _config_class(stage)
     # Without any option given, a template: options that have no default stay empty.
     checked = _load(cls, config, options) if config or options else cls.model_construct()
-    values = dict.fromkeys(cls.model_fields) | checked.model_dump(mode="json")
-    descriptions = _descriptions(cls)
-    if isinstance(checked, PretrainConfig):
-        from hssl.objectives import objective_options
-
-        own = objective_options(checked.objective, checked.options)
-        descriptions["options"] += f" Those of '{checked.objective}': {own}"
+    parts = _parts(checked)
     if as_json:
-        console.print_json(values)
+        console.print_json(option_values(checked, parts))
     else:
-        console.print_line(_as_yaml(cls, values, descriptions))
+        console.print_line(as_yaml(checked, parts))
 
 
 def _config_class(stage: str) -> type[StageConfig]:
-    from hssl import config
-
     if stage not in STAGES:
         raise ConfigError(f"no stage '{stage}' with options", hint=f"one of {', '.join(STAGES)}")
-    cls: type[StageConfig] = getattr(config, STAGES[stage])
-    return cls
+    return STAGES[stage]
+
+
+def _parts(config: StageConfig) -> dict[str, Chosen | dict[str, Chosen]]:
+    """The options of the objective, or of all auxiliaries, which a stage's own model does not know."""
+    if isinstance(config, PretrainConfig):
+        from hssl.objectives import checked_options
+
+        own = checked_options(config.objective, config.options)
+        return {"options": Chosen(own, f"Below are those of '{config.objective}'.")}
+    if isinstance(config, FinetuneConfig):
+        from hssl.training import auxiliary
+
+        chosen: dict[str, Chosen] = {}
+        for name in dict.fromkeys((*config.auxiliary, *AUXILIARIES)):
+            module = sys.modules[auxiliary.auxiliary_class(name).__module__]
+            options = auxiliary.checked_options(name, config.auxiliaries.get(name, {}))
+            chosen[name] = Chosen(options, (module.__doc__ or "").partition("\n")[0], name in config.auxiliaries)
+        return {"auxiliary": chosen}
+    return {}
 
 
 def _load(
@@ -565,8 +641,6 @@ def _load(
 ) -> Config:
     """The file's options, over `below`, and under those given as ``--set NAME=VALUE`` (YAML) or by name."""
     import yaml
-
-    from hssl.config import parse_yaml
 
     given = {name: value for name, value in given.items() if value is not None}
     for pair in pairs or ():
@@ -593,8 +667,6 @@ def _runs_and_inputs(paths: list[Path]) -> tuple[list[Path], list[Path]]:
 
 
 def _labels(text: str | None) -> str | int | list[str] | None:
-    from hssl.config import parse_label_budget
-
     return None if text is None else parse_label_budget(text)
 
 
@@ -605,8 +677,6 @@ def _auxiliary(**given: bool | None) -> dict[str, bool] | None:
 
 def _groups(text: str | None) -> str | int | dict[str, str] | None:
     """``auto`` and ``none`` stay text, ``3`` is a number; anything else is a YAML file of task: group."""
-    from hssl.config import read_mapping
-
     if text is None or text in ("auto", "none"):
         return text
     if text.isdecimal():
@@ -644,30 +714,20 @@ def _print_run(run: Run, *, as_json: bool) -> None:
         console.print_paths(run.path)
 
 
-def _descriptions(cls: type[StageConfig]) -> dict[str, str]:
-    """What the docstrings of a configuration and its bases say about each field."""
-    found: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
-        _, _, attributes = cleandoc(base.__dict__.get("__doc__") or "").partition("Attributes:\n")
-        for name, text in re.findall(r"^    (\w+): (.+(?:\n {6,}.+)*)", attributes, re.MULTILINE):
-            found[name] = " ".join(text.split())
-    return found
+def _warn_of_unknown_variables() -> None:
+    """One warning that names the HSSL_* variables which no command reads, with what may have been meant."""
+    known = VARIABLES | set(_variables(typer.main.get_command(app), "HSSL"))
+    unknown = sorted(name for name in os.environ if name.startswith("HSSL_") and name not in known)
+    if unknown:
+        close = {name: get_close_matches(name, known, 1, cutoff=0.85) for name in unknown}
+        told = [f"{name} (did you mean {close[name][0]}?)" if close[name] else name for name in unknown]
+        logging.getLogger(__name__).warning("environment variables that nothing reads: %s", ", ".join(told))
 
 
-def _as_yaml(cls: type[StageConfig], values: dict[str, Any], descriptions: dict[str, str]) -> str:
-    """`values` of `cls`, a comment above each; those of a configuration in it stand below its name, likewise."""
-    import yaml
-
-    from hssl.config import StageConfig
-
-    lines = []
-    for name, value in values.items():
-        lines.append(f"# {descriptions[name]}")
-        inner = cls.model_fields[name].annotation
-        if isinstance(value, dict) and isinstance(inner, type) and issubclass(inner, StageConfig):
-            below = _as_yaml(inner, value, _descriptions(inner))
-            lines += [f"{name}:", *(f"  {line}" for line in below.splitlines())]
-        else:
-            text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1000)
-            lines.append(f"{name}: {text.removesuffix('...' + chr(10)).rstrip()}")
-    return "\n".join(lines)
+def _variables(command: Any, prefix: str) -> Iterator[str]:
+    """The environment variables of a command's options and of those below it, as they are derived from the names."""
+    for parameter in command.params:
+        if parameter.param_type_name == "option":
+            yield f"{prefix}_{parameter.name}".upper()
+    for name, below in getattr(command, "commands", {}).items():
+        yield from _variables(below, f"{prefix}_{name.replace('-', '_').upper()}")

@@ -15,6 +15,7 @@ from hssl.config.base import (
 from hssl.config.finetune import FinetuneConfig
 from hssl.config.network import PRESETS, HeadKind, NetworkConfig
 from hssl.config.pretrain import PretrainConfig
+from hssl.config.show import Chosen, as_yaml, default_in_words, option_values
 from hssl.config.training import TrainingConfig
 from hssl.config.view import ViewConfig
 
@@ -22,6 +23,7 @@ __all__ = [
     "PRESETS",
     "SCRATCH",
     "AggregateConfig",
+    "Chosen",
     "FinetuneConfig",
     "Fraction",
     "GivenSplit",
@@ -31,7 +33,10 @@ __all__ = [
     "StageConfig",
     "TrainingConfig",
     "ViewConfig",
+    "as_yaml",
+    "default_in_words",
     "merge",
+    "option_values",
     "parse_label_budget",
     "parse_names",
     "parse_yaml",

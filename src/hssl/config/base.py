@@ -244,10 +244,10 @@ def _fields(cls: type[BaseModel], path: Sequence[str]) -> Collection[str]:
     """Names of the options at a place of a configuration; none where it has no options of its own."""
     kind: Any = cls
     for name in path:
-        model = _model(kind)
+        model = model_of(kind)
         # In a mapping of names to configurations, each name has the same options.
         kind = model.model_fields[name].annotation if model and name in model.model_fields else _values(kind)
-    model = _model(kind)
+    model = model_of(kind)
     return model.model_fields if model else ()
 
 
@@ -256,8 +256,8 @@ def _kinds(kind: Any) -> list[Any]:
     return list(get_args(kind)) if get_origin(kind) in (Union, UnionType) else [kind]
 
 
-def _model(kind: Any) -> type[BaseModel] | None:
-    """The model among the alternatives of an annotation."""
+def model_of(kind: Any) -> type[BaseModel] | None:
+    """The model among the alternatives of an annotation; None without one."""
     found = (each for each in _kinds(kind) if isinstance(each, type) and get_origin(each) is None)
     return next((each for each in found if issubclass(each, BaseModel)), None)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from hssl.config import StageConfig
 from hssl.errors import ConfigError
 from hssl.networks import UNet
 from hssl.objectives.base import (
@@ -37,17 +38,25 @@ def build_objective(name: str, network: UNet, domains: Domains, options: dict[st
     Raises:
         ConfigError: There is no such objective, or an option is not one of its own.
     """
-    kind = objective_class(name)
-    return kind(network, domains, kind.Options.checked(options))
+    return objective_class(name)(network, domains, checked_options(name, options))
 
 
-def objective_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
-    """All options of an objective as JSON has them, its defaults too.
+def checked_options(name: str, options: dict[str, Any]) -> StageConfig:
+    """All options of an objective, validated.
 
     Raises:
         ConfigError: There is no such objective, or an option is not one of its own.
     """
-    return objective_class(name).Options.checked(options).model_dump(mode="json")
+    kind = objective_class(name)
+    try:
+        return kind.Options.checked(options)
+    except ConfigError as error:
+        raise ConfigError(f"objective '{name}': {error.what}", hint=error.hint) from error
+
+
+def objective_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The same as JSON has them."""
+    return checked_options(name, options).model_dump(mode="json")
 
 
 __all__ = [
@@ -58,6 +67,7 @@ __all__ = [
     "PretrainBatch",
     "WindowBatch",
     "build_objective",
+    "checked_options",
     "compute_losses",
     "objective_class",
     "objective_options",

@@ -28,6 +28,7 @@ from hssl.training.auxiliary import (
     AuxiliaryOptions,
     LabelledView,
     Setting,
+    auxiliary_options,
     build_auxiliaries,
     resolve_auxiliaries,
 )
@@ -242,6 +243,9 @@ def finetune(
     named: dict[str, Any] = {"task": task, "label_budget": labels, "init": None if init is None else str(init)}
     named |= {"validation": validation, "steps": steps, "patch_size": patch_size, "batch_size": batch_size}
     config = FinetuneConfig.over(config, **options, **named, seed=seed, auxiliary=auxiliary)
+    # Spelled out, for the record and for the comparison with a run to continue.
+    spelled = {name: auxiliary_options(name, given) for name, given in config.auxiliaries.items()}
+    config = config.model_copy(update={"auxiliary": dict.fromkeys(config.auxiliary, False) | spelled})
     return _finetune(store if isinstance(store, Store) else Store.open(store), Path(output), config)
 
 

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from hssl.config import NetworkConfig, PretrainConfig
 from hssl.grouping import Grouping, find_groups, given_groups
 from hssl.networks import UNet, build_network
-from hssl.objectives import Domains, Objective, WindowBatch, build_objective, compute_losses, total
+from hssl.objectives import Domains, Objective, WindowBatch, build_objective, compute_losses, objective_options, total
 from hssl.runs.run import Run, RunInfo, provenance
 from hssl.store import Store
 from hssl.text import duration
@@ -162,6 +162,8 @@ def pretrain(
     }
     named |= {"groups": groups, "steps": steps, "patch_size": patch_size, "batch_size": batch_size, "seed": seed}
     config = PretrainConfig.over(config, **options, **named)
+    # Spelled out, for the record and for the comparison with a run to continue.
+    config = config.model_copy(update={"options": objective_options(config.objective, config.options)})
     return _pretrain(store if isinstance(store, Store) else Store.open(store), Path(output), config)
 
 

@@ -35,9 +35,9 @@ def resolve_auxiliaries(config: FinetuneConfig, before: PretrainConfig | None) -
     """
     resolved: dict[str, AuxiliaryOptions] = {}
     for name, given in config.auxiliaries.items():
-        kind = auxiliary_class(name)
+        checked = checked_options(name, given)
         try:
-            options = kind.resolve(kind.Options.checked(given), before)
+            options = auxiliary_class(name).resolve(checked, before)
         except ConfigError as error:
             raise ConfigError(f"auxiliary '{name}': {error.what}", hint=error.hint) from error
         if options is None or options.weight == 0:
@@ -61,13 +61,22 @@ def build_auxiliaries(options: dict[str, AuxiliaryOptions], setting: Setting) ->
     return {name: auxiliary_class(name)(each, setting) for name, each in options.items()}
 
 
-def auxiliary_options(name: str, given: dict[str, Any]) -> dict[str, Any]:
-    """All options of an auxiliary as JSON has them, its defaults too.
+def checked_options(name: str, given: dict[str, Any]) -> AuxiliaryOptions:
+    """All options of an auxiliary, validated.
 
     Raises:
         ConfigError: There is no such auxiliary, or an option is not one of its own.
     """
-    return auxiliary_class(name).Options.checked(given).model_dump(mode="json")
+    kind = auxiliary_class(name)
+    try:
+        return kind.Options.checked(given)
+    except ConfigError as error:
+        raise ConfigError(f"auxiliary '{name}': {error.what}", hint=error.hint) from error
+
+
+def auxiliary_options(name: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The same as JSON has them."""
+    return checked_options(name, given).model_dump(mode="json")
 
 
 __all__ = [
@@ -78,5 +87,6 @@ __all__ = [
     "auxiliary_class",
     "auxiliary_options",
     "build_auxiliaries",
+    "checked_options",
     "resolve_auxiliaries",
 ]
