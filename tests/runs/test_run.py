@@ -420,3 +420,21 @@ def test_what_was_seen_in_another_channel_counts_and_in_another_source_does_not(
         "T2": {"a", "b"},
         "CT": {"c", "e"},
     }
+
+
+def test_a_run_says_what_it_is(tmp_path, finetune_config, pretrain_config, make_store):
+    task = make_store().tasks["Blobs"]
+    config = finetune_config(init="joint")
+    run = created(tmp_path / "run", config, task=task, subjects_seen={"Blobs": ["a", "b"]}, masks_seen={"Blobs": ["a"]})
+    assert repr(run).splitlines() == [
+        f"Run('{tmp_path / 'run'}'): fine-tuned for Blobs, incomplete",
+        "  6 steps from joint; images of 2 subjects, masks of 1",
+    ]
+    run.finish({"best": 0.8125, "best_step": 4, "seconds": 300})
+    assert repr(Run.open(run.path)).splitlines()[2:] == [
+        "  validation Dice 0.812 at step 4, which is kept",
+        "  took 5 min",
+    ]
+    seen = {name: ["s"] for name in "ABCDE"}
+    pretraining = created(tmp_path / "pre", pretrain_config(), subjects_seen=seen)
+    assert "pre-trained on A, B, C, D ..., incomplete" in repr(pretraining)

@@ -196,3 +196,12 @@ def test_a_slice_that_is_not_finite_is_named(store: Store, value: float) -> None
     np.testing.assert_array_equal(store.image_slice(record, 0), image[0])
     with pytest.raises(StoreError, match=rf"case '{record.id}' holds NaN or infinity in slice 1"):
         store.image_slice(record, 1)
+
+
+def test_a_store_says_what_it_holds(make_store):
+    store = make_store({"A": 5, "B": 4}, unlabelled={"B": (0, 1)})
+    assert repr(store).splitlines() == [
+        f"Store('{store.path}'): 2 tasks, 9 cases",
+        "  A (MRI): 5 cases, 5 with a mask; subjects 3 train, 1 val, 1 test; labels square",
+        "  B (MRI): 4 cases, 2 with a mask; subjects 2 train, 1 val, 1 test; labels square",
+    ]

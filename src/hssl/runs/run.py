@@ -36,6 +36,7 @@ from hssl.files import flush, replacing, write_text
 from hssl.networks import SegmentationNetwork, UNet, build_network
 from hssl.runs.hub import fetch
 from hssl.store import Store, TaskInfo
+from hssl.text import duration
 
 RESTART = "train again in another folder with a lower learning rate, or with precision 32"
 """What helps after a run has gone wrong; the same options would only go wrong again."""
@@ -120,6 +121,23 @@ class Run:
 
     def __init__(self, path: Path, config: PretrainConfig | FinetuneConfig, info: RunInfo) -> None:
         self.path, self.config, self.info = path, config, info
+
+    def __repr__(self) -> str:
+        """What it is, what it has seen and what came of it."""
+        info, config, result = self.info, self.config, self.info.result
+        tasks = sorted(info.subjects_seen)
+        what = f"fine-tuned for {info.task.name}" if info.task else f"pre-trained on {', '.join(tasks[:4])}"
+        what += " ..." * (info.task is None and len(tasks) > 4)
+        images, masks = (sum(map(len, seen.values())) for seen in (info.subjects_seen, info.masks_seen))
+        lines = [
+            f"Run('{self.path}'): {what}, {'complete' if info.complete else 'incomplete'}",
+            f"  {config.steps} steps from {config.init}; images of {images} subjects, masks of {masks}",
+        ]
+        if "best" in result:
+            lines.append(f"  validation Dice {result['best']:.3f} at step {result.get('best_step')}, which is kept")
+        if "seconds" in result:
+            lines.append(f"  took {duration(result['seconds'])}")
+        return "\n".join(lines)
 
     @classmethod
     def open(cls, path: Path | str) -> Run:

@@ -187,6 +187,20 @@ class Store:
             raise StoreError(f"has no split of task '{min(missing)}'", path=path / SPLITS)
         return cls(path, index, splits)
 
+    def __repr__(self) -> str:
+        """Its tasks, a line each."""
+        counts = f"{len(self.tasks)} task{'s' * (len(self.tasks) != 1)}, {len(self.index.cases)} cases"
+        lines = [f"Store('{self.path}'): {counts}"]
+        for task in self.tasks.values():
+            cases, split = self.cases(task.name), self.splits.tasks[task.name]
+            parts = ", ".join(f"{len(getattr(split, part))} {part}" for part in ("train", "val", "test"))
+            labels = ", ".join(task.labels.values()) or "none"
+            lines.append(
+                f"  {task.name}{f' ({task.modality})' if task.modality else ''}: {len(cases)} cases, "
+                f"{sum(case.has_label for case in cases)} with a mask; subjects {parts}; labels {labels}"
+            )
+        return "\n".join(lines)
+
     @property
     def tasks(self) -> dict[str, TaskInfo]:
         """Every task by name."""
