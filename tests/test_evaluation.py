@@ -16,7 +16,9 @@ from hssl.config import AggregateConfig, FinetuneConfig, NetworkConfig, Pretrain
 from hssl.errors import ConfigError, LeakError, RunError, SourceError, StoreError
 from hssl.evaluation import EvaluationResult, _score, evaluate
 from hssl.metrics import score_labels
+from hssl.prediction import Predictor, predict
 from hssl.runs import Run, RunInfo
+from hssl.sources.files import read_image
 from hssl.store import Store, aggregate
 
 AFFINE = np.array([[0, 0, 4.0, 5], [-1.5, 0, 0, 20], [0, 1.5, 0, -7], [0, 0, 0, 1]])
@@ -224,6 +226,37 @@ def test_a_mask_that_has_changed_or_is_gone_is_refused_but_not_needed_in_the_sto
     assert result.space == "store"
     assert result.mean.dice == 1.0
     assert json.loads((run.path / "evaluation" / "test-store.json").read_text())["space"] == "store"
+
+
+def test_predicted_files_score_as_the_run_does(
+    tmp_path: Path, phantom_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store holds float16: prediction from files rounds as it does, or voxels near a border change sides."""
+    raw = phantom_root / "Task01_AbdomenCT"
+    store = aggregate(raw, tmp_path / "noisy", config=AggregateConfig(fractions=(0.25, 0, 0.75)))
+    name = "Task01_AbdomenCT"
+    torch.manual_seed(0)
+    network = nn.Conv2d(1, len(store.tasks[name].labels) + 1, 3, padding=1)
+    run = make_run(tmp_path / "noisy-run", store, name)
+    monkeypatch.setattr("hssl.prediction.predictor.load_segmentation", lambda path: (network, run, run.info.task))
+    cases = store.cases(name, part="test")
+    files = [Path(case.image_path) for case in cases]
+    masks = predict(run.path, files, tmp_path / "masks")
+    ready = evaluate(run.path, store, predictions=tmp_path / "masks")
+    assert len(cases) == 3
+    assert ready.scores == evaluate(run.path, store).scores
+    # The rounding matters: from float32 other voxels are found.
+    preprocessing, predictor = store.tasks[name].preprocessing, Predictor(run.path)
+    changed = 0
+    for case, mask in zip(cases, masks, strict=True):
+        low, high = case.intensity
+        pixels = np.clip((read_image(Path(case.image_path)) - low) / (high - low), 0, 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(np, "float16", np.float32)
+            exact = preprocessing.prepare_image(pixels, case.geometry, intensity=(0, 1))
+        found = predictor.mask(exact, case.geometry)
+        changed += int(np.count_nonzero(found != np.asanyarray(nib.load(mask).dataobj)))
+    assert changed > 0
 
 
 def test_distances_are_in_mm_in_either_space(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import RenderableType
 
 
 def configure(*, quiet: bool = False, verbose: bool = False) -> None:
@@ -63,8 +63,8 @@ def print_rows(rows: Sequence[Mapping[str, Any]], *, title: str = "", as_json: b
     print_table(table)
 
 
-def print_table(table: Table) -> None:
-    """Prints a table to stdout."""
+def print_table(table: RenderableType) -> None:
+    """Prints a table, or a group of them, to stdout."""
     from rich.console import Console
 
     # A pipe has no width of its own: there, a line is as long as it needs to be.

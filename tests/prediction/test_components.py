@@ -9,7 +9,7 @@ from hssl.prediction import Predictor
 from hssl.prediction.components import keep_largest, learn_rule
 from hssl.prediction.tiling import predict_volume
 from hssl.runs import ComponentRule, Run
-from hssl.training import finetune
+from hssl.training.finetune import finetune
 
 
 def volume() -> np.ndarray:

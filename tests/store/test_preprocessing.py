@@ -161,8 +161,8 @@ def test_intensities_are_scaled_by_percentiles_and_clipped() -> None:
     low, high = np.percentile(image, (0.5, 99.5))
     assert plan.intensity_range(image) == (low, high)
     expected = np.clip((image - low) / (high - low), 0, 1).transpose(2, 1, 0)
-    np.testing.assert_allclose(plan.prepare_image(image, geometry), expected, atol=1e-6)
-    np.testing.assert_allclose(plan.prepare_image(image * 1000 + 7, geometry), expected, atol=1e-5)
+    np.testing.assert_allclose(plan.prepare_image(image, geometry), expected, atol=2.5e-4)  # of float16 below 1
+    np.testing.assert_allclose(plan.prepare_image(image * 1000 + 7, geometry), expected, atol=2.6e-4)
 
 
 def test_a_window_maps_hounsfield_units() -> None:
@@ -198,7 +198,7 @@ def test_padding_outside_the_field_of_view_does_not_count(padding: float, where:
     stored = preprocessing.prepare_image(padded, geometry)
     unpadded = preprocessing.prepare_image(scan, geometry, intensity=(low, high))
     inside = preprocessing.prepare_label(inside.astype(np.uint8), geometry) == 1
-    np.testing.assert_allclose(stored[inside], unpadded[inside], atol=1e-6)
+    np.testing.assert_allclose(stored[inside], unpadded[inside], rtol=1e-3, atol=1e-6)  # float16
     assert set(np.unique(stored[~inside])) == {float(padding > 0)}
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from PIL import Image
 from rich.console import Console
 
 from hssl.errors import HsslError, StoreError
+from hssl.palette import label_colours
 from hssl.store import Store, aggregate, contact_sheet, summarise, summary_table
 from hssl.store.store import array_path
+from hssl.store.summary import telling_slices
 
 MakeTask = Callable[..., Path]
 
@@ -126,14 +129,74 @@ def test_summary(store: Store) -> None:
     assert row.labels[1].volume_ml == pytest.approx(np.median(volumes))
 
 
-def test_the_table_names_task_labels_and_what_was_left_out(store: Store) -> None:
+def test_the_summary_fits_a_terminal_of_80_columns(store: Store) -> None:
     info = store.tasks["Blobs"]
-    store.index.tasks["Blobs"] = info.model_copy(update={"skipped": ["x: no contrast"]})
-    console = Console(width=200)
+    long = {1: "left_ventricle_of_the_heart_and_all_that_lies_within_it_as_one_segment_of_four", 2: "core"}
+    info = info.model_copy(update={"skipped": ["x: no contrast"], "labels": long})
+    store.index.tasks["Blobs"] = info
+    console = Console(width=80)
     with console.capture() as captured:
         console.print(summary_table(store))
-    for text in ("Blobs", "rim", "6x10x12", "3x1x1", "10 (8 with masks)", "left out x: no contrast"):
-        assert text in captured.get()
+    lines = captured.get().splitlines()
+    assert max(map(len, lines)) <= 80
+    row = summarise(store)[0]
+    train, val, test = row.split
+    lines = [line.rstrip() for line in lines]
+    assert lines[lines.index("Blobs  MRI") :][:5] == [
+        "Blobs  MRI",
+        f"  10 cases (8 with masks) of 10 subjects: {train} train, {val} validate, {test} test",
+        "  60 slices; median case 10 x 12 pixels of 1 x 1 mm, 6 slices 3 mm apart",
+        f"  intensities {row.intensity[0]:.3g} to {row.intensity[1]:.3g} are stored as 0 to 1",
+        "  note: the headers say nothing of directions that can be relied on: compare the",
+    ]
+    assert "  left out: x: no contrast" in lines
+    assert lines[-1].split() == ["core", "8", f"{row.labels[2].volume_ml:.3g}"]
+
+
+def test_a_radiograph_has_no_volume_and_its_letters_are_doubted(make_task: MakeTask, tmp_path: Path) -> None:
+    store = aggregate(make_task(shape=(12, 10, 1)), tmp_path / "flat")
+    (row,) = summarise(store)
+    assert [(label.cases, label.volume_ml) for label in row.labels.values()] == [(4, None), (4, None)]
+    assert row.doubts[0].startswith("one slice a case")
+    console = Console(width=80)
+    with console.capture() as captured:
+        console.print(summary_table(store))
+    assert "ml" not in captured.get().split("stored as 0 to 1")[1].replace("compare", "")
+
+
+def test_lost_directions_are_told_from_those_of_a_scanner(make_task: MakeTask, tmp_path: Path) -> None:
+    """Straight axes from 0 or around the middle are what converters write that know nothing."""
+    middle = np.diag([1.0, 1, 3, 1])
+    middle[:3, 3] = -5.5, -4.5, -7.5
+    scanner = middle.copy()
+    scanner[:3, 3] = -80.2, 31.7, -412.0
+    tilted = np.diag([1.0, 1, 3, 1])
+    tilted[0, 1], tilted[1, 0] = 0.01, -0.01
+    for name, affine, doubts in (("middle", middle, 1), ("scanner", scanner, 0), ("tilted", tilted, 0)):
+        store = aggregate(make_task(name, affine=affine), tmp_path / f"store-{name}")
+        assert len(summarise(store)[0].doubts) == doubts
+
+
+def test_a_summary_takes_less_than_five_milliseconds_a_case(store: Store) -> None:
+    cases = [case.model_copy(update={"id": f"{case.id}-{n}"}) for n in range(20) for case in store.index.cases]
+    large = Store(store.path, store.index.model_copy(update={"cases": cases}), store.splits)
+    start = time.process_time()
+    assert summarise(large)[0].cases == 200
+    assert time.process_time() - start < 0.005 * 200
+
+
+def test_the_sheet_shows_every_label_at_least_once(make_task: MakeTask, tmp_path: Path) -> None:
+    """Label 2 is in one small corner of one case that an even choice passes over."""
+    labels = {case: np.zeros((12, 10, 6), np.uint8) for case in "abcdefgh"}
+    for mask in labels.values():
+        mask[2:8, 2:8, 3] = 1
+    labels["c"][10, 9, 5] = 2
+    store = aggregate(make_task(ids=tuple(labels), labels=labels), tmp_path / "rare")
+    for count in (1, 2, 3):
+        chosen = telling_slices(store, "Blobs", count)
+        assert len(chosen) == count
+        assert ("c", 5) in {(case.id, number) for case, number in chosen}
+    assert {number for case, number in telling_slices(store, "Blobs", 3) if case.id != "c"} == {3}
 
 
 def test_contact_sheet(store: Store, tmp_path: Path) -> None:
@@ -141,9 +204,11 @@ def test_contact_sheet(store: Store, tmp_path: Path) -> None:
     with Image.open(path) as picture:
         pixels = np.asarray(picture.convert("RGB")).astype(int)
     assert pixels.shape[1] > pixels.shape[0]
-    colour = pixels.max(axis=-1) - pixels.min(axis=-1)
-    assert (colour > 100).any()  # contours
-    assert (colour[:, -pixels.shape[1] // 8 :] > 100).any()  # and what they are, at the end of each row
+    colours = [tuple(int(text[at : at + 2], 16) for at in (1, 3, 5)) for text in label_colours([1, 2]).values()]
+    legend = pixels[:, -pixels.shape[1] // 8 :]
+    for colour in colours:
+        assert (legend == colour).all(axis=-1).any()  # what the contours are, at the end of each row
+        assert (np.abs(pixels[:, : -pixels.shape[1] // 8] - colour).max(axis=-1) < 40).any()  # and the contours
     assert list(tmp_path.glob(".sheet*")) == []
 
 

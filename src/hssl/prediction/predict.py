@@ -88,7 +88,7 @@ def predict(
     _check_targets(images, output)
     _warn_of_modality(images, predictor.task)
 
-    def load(image: _Input) -> NDArray[np.float32]:
+    def load(image: _Input) -> NDArray[np.float16]:
         with name_bad_file(image.path):
             pixels = image.series.image() if image.series else read_image(image.path, image.channel)
             padding = image.series.padding if image.series else None

@@ -36,7 +36,7 @@ def convert_case(case: Case, source: Source, preprocessing: Preprocessing, folde
         if pixels.shape != geometry.shape:
             raise StoreError(f"has the shape {pixels.shape}, its header says {geometry.shape}")
         intensity = preprocessing.intensity_range(pixels, padding=case.padding)
-        image = preprocessing.prepare_image(pixels, geometry, intensity=intensity).astype(np.float16)
+        image = preprocessing.prepare_image(pixels, geometry, intensity=intensity)
         image_sha256 = file_hash(*image_files_of(case))
     del pixels
     label, voxels, label_sha256 = _label(case, source, preprocessing, geometry)

@@ -102,7 +102,7 @@ class Preprocessing(BaseModel):
         *,
         intensity: tuple[float, float] | None = None,
         padding: float | None = None,
-    ) -> NDArray[np.float32]:
+    ) -> NDArray[np.float16]:
         """Brings an image from the grid of its file into the grid and range of the store.
 
         Args:
@@ -112,7 +112,7 @@ class Preprocessing(BaseModel):
             padding: As for :meth:`intensity_range`.
 
         Returns:
-            float32 ``[slices, rows, columns]`` in [0, 1].
+            float16 ``[slices, rows, columns]`` in [0, 1], as the store holds it.
 
         Raises:
             StoreError: The image does not fit its geometry, has no contrast or is not finite.
@@ -126,10 +126,10 @@ class Preprocessing(BaseModel):
         np.clip(planes, 0, 1, out=planes)
         size = self.stored_shape(geometry)[1:]
         if size == planes.shape[1:]:
-            return planes
+            return planes.astype(np.float16)
         tensor = torch.from_numpy(planes)[:, None]
         resampled = F.interpolate(tensor, size=size, mode="bilinear", align_corners=False, antialias=True)
-        return np.asarray(resampled[:, 0].clamp_(0, 1))
+        return np.asarray(resampled[:, 0].clamp_(0, 1)).astype(np.float16)
 
     def prepare_label(self, label: NDArray[np.integer], geometry: Geometry) -> NDArray[np.uint8]:
         """Brings a mask from the grid of its file into the grid of the store.

@@ -11,7 +11,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex, to_rgba
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
@@ -19,6 +19,7 @@ from matplotlib.patches import Patch
 from hssl.benchmark.report.pictures import Features, Overlay
 from hssl.benchmark.statistics import Difference, Summary
 from hssl.grouping import plot_tree
+from hssl.palette import distinct_colours, label_colours
 
 WIDTH = 9.2
 """Inches: the width of the page."""
@@ -47,7 +48,7 @@ STYLE: dict[Any, Any] = {
 
 def colours(main: Sequence[str | None], others: Sequence[str]) -> dict[str, str]:
     """A colour for each arm, the same in every figure; `main` has those of `MAIN_COLOURS`, None where there is none."""
-    more = [*OTHER_COLOURS, *_palette(len(others) - len(OTHER_COLOURS))]
+    more = [*OTHER_COLOURS, *distinct_colours(max(0, len(others) - len(OTHER_COLOURS)))]
     shared = dict(zip(others, more, strict=False))
     return {arm: colour for arm, colour in zip(main, MAIN_COLOURS, strict=True) if arm is not None} | shared
 
@@ -151,7 +152,7 @@ def group_tree(groups: Mapping[str, Any]) -> str | None:
 def feature_map(before: Features, after: Features) -> str:
     """Two maps of slices, a colour for each task."""
     tasks = list(dict.fromkeys(after.tasks))
-    colour = dict(zip(tasks, _palette(len(tasks)), strict=False))
+    colour = dict(zip(tasks, distinct_colours(len(tasks)), strict=True))
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 4.3), layout="constrained")
         for axes, features, title in zip(
@@ -185,7 +186,7 @@ def overlay_picture(overlays: Sequence[Overlay]) -> bytes:
                 axes.imshow(overlay.image, "gray", vmin=0, vmax=1, aspect=overlay.aspect)
                 if name != "image":
                     mask = overlay.truth if name == "truth" else overlay.masks[name]
-                    _draw_mask(axes, mask, _label_colours(overlay))
+                    _draw_mask(axes, mask, label_colours(overlay.labels))
                 title = {"image": overlay.place, "truth": "truth"}.get(name)
                 axes.set_title(title or f"{name}  {100 * overlay.dice[name]:.0f}", fontsize=7)
                 axes.set_axis_off()
@@ -193,7 +194,7 @@ def overlay_picture(overlays: Sequence[Overlay]) -> bytes:
                 -0.05, 0.5, overlay.case, fontsize=5, rotation=90, ha="right", va="center", transform=row[0].transAxes
             )
         if all(overlay.labels == overlays[0].labels for overlay in overlays):
-            colour = _label_colours(overlays[0])
+            colour = label_colours(overlays[0].labels)
             masks = [mask for each in overlays for mask in (each.truth, *each.masks.values())]
             seen = {value for mask in masks for value in np.unique(mask).tolist()}
             patches = {name: Patch(color=colour[v]) for v, name in sorted(overlays[0].labels.items()) if v in seen}
@@ -207,19 +208,6 @@ def _draw_mask(axes: Axes, mask: np.ndarray[Any, Any], colour: Mapping[int, str]
         layer[mask == value] = to_rgba(colour[value], 0.4)
         axes.imshow(layer, interpolation="nearest", aspect=axes.get_aspect())
         axes.contour(mask == value, [0.5], colors=[colour[value]], linewidths=0.7)
-
-
-def _label_colours(overlay: Overlay) -> dict[int, str]:
-    colours = _palette(len(overlay.labels))
-    return {value: colours[(number + 3) % len(colours)] for number, value in enumerate(sorted(overlay.labels))}
-
-
-def _palette(count: int) -> list[str]:
-    """At least so many colours, no two the same."""
-    for name in ("tab10", "tab20"):
-        if count <= mpl.colormaps[name].N:
-            return [to_hex(mpl.colormaps[name](number)) for number in range(mpl.colormaps[name].N)]
-    return [to_hex(mpl.colormaps["turbo"](place)) for place in np.linspace(0.03, 0.97, count)]
 
 
 def _legend(
