@@ -16,7 +16,19 @@ PACKAGE = Path(hssl.__file__).parent
 
 # A room imports only from rooms before it.
 ROOMS = [
-    *("errors", "text", "palette", "registry", "config", "console", "machine", "files", "metrics", "sources"),
+    *(
+        "errors",
+        "text",
+        "palette",
+        "registry",
+        "config",
+        "console",
+        "machine",
+        "files",
+        "distributed",
+        "metrics",
+        "sources",
+    ),
     *("phantoms", "store", "views", "networks", "objectives", "features", "grouping", "runs", "prediction"),
     *("training", "evaluation", "benchmark", "export", "demo", "cli"),
 ]

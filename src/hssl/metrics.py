@@ -26,6 +26,8 @@ from scipy.ndimage import find_objects
 from scipy.spatial import KDTree
 from torch import Tensor
 
+from hssl.distributed import gather
+
 SURFACE_TOLERANCE_MM = 2.0
 # A distance that equals the tolerance but for the rounding of float32 headers is within it.
 _ROUNDING_MM = 1e-6
@@ -113,6 +115,9 @@ def dice_by_label(
 def dice_ce_loss(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
     """Soft Dice loss of the foreground classes plus cross-entropy, as nnU-Net trains with.
 
+    Under a process group the pixels of all ranks count, and every rank has the loss of the whole batch; its gradient,
+    averaged over ranks as DDP does, is that of one process with all of them (:func:`hssl.distributed.gather`).
+
     Without `weight` and ignored pixels this is MONAI's ``DiceCELoss(include_background=False, to_onehot_y=True,
     softmax=True, batch=True)``: Dice is taken over the whole batch, class by class, and then averaged.
 
@@ -132,8 +137,10 @@ def dice_ce_loss(logits: Tensor, target: Tensor, weight: Tensor | None = None) -
     probability = logits.softmax(1)
     truth = torch.zeros_like(probability).scatter_(1, target[:, None], weight[:, None])
     shared, size = (probability * truth).sum(over), (probability * weight[:, None] + truth).sum(over)
+    wrong, pixels = (entropy * weight).sum(), weight.sum()
+    shared, size, wrong, pixels = (gather(each[None]).sum(0) for each in (shared, size, wrong, pixels))
     soft_dice = (2 * shared + _SMOOTH) / (size + _SMOOTH)
-    return (1 - soft_dice[1:]).mean() + (entropy * weight).sum() / weight.sum().clamp(min=1e-6)
+    return (1 - soft_dice[1:]).mean() + wrong / pixels.clamp(min=1e-6)
 
 
 def _joined(first: Box | None, second: Box | None) -> Box | None:

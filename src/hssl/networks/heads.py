@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hssl.networks.gather import gather
+from hssl.distributed import gather
 
 
 class GridPoolHead(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hssl.networks.gather import gather
+from hssl.distributed import gather
 
 
 class Codebooks(nn.Module):

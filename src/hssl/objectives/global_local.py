@@ -21,9 +21,9 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from hssl.config import StageConfig
+from hssl.distributed import gather, rank
 from hssl.errors import ConfigError
 from hssl.networks import GridPoolHead, PixelHead, UNet
-from hssl.networks.gather import gather, rank
 from hssl.objectives.base import SPREAD, Domains, Objective, PretrainBatch, spread
 from hssl.objectives.points import draw_points
 from hssl.views import map_points

@@ -27,9 +27,9 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from hssl.config import StageConfig
+from hssl.distributed import gather
 from hssl.errors import ConfigError
 from hssl.networks import GridPoolHead, PixelHead, PointHead, UNet, at_points
-from hssl.networks.gather import gather
 from hssl.objectives.base import SPREAD, Domains, Objective, PretrainBatch, spread
 from hssl.objectives.codebook import Codebooks
 from hssl.objectives.ntxent import near_neighbours, nt_xent

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from hssl.networks.gather import gather, rank, world_size
+from hssl.distributed import gather, rank, world_size
 
 BLOCK_CPU, BLOCK_GPU = 2**20, 2**24
 """Similarities held at a time: what stays in a CPU's cache, and what fills a GPU."""
@@ -36,7 +36,7 @@ def nt_xent(
     knowledge: :math:`t_{ii'} \propto 1` and :math:`t_{ij} \propto a_{ij} / 2` for both views of image j.
 
     Under a process group, images of all ranks take part, and `ignore` and `affinity` have one column per image of
-    all ranks. The mean is over this rank's rows: see :func:`hssl.networks.gather.gather`.
+    all ranks. The mean is over this rank's rows: see :func:`hssl.distributed.gather`.
 
     Args:
         first: Projections of the first view, ``[B, D]``.

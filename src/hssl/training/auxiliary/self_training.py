@@ -22,6 +22,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Generator, Tensor
 
 from hssl.config import Fraction, ViewConfig
+from hssl.distributed import gather
 from hssl.errors import ConfigError
 from hssl.metrics import IGNORE, dice_ce_loss
 from hssl.networks import SegmentationNetwork
@@ -151,8 +152,8 @@ class SelfTraining(Auxiliary):
         certain, label = probability.max(1)
         classes = probability.shape[1]
         one_hot = torch.zeros_like(probability).scatter_(1, label[:, None], 1.0)
-        pixels = one_hot.sum((0, 2, 3))
-        found = (one_hot * certain[:, None]).sum((0, 2, 3)) / pixels.clamp(min=1)
+        pixels, summed = (gather(each[None]).sum(0) for each in _by_class(one_hot, certain))
+        found = summed / pixels.clamp(min=1)
         self.reached.copy_(torch.where(pixels > 0, MEMORY * self.reached + (1 - MEMORY) * found, self.reached))
         self.covered.mul_(MEMORY).add_(pixels / pixels.sum(), alpha=1 - MEMORY)
         needed = self.options.confidence * torch.ones(classes, device=image.device)
@@ -203,3 +204,8 @@ class SelfTraining(Auxiliary):
                 counts += np.bincount(window.ravel(), minlength=task.classes)[: task.classes]
         shares: Sequence[float] = (counts / max(counts.sum(), 1)).tolist()
         return shares
+
+
+def _by_class(one_hot: Tensor, certain: Tensor) -> tuple[Tensor, Tensor]:
+    """Pixels of each class, and the sum of the teacher's probability over them, ``[classes]`` each."""
+    return one_hot.sum((0, 2, 3)), (one_hot * certain[:, None]).sum((0, 2, 3))

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hssl.networks.gather import gather, rank, world_size
+from hssl.distributed import gather, rank, world_size
 
 SCRIPT = Path(__file__).with_name("two_ranks.py")
 Found = tuple[dict[str, Tensor], dict[str, Tensor]]
@@ -38,7 +38,7 @@ def test_gather_keeps_the_order_of_ranks(one_and_two: Found) -> None:
     assert one_and_two[1]["ranks"].tolist() == [0, 1]
 
 
-@pytest.mark.parametrize("what", ["ntxent", "hierarchical", "simclr", "global_local", "codebook"])
+@pytest.mark.parametrize("what", ["ntxent", "hierarchical", "simclr", "global_local", "codebook", "dice_ce"])
 def test_two_ranks_do_what_one_does(one_and_two: Found, what: str) -> None:
     one, two = ({key: x for key, x in found.items() if key.startswith(what)} for found in one_and_two)
     assert all(x.abs().max() > 1e-4 for x in one.values())

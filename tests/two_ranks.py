@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hssl.config import NetworkConfig
+from hssl.distributed import gather
+from hssl.metrics import IGNORE, dice_ce_loss
 from hssl.networks import build_network
-from hssl.networks.gather import gather
 from hssl.objectives import Domains, PretrainBatch, build_objective
 from hssl.objectives.codebook import Codebooks
 from hssl.objectives.ntxent import nt_xent
@@ -82,6 +83,19 @@ def unseeded(rank: int, mine: slice) -> dict[str, Tensor]:
     return {"unseeded": gather(codebooks.centres[None])}
 
 
+def segmentation(mine: slice, world: int) -> dict[str, Tensor]:
+    """Ranks see other shares of ignored and of unsure pixels: means over a rank's own would not add up."""
+    torch.manual_seed(4)
+    layer = nn.Conv2d(2, 3, 1)
+    image, target, weight = torch.randn(COUNT, 2, 5, 5), torch.randint(3, (COUNT, 5, 5)), torch.rand(COUNT, 5, 5)
+    target[:2, :3] = IGNORE
+    weight[4:] = 0.1
+    loss = dice_ce_loss(layer(image[mine]), target[mine], weight[mine])
+    loss.backward()
+    assert layer.weight.grad is not None
+    return {"dice_ce.loss": averaged(loss, world), "dice_ce.grad": averaged(layer.weight.grad, world)}
+
+
 def main(rank: int, world: int, folder: Path) -> None:
     if world > 1:
         store = dist.FileStore(str(folder / "rendezvous"), world)
@@ -100,6 +114,7 @@ def main(rank: int, world: int, folder: Path) -> None:
     found |= objective("simclr", "image", "head", mine, world)
     found |= objective("global_local", "global", "global_head", mine, world, local_stage=0)
     found |= codebook(mine)
+    found |= segmentation(mine, world)
     found |= unseeded(rank, mine)
     ranks = gather(torch.tensor([rank]))
     if rank == 0:
