@@ -34,7 +34,7 @@ ROOMS = [
 ]
 # Rooms with rooms of their own, or with an order that matters: files and folders, from before to after.
 ORDERS = {
-    "training": ["progress", "checks", "data", "loggers", "start", "auxiliary", "loop", "pretrain", "finetune"],
+    "training": ["progress", "checks", "data", "loggers", "start", "auxiliary", "loop", "cost", "pretrain", "finetune"],
     "training/auxiliary": ["base", "pretext", "self_training"],
     "benchmark": ["experiment", "run.records", "run.ledger", "statistics", "run", "report"],
     "benchmark/run": ["records", "ledger", "worker", "executors", "runner"],

@@ -321,6 +321,51 @@ def test_an_empty_metrics_file_is_begun_again(run):
     assert (run.path / "metrics.csv").read_text() == "step,name,value\n"
 
 
+def test_metrics_come_back_as_curves(run):
+    assert run.metrics() == {}
+    run.log(1, {"loss": 1 / 3, "aux, of mine": 1e-3})
+    run.log(2, {"loss": 0.5})
+    assert run.metrics() == {"loss": [(1, 0.333333), (2, 0.5)], "aux, of mine": [(1, 0.001)]}
+
+
+@pytest.mark.parametrize("torn", ["2,lo", "2,loss,0.", "2", ""])
+def test_a_torn_last_line_of_the_metrics_counts_as_not_written(run, torn):
+    run.log(1, {"loss": 0.25})
+    with (run.path / "metrics.csv").open("a") as file:
+        file.write(torn)
+    assert run.metrics() == {"loss": [(1, 0.25)]}
+    run.trim_metrics(5)
+    run.log(2, {"loss": 0.5})
+    assert (run.path / "metrics.csv").read_text() == "step,name,value\n1,loss,0.25\n2,loss,0.5\n"
+
+
+@pytest.mark.parametrize("torn", ["", "s", "step,name,valu"])
+def test_metrics_torn_in_their_first_line_are_begun_again(run, torn):
+    (run.path / "metrics.csv").write_text(torn)
+    assert run.metrics() == {}
+    run.trim_metrics(0)
+    assert (run.path / "metrics.csv").read_text() == "step,name,value\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"step,name,value\nx,loss,1\n", r"metrics\.csv: line 2 is no 'step,name,value' \(remove the file"),
+        (b"step,name,value\n1,loss,1\n1,loss\n2,loss,3\n", "line 3 is no"),
+        (b"step,name,value\n1,loss,1,4\n", "line 2 is no"),
+        (b"step,name,value\n1,loss,much\n", "line 2 is no"),
+        (b"name,value\n1,2\n", "does not begin with 'step,name,value'"),
+        (b"\xff\xfe\n", "cannot be read"),
+    ],
+)
+def test_damaged_metrics_are_named(run, content, says):
+    (run.path / "metrics.csv").write_bytes(content)
+    for attempt in (run.metrics, lambda: run.trim_metrics(5)):
+        with pytest.raises(RunError, match=says):
+            attempt()
+    assert (run.path / "metrics.csv").read_bytes() == content
+
+
 def finished(path: Path, config: PretrainConfig | FinetuneConfig, network: nn.Module, **given: object) -> Run:
     run = created(path, config, **given)
     run.save_weights(network)

@@ -18,6 +18,7 @@ import re
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -46,6 +47,7 @@ FORMAT: Literal[2] = 2
 _NEWER = "a newer version wrote it: update hssl"
 _OLDER = "an older version wrote it: train again, in another folder"
 _METRICS_HEAD = "step,name,value"
+_METRICS_HINT = "remove the file; the weights do not depend on it"
 _CHECKPOINT = re.compile(r"step-(\d+)|\.step-\d+\.tmp")
 """A checkpoint, whose step is the group, or one that is being written."""
 INIT_HASH = "init_weights_sha256"
@@ -313,12 +315,47 @@ class Run:
             writer.writerows((step, name, f"{value:.6g}") for name, value in values.items())
 
     def trim_metrics(self, step: int) -> None:
-        """Drops the lines after `step`, which a continued run will write again."""
+        """Drops the lines after `step`, which a continued run will write again, and a torn last line.
+
+        Raises:
+            RunError: A line is damaged.
+        """
         path = self.path / METRICS
         if path.exists():
-            head, *rows = path.read_text(encoding="utf-8").splitlines() or [_METRICS_HEAD]
-            kept = [row for row in rows if int(row.partition(",")[0]) <= step]
-            write_text(path, "\n".join([head, *kept]) + "\n")
+            kept = [line for line, (at, _, _) in self._metric_lines() if at <= step]
+            write_text(path, "\n".join([_METRICS_HEAD, *kept]) + "\n")
+
+    def metrics(self) -> dict[str, list[tuple[int, float]]]:
+        """The curves of ``metrics.csv``: steps and values by name; none before the first line.
+
+        Raises:
+            RunError: A line is damaged.
+        """
+        curves: dict[str, list[tuple[int, float]]] = {}
+        for _, (step, name, value) in self._metric_lines():
+            curves.setdefault(name, []).append((step, value))
+        return curves
+
+    def _metric_lines(self) -> Iterator[tuple[str, tuple[int, str, float]]]:
+        path = self.path / METRICS
+        if not path.exists():
+            return
+        try:
+            *lines, torn = path.read_text(encoding="utf-8").split("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RunError(f"cannot be read: {error}", path=path, hint=_METRICS_HINT) from error
+        if not lines and torn in _METRICS_HEAD:  # empty, or killed within its first line
+            return
+        if not lines or lines[0] != _METRICS_HEAD:
+            raise RunError(f"does not begin with '{_METRICS_HEAD}'", path=path, hint=_METRICS_HINT)
+        # A process that was killed leaves half a line at the end: it counts as not written.
+        for number, line in enumerate(lines[1:], 2):
+            try:
+                (cells,) = csv.reader([line])
+                step, name, value = cells
+                yield line, (int(step), name, float(value))
+            except ValueError as error:
+                raise RunError(f"line {number} is no '{_METRICS_HEAD}'", path=path, hint=_METRICS_HINT) from error
 
 
 def _check_format(content: bytes, path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +22,7 @@ from hssl.networks import SegmentationNetwork, build_network
 from hssl.objectives import WATCH
 from hssl.prediction.components import keep_largest, learn_rule
 from hssl.prediction.masks import class_planes, join_planes
-from hssl.prediction.tiling import predict_slabs
+from hssl.prediction.tiling import predict_slabs, predict_volume
 from hssl.runs.run import ComponentRule, Run, RunInfo, provenance
 from hssl.store import Store
 from hssl.training.auxiliary import (
@@ -33,12 +35,16 @@ from hssl.training.auxiliary import (
     resolve_auxiliaries,
 )
 from hssl.training.checks import check_batch_size, check_patch
+from hssl.training.cost import cost_in_words
 from hssl.training.data import FinetuneBatch, FinetuneData, WindowData
 from hssl.training.loggers import check_loggers
-from hssl.training.loop import Stage, as_finished, fit, make_trainer, wants_bf16
+from hssl.training.loop import Stage, as_finished, expected_device, fit, make_trainer, wants_bf16
+from hssl.training.progress import VALIDATION
 from hssl.training.start import load_start, with_source
 from hssl.views import follow, make_view
 
+SLICES_TIMED = 4
+"""Slices of a case that are predicted to tell what validation will take."""
 logger = logging.getLogger(__name__)
 
 
@@ -156,21 +162,40 @@ class Finetuning(Stage):
             if best:
                 self.extra = {"best": dice, "best_step": step}
             if self.global_rank == 0:
-                self.record(step, {"validation_dice": dice})
+                self.record(step, {VALIDATION: dice})
                 if best:
                     self.run.save_weights(self.kept)
+                logger.info("step %d: validation Dice %.3f%s", step, dice, ", the best so far" * (dice > 0 and best))
                 if last and not self.extra["best"]:
                     logger.warning("no validation has found any label: the last weights are kept")
+                elif last:
+                    logger.info("kept: step %d, validation Dice %.3f", self.extra["best_step"], self.extra["best"])
+
+    @property
+    def tiling(self) -> dict[str, Any]:
+        """Options with which validation predicts."""
+        mirror = tuple(each > 0 for each in self.config.view.flip)
+        return {"patch_size": self.config.patch_size, "amp": wants_bf16(self.config), "mirror": mirror}
+
+    def validation_seconds(self) -> float:
+        """What all validations will take, from a few slices of one case."""
+        if not self.config.validation:
+            return 0.0
+        cases = self.store.cases(self.config.task, part="val", labelled=True)
+        network = copy.deepcopy(self.kept).to(expected_device(self.config)).eval()
+        some = self.store.image(cases[0])[:SLICES_TIMED]
+        began = time.monotonic()
+        predict_volume(network, some, **self.tiling)
+        each = (time.monotonic() - began) / len(some)
+        times = math.ceil(self.config.steps / self.config.validate_every)
+        return each * sum(case.shape[0] for case in cases) * times
 
     def validate(self) -> float:
         """Mean Dice over validation cases and labels, in the store's grid; 0 where there is nothing to score."""
         task, network = self.store.tasks[self.config.task], self.kept.eval()
-        flip = self.config.view.flip
-        options: dict[str, Any] = {"patch_size": self.config.patch_size, "amp": wants_bf16(self.config)}
-        options["mirror"] = (flip[0] > 0, flip[1] > 0)
         scores = []
         for case in self.store.cases(task.name, part="val", labelled=True):
-            slabs = predict_slabs(network, self.store.image(case), **options)
+            slabs = predict_slabs(network, self.store.image(case), **self.tiling)
             predicted = join_planes(task, [class_planes(task, slab) for slab in slabs])
             predicted = keep_largest(predicted, self.run.info.components)
             truth = self.store.label(case)
@@ -275,6 +300,8 @@ def _finetune(store: Store, output: Path, config: FinetuneConfig) -> Run:
     trainer = make_trainer(config, run.path, f"finetune {config.task}")
     run.create()  # only now, as in pre-training
     _announce(stage, source, validation_set)
+    if trainer.is_global_zero:
+        _announce_cost(stage)
     seconds = fit(stage, trainer)
     if stage.global_rank == 0:
         if not config.validation:
@@ -339,6 +366,15 @@ def _announce(stage: Finetuning, source: Run | None, validation_set: list[str]) 
     for name, auxiliary in stage.auxiliary.items():
         count = len(store.split(config.task).train)
         logger.info("auxiliary %s on the images of %d training subjects: %s", name, count, auxiliary.describe())
+
+
+def _announce_cost(stage: Finetuning) -> None:
+    config = stage.config
+    parameters = sum(p.numel() for p in stage.network.parameters())
+    logger.info(
+        f"{parameters / 1e6:.2f} M parameters, {config.steps} steps of {config.batch_size} patches at "
+        f"{config.patch_size}x{config.patch_size}; {cost_in_words(stage, besides=stage.validation_seconds())}"
+    )
 
 
 def validation_subjects(config: FinetuneConfig, store: Store) -> list[str]:

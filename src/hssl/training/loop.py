@@ -37,7 +37,9 @@ from hssl.files import locked
 from hssl.machine import bf16_pays
 from hssl.objectives import SPREAD, WATCH, total
 from hssl.runs.run import CHECKPOINT, RESTART, Run
+from hssl.text import duration
 from hssl.training.loggers import close_loggers, open_loggers
+from hssl.training.progress import ProgressPicture
 
 MOST_RANKS = 2_048
 """Seeds of a step are 4,099 apart: so many are for views, a rank each, and as many for what objectives draw."""
@@ -166,6 +168,12 @@ class TrainingCallback(Callback):
             for curves in trainer.loggers:
                 if not isinstance(curves, TensorBoardLogger):  # which adds a metric that means nothing
                     curves.log_hyperparams(stage.config.model_dump(mode="json"))
+            self.picture = ProgressPicture(stage.run)
+            if stage.start:
+                left = stage.earlier / stage.start * (stage.config.steps - stage.start)
+                logger.info(
+                    "continues from step %d of %d; about %s left", stage.start, stage.config.steps, duration(left)
+                )
             self.progress.start()
             self.bar = self.progress.add_task("", total=stage.config.steps, completed=stage.start, losses="")
 
@@ -184,10 +192,11 @@ class TrainingCallback(Callback):
             if logs and trainer.is_global_zero:
                 rate = {"learning_rate": trainer.optimizers[0].param_groups[0]["lr"]}
                 stage.record(step, values | rate)
-                self._show(step, stage.config.steps, values)
+                self._show(stage, step, values)
         if saves and trainer.is_global_zero:
             extra = {"seconds": stage.seconds(), "latest": values, "machine": stage.machine(), **stage.extra}
             stage.run.save_checkpoint(step, stage.trained(), trainer.optimizers[0], extra)
+            self.picture.update(last=last)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Closes the progress bar."""
@@ -197,7 +206,8 @@ class TrainingCallback(Callback):
         """Closes it after an error or an interrupt too, which leave out the teardown."""
         self.progress.stop()
 
-    def _show(self, step: int, steps: int, values: dict[str, float]) -> None:
+    def _show(self, stage: Stage, step: int, values: dict[str, float]) -> None:
+        steps = stage.config.steps
         text = "  ".join(f"{name} {value:.3g}" for name, value in values.items() if not name.startswith(WATCH))
         if watched := [f"{n.removeprefix(WATCH)} {v:.3g}" for n, v in values.items() if n.startswith(WATCH)]:
             text += f"  (watched: {', '.join(watched)})"
@@ -205,7 +215,9 @@ class TrainingCallback(Callback):
         # Without a terminal there is no bar: a plain line now and then.
         if self.progress.disable and (time.monotonic() - self.last_line > 30 or step == steps):
             self.last_line = time.monotonic()
-            logger.info("step %d/%d  %s", step, steps, text)
+            here = max(step - stage.start, 1)
+            left = (time.monotonic() - stage.began) / here * (steps - step)
+            logger.info("step %d/%d  %s%s", step, steps, text, f"  ({duration(left)} left)" if left else "")
 
 
 def check(values: dict[str, float], step: int) -> None:

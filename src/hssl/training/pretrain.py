@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
-import resource
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -19,14 +15,14 @@ from torch.utils.data import Dataset
 from hssl.config import NetworkConfig, PretrainConfig
 from hssl.grouping import Grouping, find_groups, given_groups
 from hssl.networks import UNet, build_network
-from hssl.objectives import Domains, Objective, WindowBatch, build_objective, compute_losses, objective_options, total
+from hssl.objectives import Domains, WindowBatch, build_objective, compute_losses, objective_options
 from hssl.runs.run import Run, RunInfo, provenance
 from hssl.store import Store
-from hssl.text import duration
 from hssl.training.checks import check_batch_size, check_groups, check_patch
+from hssl.training.cost import cost_in_words
 from hssl.training.data import WindowData
 from hssl.training.loggers import check_loggers
-from hssl.training.loop import Stage, as_finished, expected_device, fit, make_trainer, oom_as_error, wants_bf16
+from hssl.training.loop import Stage, as_finished, fit, make_trainer
 from hssl.training.start import load_start, with_source
 
 GROUPS = "groups.json"
@@ -206,45 +202,13 @@ def _pretrain(store: Store, output: Path, config: PretrainConfig) -> Run:
 
 
 def announce(stage: Pretraining, tasks: int) -> None:
-    """Says before the start how large the run is and what it will take, from two steps on a copy."""
+    """Says before the start how large the run is and what it will take."""
     config = stage.config
     parameters = sum(p.numel() for p in stage.network.parameters())
-    with oom_as_error():
-        seconds, memory = _measure(stage)
     logger.info(
         f"{parameters / 1e6:.2f} M parameters, {tasks} tasks, {config.steps} steps of {config.batch_size} images in "
-        f"two views at {config.patch_size}x{config.patch_size}; about {duration(seconds * config.steps)} and "
-        f"{memory / 2**30:.1f} GiB{' a device' * (config.devices * config.nodes > 1)}"
+        f"two views at {config.patch_size}x{config.patch_size}; {cost_in_words(stage)}"
     )
-
-
-def _measure(stage: Pretraining) -> tuple[float, float]:
-    # Seconds and bytes of one device's step, on copies: the run itself starts from an untouched state.
-    config = stage.config
-    device = expected_device(config)
-    cuda = device.type == "cuda"
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
-    modules = nn.ModuleList(copy.deepcopy([stage.network, stage.objective])).to(device)
-    network, objective = cast("tuple[UNet, Objective]", tuple(modules))
-    data = pretrain_windows(stage.store, stage.tasks, config, 0, config.devices * config.nodes)
-    batch = WindowBatch(*(part.to(device) for part in data[0]))
-    seconds = math.inf
-    for _ in range(2):
-        began = time.monotonic()
-        generator = torch.Generator(device).manual_seed(0)
-        with torch.autocast(device.type, torch.bfloat16, enabled=wants_bf16(config)):
-            losses = compute_losses(objective, network, batch, config.patch_size, config.view, generator)
-        total(losses).backward()  # type: ignore[no-untyped-call]
-        if cuda:
-            torch.cuda.synchronize()
-        seconds = min(seconds, time.monotonic() - began)
-    unit = 1 if sys.platform == "darwin" else 1024
-    memory = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    del modules, network, objective, batch, losses
-    if cuda:
-        torch.cuda.empty_cache()
-    return seconds, float(memory)
 
 
 def groups_at_start(config: PretrainConfig, tasks: tuple[str, ...]) -> tuple[int, ...]:
