@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from hssl.config import AggregateConfig, FinetuneConfig, NetworkConfig, PretrainConfig
 from hssl.errors import ConfigError, LeakError, RunError, SourceError, StoreError
-from hssl.evaluation import EvaluationResult, _score, evaluate
-from hssl.metrics import score_labels
+from hssl.evaluation import EvaluationResult, _score, evaluate, worst_median_best
+from hssl.metrics import LabelScore, score_labels
 from hssl.prediction import Predictor, predict
+from hssl.prediction.sheet import DrawnCase
 from hssl.runs import Run, RunInfo
 from hssl.sources.files import read_image
 from hssl.store import Store, aggregate
@@ -368,3 +369,76 @@ def test_what_nobody_has_drawn_is_not_scored(run: Run, store: Store, monkeypatch
     predicted[2] = 0
     (score,) = _score(store.cases("Balls")[0], task, truth, predicted, (1, 1, 1), 2.0)
     assert (score.label, score.dice, score.predicted_voxels) == (1, 1.0, 60)
+
+
+def test_masks_that_are_kept_score_the_same_when_they_are_read_back(run: Run, tmp_path: Path) -> None:
+    result = evaluate(run.path, masks=tmp_path / "new" / "masks")
+    names = sorted(path.name for path in (tmp_path / "new" / "masks").iterdir())
+    assert names == sorted({f"{row.case}.nii.gz" for row in result.scores})
+    again = evaluate(run.path, predictions=tmp_path / "new" / "masks")
+    assert again.scores == result.scores
+    kept = nib.load(tmp_path / "new" / "masks" / names[0])
+    assert kept.get_data_dtype() == np.uint8
+    np.testing.assert_allclose(kept.affine, AFFINE)
+
+
+def test_the_sheet_shows_the_worst_the_median_and_the_best_case(
+    run: Run, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[list[DrawnCase]] = []
+    monkeypatch.setattr("hssl.evaluation.draw_sheet", lambda cases, labels, output: drawn.append(cases))
+    cases = [case.id for case in store.cases("Balls", part="test")]
+    dice = dict(zip(cases, (0.5, 0.25, 1.0, 0.75), strict=True))
+    monkeypatch.setattr(
+        "hssl.evaluation.score_labels",
+        lambda truth, mask, spacing, labels, tolerance: {
+            label: LabelScore(1, 1, dice[order.pop(0)], 1.0, 1.0) if label == 1 else absent for label in labels
+        },
+    )
+    order, absent = list(cases), LabelScore(0, 0, None, None, None)
+    result = evaluate(run.path, sheet=tmp_path / "sheet.png")
+    ((worst, median, best),) = drawn
+    names = {value: name for name, value in dice.items()}
+    for what, case, value in (("worst", worst, 0.25), ("median", median, 0.5), ("best", best, 1.0)):
+        record = next(each for each in store.cases("Balls") if each.id == names[value])
+        truth = store.label(record)
+        number = int((truth > 0).sum(axis=(1, 2)).argmax())
+        assert case.title == f"{what}: {record.id} [{number}], Dice {value:.3f}"
+        assert np.array_equal(case.truth, truth[number])
+        assert np.array_equal(case.image, store.image(record)[number])
+        # The network reads the mask off the image.
+        assert np.array_equal(case.mask, truth[number])
+        assert case.aspect == 1.0
+    assert worst_median_best(result)[0] == ("worst", names[0.25], 0.25)
+
+
+def test_fewer_cases_have_fewer_rows(run: Run, tmp_path: Path) -> None:
+    result = evaluate(run.path)
+    first = result.scores[0].case
+    one = result.model_copy(update={"scores": [row for row in result.scores if row.case == first]})
+    assert [(what, case) for what, case, _ in worst_median_best(one)] == [("worst", first)]
+    assert worst_median_best(result.model_copy(update={"scores": []})) == []
+    evaluate(run.path, space="store", sheet=tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as picture:
+        assert picture.format == "PNG"
+        assert picture.width == 900
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"predictions": "masks", "sheet": "a.png"}, "network's own predictions only"),
+        ({"predictions": "masks", "masks": "kept"}, "network's own predictions only"),
+        ({"space": "store", "masks": "kept"}, "kept: masks are kept on the grid of the files"),
+        ({"sheet": "missing/a.png"}, "missing: there is no such folder"),
+    ],
+)
+def test_a_sheet_and_masks_that_cannot_be_made_are_refused_first(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, str], says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "masks").mkdir()
+    with pytest.raises(ConfigError, match=says):
+        evaluate(run.path, **given)
+    assert not (tmp_path / "kept").exists()
+    assert not (run.path / "evaluation").exists()

@@ -443,6 +443,10 @@ def evaluate(
         typer.Option(help="Where masks are compared: source, on the grid of the files, or store, without them."),
     ] = "source",
     tolerance: Annotated[float, typer.Option(min=0, help="Of surface Dice, in mm.")] = 2.0,
+    sheet: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Draw the worst, the median and the best case.")
+    ] = None,
+    masks: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Keep the predicted masks here.")] = None,
     components: Components = True,
     device: Device = None,
     as_json: Json = False,
@@ -458,6 +462,8 @@ def evaluate(
         predictions=predictions,
         space=space,
         tolerance=tolerance,
+        sheet=sheet,
+        masks=masks,
         components=components,
         device=device,
     )

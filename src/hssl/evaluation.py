@@ -12,15 +12,18 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal, Self, get_args
 
+import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.progress import track
 
 from hssl.errors import ConfigError, LeakError, RunError, SourceError, StoreError, first_mistake
-from hssl.files import write_text
+from hssl.files import replacing, write_text
 from hssl.metrics import SURFACE_TOLERANCE_MM, score_labels
 from hssl.prediction import Predictor, ahead
+from hssl.prediction.sheet import DrawnCase, draw_sheet
 from hssl.runs import Run, versions
 from hssl.sources.files import (
     NIFTI,
@@ -32,7 +35,7 @@ from hssl.sources.files import (
     read_white_label,
     stem,
 )
-from hssl.store import CaseRecord, Store, TaskInfo
+from hssl.store import CaseRecord, Store, TaskInfo, widest_slice
 from hssl.store.store import Part, file_hash
 
 Mask = NDArray[np.integer[Any]]
@@ -150,6 +153,8 @@ def evaluate(
     tolerance: float = SURFACE_TOLERANCE_MM,
     components: bool = True,
     device: str | None = None,
+    sheet: Path | str | None = None,
+    masks: Path | str | None = None,
 ) -> EvaluationResult:
     """Scores a run on a part of its task's subjects, case by case and label by label.
 
@@ -170,6 +175,9 @@ def evaluate(
         tolerance: Of surface Dice, in mm.
         components: As for :class:`hssl.prediction.Predictor`.
         device: As torch names it; None is a GPU where there is one.
+        sheet: Draw the worst, the median and the best case by mean Dice into this PNG.
+        masks: Keep the predicted masks in this folder: ``CASE.nii.gz``, of pictures ``CASE.png``, on the grid of the
+            true masks, as `predictions` takes them.
 
     Returns:
         Rows and means.
@@ -189,54 +197,35 @@ def evaluate(
             f"cannot evaluate part '{part}' in space '{space}' with tolerance {tolerance}",
             hint=f"parts are {', '.join(PARTS)}, spaces are source and store, a tolerance is 0 or more",
         )
-    if predictions is not None and space == "store":
-        raise ConfigError("ready masks lie on the grid of their files, not on the store's", path=predictions)
+    _check_choices(predictions, space, sheet, masks)
     opened = Run.open(run)
     name = opened.task.name
     store = store if isinstance(store, Store) else Store.open(store or _store_of(opened))
-    cases = store.cases(name, part=part, labelled=True)
-    if not cases:
-        others = [other for other in PARTS if other != part and getattr(store.split(name), other)]
-        hint = f"--part {' or '.join(others)}, or aggregate with a split of your own (--splits)"
-        raise StoreError(f"task '{name}' has no masks of {part} subjects", path=store.path, hint=hint)
-    leaked = sorted(opened.seen(store, name).intersection(case.subject for case in cases))
-    if leaked and not allow_leak:
-        raise LeakError(
-            f"training has seen {len(leaked)} of the {part} subjects: {', '.join(leaked[:5])}"
-            + (" ..." if len(leaked) > 5 else ""),
-            path=opened.path,
-            hint="--allow-leak evaluates them all the same and marks the result",
-        )
-
+    cases, leaked = _cases_to_score(opened, store, part, allow_leak=allow_leak)
     folder = None if predictions is None else str(Path(predictions).absolute())
     path = _result_path(opened, store, part, space, folder)
     truths = _truths(store, cases) if space == "source" else {}
     task = store.tasks[name]
-    masks: Iterable[Callable[[], Mask]]
-    if predictions is not None:
-        masks = _ready_masks(Path(predictions), cases, task)
+    predictor = None
+    if predictions is None:
+        predictor = _fitting_predictor(opened, store, device=device, components=components)
+        found: Iterable[Callable[[], Mask]] = _predicted(predictor, store, cases, space)
     else:
-        predictor = Predictor(opened.path, device=device, components=components)
-        if task.preprocessing != predictor.task.preprocessing:
-            raise StoreError(f"task '{name}' has another preprocessing than the run's", path=store.path, hint="retrain")
-        if task.labels != predictor.task.labels:
-            raise StoreError(
-                f"task '{name}' has the labels {task.labels}, the run's has {predictor.task.labels}",
-                path=store.path,
-                hint="renumber the masks, and name the labels as the run does",
-            )
-        masks = _predicted(predictor, store, cases, space)
+        found = _ready_masks(Path(predictions), cases, task)
+    kept = None if masks is None else Path(masks)
+    if kept is not None:
+        kept.mkdir(parents=True, exist_ok=True)
 
     def score(pair: tuple[CaseRecord, Callable[[], Mask]]) -> list[CaseScore]:
-        case, mask = pair
+        case, mask = pair[0], pair[1]()
+        if kept is not None:
+            _keep_mask(mask, case, kept)
         if space == "source":
-            return _score(case, task, truths[case.id](), mask(), case.geometry.spacing, tolerance)
-        return _score(
-            case, task, store.label(case), mask(), task.preprocessing.stored_spacing(case.geometry), tolerance
-        )
+            return _score(case, task, truths[case.id](), mask, case.geometry.spacing, tolerance)
+        return _score(case, task, store.label(case), mask, task.preprocessing.stored_spacing(case.geometry), tolerance)
 
     with ThreadPoolExecutor(1) as pool:  # scores one case while the network predicts the next
-        scored = ahead(pool, score, zip(cases, masks, strict=True))
+        scored = ahead(pool, score, zip(cases, found, strict=True))
         rows = [row for case in track(scored, "evaluate", total=len(cases)) for row in case]
     result = EvaluationResult(
         run=str(opened.path),
@@ -254,7 +243,117 @@ def evaluate(
         mean=_mean("mean", [list(case) for _, case in groupby(rows, key=lambda row: row.case)]),
     )
     _write(result, path)
+    if sheet is not None and predictor is not None:
+        _draw(result, predictor, store, Path(sheet))
     return result
+
+
+def _check_choices(
+    predictions: Path | str | None, space: str, sheet: Path | str | None, masks: Path | str | None
+) -> None:
+    """Refuses options that do not go together, before anything is read."""
+    if predictions is not None and space == "store":
+        raise ConfigError(
+            "ready masks lie on the grid of their files, not on the store's",
+            path=predictions,
+            hint="leave --space store out",
+        )
+    if predictions is not None and (sheet is not None or masks is not None):
+        raise ConfigError(
+            "a sheet is drawn and masks are kept of the network's own predictions only",
+            path=predictions,
+            hint="leave --predictions out, or --sheet and --masks",
+        )
+    if masks is not None and space == "store":
+        raise ConfigError(
+            "masks are kept on the grid of the files", path=masks, hint="leave --space store or --masks out"
+        )
+    if sheet is not None and not Path(sheet).parent.is_dir():
+        raise ConfigError("there is no such folder to write to", path=Path(sheet).parent, hint="make it first")
+
+
+def _cases_to_score(run: Run, store: Store, part: Part, *, allow_leak: bool) -> tuple[list[CaseRecord], list[str]]:
+    """The cases with masks of a part, and those of its subjects that training has seen.
+
+    Raises:
+        StoreError: There is none.
+        LeakError: Training has seen one, and that is not allowed.
+    """
+    name = run.task.name
+    cases = store.cases(name, part=part, labelled=True)
+    if not cases:
+        others = [other for other in PARTS if other != part and getattr(store.split(name), other)]
+        hint = f"--part {' or '.join(others)}, or aggregate with a split of your own (--splits)"
+        raise StoreError(f"task '{name}' has no masks of {part} subjects", path=store.path, hint=hint)
+    leaked = sorted(run.seen(store, name).intersection(case.subject for case in cases))
+    if leaked and not allow_leak:
+        raise LeakError(
+            f"training has seen {len(leaked)} of the {part} subjects: {', '.join(leaked[:5])}"
+            + (" ..." if len(leaked) > 5 else ""),
+            path=run.path,
+            hint="--allow-leak evaluates them all the same and marks the result",
+        )
+    return cases, leaked
+
+
+def _fitting_predictor(run: Run, store: Store, *, device: str | None, components: bool) -> Predictor:
+    """The run's network, for a store whose task is the one it was trained on.
+
+    Raises:
+        StoreError: The task has another preprocessing or other labels.
+    """
+    predictor, task = Predictor(run.path, device=device, components=components), store.tasks[run.task.name]
+    if task.preprocessing != predictor.task.preprocessing:
+        what = f"task '{task.name}' has another preprocessing than the run's"
+        raise StoreError(what, path=store.path, hint="retrain")
+    if task.labels != predictor.task.labels:
+        raise StoreError(
+            f"task '{task.name}' has the labels {task.labels}, the run's has {predictor.task.labels}",
+            path=store.path,
+            hint="renumber the masks, and name the labels as the run does",
+        )
+    return predictor
+
+
+def _keep_mask(mask: Mask, case: CaseRecord, folder: Path) -> None:
+    """Writes a mask on the grid of the true one, in one step."""
+    if case.source_ndim == 2:
+        with replacing(folder / f"{case.id}.png") as temporary:
+            Image.fromarray(mask[:, :, 0].astype(np.uint8)).save(temporary, format="PNG")
+    else:
+        image = nib.Nifti1Image(mask.astype(np.uint8), case.geometry.affine)  # type: ignore[no-untyped-call]
+        with replacing(folder / f"{case.id}.nii.gz") as temporary:
+            nib.save(image, temporary)
+
+
+def _draw(result: EvaluationResult, predictor: Predictor, store: Store, output: Path) -> None:
+    """Draws the worst, the median and the best case on the store's grid, where each has most of its mask."""
+    records = {case.id: case for case in store.cases(result.task)}
+    drawn = []
+    for what, name, dice in worst_median_best(result):
+        case = records[name]
+        image, truth = store.image(case), store.label(case)
+        number = widest_slice(truth)
+        _, height, width = predictor.task.preprocessing.stored_spacing(case.geometry)
+        title = f"{what}: {name} [{number}], Dice {dice:.3f}"
+        drawn.append(DrawnCase(title, image[number], truth[number], predictor.mask(image)[number], height / width))
+    if not drawn:
+        raise StoreError("no case has a label to draw", path=store.path, hint="leave --sheet out")
+    draw_sheet(drawn, store.tasks[result.task].labels, output)
+
+
+def worst_median_best(result: EvaluationResult) -> list[tuple[str, str, float]]:
+    """What each is, its case and its mean Dice over labels; fewer than three where there are fewer cases that count."""
+    dice: dict[str, list[float]] = {}
+    for row in result.scores:
+        if row.dice is not None:
+            dice.setdefault(row.case, []).append(row.dice)
+    ranked = sorted(((fmean(values), name) for name, values in dice.items()))
+    places = {"worst": 0, "median": (len(ranked) - 1) // 2, "best": len(ranked) - 1} if ranked else {}
+    chosen: dict[int, str] = {}
+    for what, place in places.items():
+        chosen.setdefault(place, what)
+    return [(what, ranked[place][1], ranked[place][0]) for place, what in sorted(chosen.items())]
 
 
 def _store_of(run: Run) -> str:

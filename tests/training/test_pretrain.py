@@ -15,8 +15,10 @@ from hssl.files import locked
 from hssl.networks import UNet
 from hssl.runs import Run, load_unet
 from hssl.store import Split
+from hssl.text import duration
+from hssl.training.checks import check_patch
 from hssl.training.loop import TrainingCallback
-from hssl.training.pretrain import Pretraining, check_patch, duration, pretrain
+from hssl.training.pretrain import Pretraining, pretrain
 
 THREE = {"A": 5, "B": 5, "C": 5}
 GROUP_ALONE = {"weights": {"group": 1}}
