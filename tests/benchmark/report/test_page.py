@@ -12,6 +12,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from hssl.benchmark import write_report
@@ -22,6 +23,7 @@ from hssl.benchmark.statistics import Difference, Summary
 from hssl.config import NetworkConfig
 from hssl.errors import RunError, StoreError
 from hssl.networks import build_network
+from hssl.palette import label_colours
 from hssl.store import Store
 
 TASKS = ("A", "B", "C")
@@ -113,9 +115,10 @@ def result_of(arm: str, dice: np.ndarray[Any, Any]) -> dict[str, Any]:
 
 def test_page_holds_everything_and_needs_nothing(tmp_path: Path) -> None:
     page = write_report(make_bench(tmp_path / "bench")).read_text(encoding="utf-8")
-    assert not re.search(r'(?:src|href)="(?!data:)', page)
+    assert not re.search(r'(?:src|srcset|href)="(?!data:)', page)
     assert "<script>" not in page
-    assert page.count("data:image/svg+xml") >= 3  # gains, curves, tree
+    # Gains, curves and tree, for a page and for a phone; and the gains with all labels.
+    assert page.count('src="data:image/svg+xml') == page.count('srcset="data:image/svg+xml') == 4
     assert page.count('class="badge holds"') == 2
     assert page.count('class="badge does-not-hold"') == 1  # no gain above 18.60
     assert page.count('class="badge not-tested"') == 1  # 10 % was not run
@@ -275,16 +278,33 @@ def test_legends_hold_every_name_and_end_on_the_page(drawn: list[Figure]) -> Non
         assert legend.get_window_extent().x1 <= figure.bbox.x1
 
 
+@pytest.mark.parametrize("width", [figures.WIDTH, figures.NARROW])
+def test_charts_have_room_beside_long_names(width: float, drawn: list[Figure]) -> None:
+    task = "Task999_" + "AVeryLongName" * 5
+    difference = Difference(task, "5%", "a", "b", 1, 6, 6, 0.1, 0.0, 0.2, 0.5)
+    figures.gain_bars({"a − b": [difference]}, {"a − b": "red"}, "points", width)
+    groups = {"groups": {task: 0, "B": 0, "C": 1}, "tree": [[0, 1, 0.2, 2], [2, 3, 0.9, 3]]}
+    figures.group_tree(groups, width)
+    for figure in drawn:
+        assert figure.get_figwidth() == width
+        assert figure.axes[0].get_window_extent().width > 0.3 * figure.bbox.width
+        for label in figure.axes[0].get_yticklabels():
+            extent = label.get_window_extent()
+            assert 0 <= extent.x0 < extent.x1 <= figure.bbox.x1 + 1
+
+
 def test_labels_of_a_mask_have_colours_of_their_own_and_a_legend(drawn: list[Figure]) -> None:
     mask = np.repeat(np.arange(12, dtype=np.uint8), 12).reshape(12, 12)
     labels = {value: f"organ {value}" for value in range(1, 14)}
     overlay = pictures.Overlay("best", "c", np.zeros((12, 12), np.float32), mask, {"a$": mask}, {"a$": 1}, 1, labels)
-    assert len(set(figures._label_colours(overlay).values())) == 13
     figures.overlay_picture([overlay])
     (legend,) = drawn[0].legends
     assert [text.get_text() for text in legend.get_texts()] == [
         f"organ {value}" for value in range(1, 12)
     ]  # those that it shows
+    colours = [to_hex(patch.get_facecolor()) for patch in legend.get_patches()]
+    assert colours == [label_colours(labels)[value] for value in range(1, 12)]  # as in every other picture
+    assert len(set(colours)) == 11
     figures.overlay_picture([overlay, replace(overlay, labels=labels | {1: "another task's"})])
     assert len(drawn[1].legends) == 0
 

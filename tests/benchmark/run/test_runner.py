@@ -461,7 +461,7 @@ def test_grid_runs_continues_and_grows(make_experiment: MakeExperiment, store: S
     # With store, masks and weights at hand the report has pictures.
     page = write_report(bench).read_text()
     assert "eft out" not in page
-    assert page.count("data:image/png") == 2  # map of features, one task
+    assert page.count('src="data:image/png') == 2  # map of features, one task
 
     # Interrupted before the last line was written: entered again without a new run.
     before = (folder / "run.json").stat().st_mtime_ns
@@ -518,7 +518,7 @@ def test_a_second_pretraining_goes_on_from_the_first(
     assert (first["init_hash"], second["init_hash"]) == (None, first["config_hash"])
     assert row["pretrain_hash"] == second["config_hash"]
     page = write_report(bench).read_text()
-    assert page.count("data:image/png") == 2  # the map of features shows the joint pre-training
+    assert page.count('src="data:image/png') == 2  # the map of features shows the joint pre-training
     table = (bench / "tables.md").read_text().partition("Pre-training")[2]
     assert [line.split(" | ")[1:3] for line in table.splitlines() if line.startswith("| adapted")] == [
         ["2 tasks", str(first["steps"])],

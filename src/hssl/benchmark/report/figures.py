@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import matplotlib as mpl
@@ -21,8 +23,8 @@ from hssl.benchmark.statistics import Difference, Summary
 from hssl.grouping import plot_tree
 from hssl.palette import distinct_colours, label_colours
 
-WIDTH = 9.2
-"""Inches: the width of the page."""
+WIDTH, NARROW = 9.2, 3.7
+"""Inches: the width of the page, and on a phone."""
 MAIN_COLOURS = ("#8b93a1", "#e08e2b", "#1d5fae", "#0b2a55")
 """Of scratch, single-domain, joint and adapted."""
 OTHER_COLOURS = ("#3a9a77", "#a44a9c", "#c4453c", "#7a6a2f", "#5a55c0", "#2f8fa8", "#93602f", "#4d4d4d")
@@ -53,17 +55,45 @@ def colours(main: Sequence[str | None], others: Sequence[str]) -> dict[str, str]
     return {arm: colour for arm, colour in zip(main, MAIN_COLOURS, strict=True) if arm is not None} | shared
 
 
-def gain_bars(groups: Mapping[str, Sequence[Difference]], colour: Mapping[str, str], unit: str) -> str:
+@dataclass(frozen=True)
+class Picture:
+    """A picture on the page.
+
+    Attributes:
+        caption: Below it.
+        image: Data URI.
+        narrow: The same for a phone; without one, `image` is as wide there as it is elsewhere, and can be moved.
+    """
+
+    caption: str
+    image: str
+    narrow: str = ""
+
+
+def both_widths(caption: str, draw: Callable[[float], str]) -> Picture:
+    """A chart as it is drawn for the page, and for a phone.
+
+    Args:
+        caption: Below it.
+        draw: Makes the data URI of a width in inches.
+    """
+    return Picture(caption, draw(WIDTH), draw(NARROW))
+
+
+def gain_bars(
+    groups: Mapping[str, Sequence[Difference]], colour: Mapping[str, str], unit: str, width: float = WIDTH
+) -> str:
     """Bars of paired differences with their intervals, one block a task.
 
     Args:
         groups: Differences to draw, by the name of their series.
         colour: Of each series.
         unit: What the axis shows.
+        width: In inches.
     """
     tasks = list(dict.fromkeys(each.task for series in groups.values() for each in series))
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 0.9 + len(tasks) * (0.2 * len(groups) + 0.16)), layout="constrained")
+        figure = Figure(figsize=(width, 0.9 + len(tasks) * (0.2 * len(groups) + 0.16)), layout="constrained")
         axes = figure.subplots()
         height = 0.8 / len(groups)
         bars: dict[str, Artist] = {}
@@ -75,7 +105,7 @@ def gain_bars(groups: Mapping[str, Sequence[Difference]], colour: Mapping[str, s
                 if each.low is not None and each.high is not None:
                     axes.plot([100 * each.low, 100 * each.high], [y, y], color="#1f2937", linewidth=1)
         axes.axvline(0, color="#374151", linewidth=0.8)
-        axes.set_yticks(range(len(tasks)), tasks)
+        axes.set_yticks(range(len(tasks)), [_broken(task, width) for task in tasks])
         axes.set_ylim(len(tasks) - 0.45, -0.55)
         axes.grid(axis="x", color="#e5e7eb", linewidth=0.7)
         axes.set_axisbelow(True)
@@ -90,6 +120,7 @@ def efficiency_curves(
     shares: Mapping[tuple[str, str], float],
     arms: Sequence[str],
     colour: Mapping[str, str],
+    width: float = WIDTH,
 ) -> str:
     """Dice over the share of the labels, one small chart a task; bars are the standard deviation over seeds.
 
@@ -98,12 +129,13 @@ def efficiency_curves(
         shares: By task and labels as the experiment has them.
         arms: A line for each.
         colour: Of each arm.
+        width: In inches.
     """
     tasks = list(dict.fromkeys(each.task for each in summaries))
-    columns = min(3, len(tasks))
+    columns = min(max(1, int(width / 3)), len(tasks))
     rows = -(-len(tasks) // columns)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 2.2 * rows + 0.4), layout="constrained")
+        figure = Figure(figsize=(width, 2.2 * rows + 0.4), layout="constrained")
         lines: dict[str, Artist] = {}  # an arm may lack any one task yet
         grid = figure.subplots(rows, columns, squeeze=False)
         for axes in grid.flat[len(tasks) :]:
@@ -119,7 +151,7 @@ def efficiency_curves(
                     x, y, spread = zip(*points, strict=True)
                     line = {"color": colour[arm], "linewidth": 1.6, "markersize": 3.5, "capsize": 2, "elinewidth": 0.8}
                     lines[arm] = axes.errorbar(x, y, spread, marker="o", **line)[0]
-            axes.set_title(task)
+            axes.set_title(_broken(task, width / columns * 2))
             axes.set_xscale("log")
             ticks = {shares[task, each.label_budget]: each.label_budget for each in summaries if each.task == task}
             axes.set_xticks(list(ticks), [label_budget.replace("%", " %") for label_budget in ticks.values()])
@@ -131,17 +163,17 @@ def efficiency_curves(
         return _svg(figure)
 
 
-def group_tree(groups: Mapping[str, Any]) -> str | None:
-    """The tree of tasks by which groups were found; None where they were set by hand.
+def group_tree(groups: Mapping[str, Any], width: float = WIDTH) -> str:
+    """The tree of tasks by which groups were found.
 
     Args:
-        groups: What ``groups.json`` of a pre-training holds.
+        groups: What ``groups.json`` of a pre-training holds, with a tree.
+        width: In inches.
     """
-    if not groups.get("tree"):
-        return None
-    members, tree = groups["groups"], np.array(groups["tree"], np.float64)
+    members = {_broken(task, width): group for task, group in groups["groups"].items()}
+    tree = np.array(groups["tree"], np.float64)
     with mpl.rc_context({**STYLE, "lines.linewidth": 1.6}):
-        figure = Figure(figsize=(WIDTH, 0.34 * len(members) + 0.8), layout="constrained")
+        figure = Figure(figsize=(width, 0.34 * len(members) + 0.8), layout="constrained")
         axes = figure.subplots()
         plot_tree(axes, members, tree, grey="#9ca3af")
         axes.spines["left"].set_visible(False)
@@ -149,20 +181,28 @@ def group_tree(groups: Mapping[str, Any]) -> str | None:
         return _svg(figure)
 
 
-def feature_map(before: Features, after: Features) -> str:
-    """Two maps of slices, a colour for each task."""
+def feature_map(before: Features, after: Features, width: float = WIDTH) -> str:
+    """Two maps of slices, a colour for each task: side by side, or on a phone one above the other.
+
+    Args:
+        before: The first.
+        after: The second.
+        width: In inches.
+    """
     tasks = list(dict.fromkeys(after.tasks))
     colour = dict(zip(tasks, distinct_colours(len(tasks)), strict=True))
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 4.3), layout="constrained")
+        shape = (1, 2) if width > NARROW else (2, 1)
+        figure = Figure(figsize=(width, 0.47 * width * shape[0] * 2 / shape[1]), layout="constrained")
         for axes, features, title in zip(
-            figure.subplots(1, 2), (before, after), ("random start", "after joint pre-training"), strict=True
+            figure.subplots(*shape), (before, after), ("random start", "after joint pre-training"), strict=True
         ):
             names = np.array(features.tasks)
             for task in tasks:
                 x, y = features.points[names == task].T
                 axes.scatter(x, y, s=9, color=colour[task], linewidths=0, alpha=0.85)
-            axes.set_title(f"{title}: {100 * features.purity:.0f} % beside their own task")
+            text = f"{title}: {100 * features.purity:.0f} % beside their own task"
+            axes.set_title(textwrap.fill(text, int(11 * width / shape[1])))
             axes.set(xticks=[], yticks=[])
             axes.spines[["left", "bottom"]].set_visible(False)
         _legend(figure, {task: Patch(color=colour[task]) for task in tasks}, "outside lower center", 8)
@@ -200,6 +240,11 @@ def overlay_picture(overlays: Sequence[Overlay]) -> bytes:
             patches = {name: Patch(color=colour[v]) for v, name in sorted(overlays[0].labels.items()) if v in seen}
             _legend(figure, patches, "outside lower center", 6)
         return _png(figure)
+
+
+def _broken(name: str, width: float) -> str:
+    """A name in lines that leave room for what it stands beside, in a figure so many inches wide."""
+    return "\n".join(textwrap.wrap(name, max(12, int(5 * width)))) or name
 
 
 def _draw_mask(axes: Axes, mask: np.ndarray[Any, Any], colour: Mapping[int, str]) -> None:

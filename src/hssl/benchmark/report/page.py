@@ -42,7 +42,7 @@ class Section:
     Attributes:
         title: Its heading.
         text: A paragraph below it.
-        figures: Caption and data URI of each figure.
+        figures: Its pictures.
         tables: Tables below them.
         narrow: Put the figures side by side.
         folded: Show the titles of the tables only, to be opened.
@@ -50,7 +50,7 @@ class Section:
 
     title: str
     text: str = ""
-    figures: list[tuple[str, str]] = field(default_factory=list)
+    figures: list[figures.Picture] = field(default_factory=list)
     tables: list[tables.Table] = field(default_factory=list)
     narrow: bool = False
     folded: bool = False
@@ -261,7 +261,7 @@ def _gain_section(bench: _Bench) -> Section | None:
     return Section(f"Gains with {budget_in_words(label_budget)}", text, [drawn]) if drawn else None
 
 
-def _gain_bars(bench: _Bench, label_budget: str) -> tuple[str, str] | None:
+def _gain_bars(bench: _Bench, label_budget: str) -> figures.Picture | None:
     groups: dict[str, list[Difference]] = {}
     colours: dict[str, str] = {}
     roles = bench.roles
@@ -275,8 +275,9 @@ def _gain_bars(bench: _Bench, label_budget: str) -> tuple[str, str] | None:
             colours[f"{arm} − {reference}"] = used
     if not groups:
         return None
-    unit = f"difference in Dice points, {budget_in_words(label_budget)}"
-    return f"Paired differences with {budget_in_words(label_budget)}", figures.gain_bars(groups, colours, unit)
+    unit = "difference in Dice points"
+    caption = f"Paired differences with {budget_in_words(label_budget)}"
+    return figures.both_widths(caption, lambda width: figures.gain_bars(groups, colours, unit, width))
 
 
 def _pairs(bench: _Bench) -> list[tuple[str, str]]:
@@ -329,10 +330,11 @@ def _curve_section(bench: _Bench) -> Section | None:
         return Section(title, "No arm was run with more than one label budget: there is no curve yet.")
     summaries = [each for each in summarise(bench.rows) if each.arm in arms]
     shares = {(row["task"], row["label_budget"]): float(row["fraction"]) for row in bench.rows}
-    drawn = figures.efficiency_curves(summaries, shares, arms, bench.colour)
-    return Section(
-        title, figures=[("Dice over the share of labelled subjects; bars: standard deviation over seeds", drawn)]
+    drawn = figures.both_widths(
+        "Dice over the share of labelled subjects; bars: standard deviation over seeds",
+        lambda width: figures.efficiency_curves(summaries, shares, arms, bench.colour, width),
     )
+    return Section(title, figures=[drawn])
 
 
 def _variant_sections(bench: _Bench) -> list[Section]:
@@ -366,17 +368,15 @@ def _group_section(bench: _Bench) -> Section | None:
     groups = joint["groups"]
     if not groups:
         return Section(title, "The joint pre-training of this benchmark has no groups.")
-    tree = figures.group_tree(groups)
     members: dict[int, list[str]] = {}
     for task, group in groups["groups"].items():
         members.setdefault(group, []).append(task)
     text = "; ".join(f"group {group}: {', '.join(tasks)}" for group, tasks in sorted(members.items()))
-    how = (
-        "Found during joint pre-training by clustering mean deep features, without any mask: "
-        if tree
-        else "Set by hand. "
-    )
-    return Section(title, f"{how}{text}.", [("Average linkage on cosine distance", tree)] if tree else [])
+    if not groups["tree"]:
+        return Section(title, f"Set by hand. {text}.")
+    tree = figures.both_widths("Average linkage on cosine distance", lambda width: figures.group_tree(groups, width))
+    how = "Found during joint pre-training by clustering mean deep features, without any mask: "
+    return Section(title, f"{how}{text}.", [tree])
 
 
 def _feature_section(bench: _Bench) -> Section | None:
@@ -398,7 +398,8 @@ def _feature_section(bench: _Bench) -> Section | None:
         "Validation slices by their deepest features (t-SNE), a colour for each task; beside their own task are those "
         "whose nearest neighbour among other subjects is of the same task"
     )
-    return Section(title, figures=[(caption, figures.feature_map(before, after))])
+    drawn = figures.both_widths(caption, lambda width: figures.feature_map(before, after, width))
+    return Section(title, figures=[drawn])
 
 
 def _overlay_section(bench: _Bench) -> Section | None:
@@ -425,7 +426,7 @@ def _overlay_section(bench: _Bench) -> Section | None:
         f"By the Dice of {arms[-1]} with the first seed. The slice is the one with most of the truth; "
         "numbers are the Dice (%) of the whole case."
     )
-    drawn = [(task, figures.overlay_rows(overlays)) for task, overlays in found.items()]
+    drawn = [figures.Picture(task, figures.overlay_rows(overlays)) for task, overlays in found.items()]
     return Section(title, text, drawn, narrow=True)
 
 
