@@ -24,7 +24,8 @@ from hssl.prediction import predict
 from hssl.prediction.dicom_seg import write_segmentation
 from hssl.sources import find_sources
 from hssl.sources.base import Geometry, Source
-from hssl.sources.dicom import Series, list_series
+from hssl.sources.dicom import list_series
+from hssl.sources.dicom_series import Series
 from hssl.store import Preprocessing, TaskInfo, aggregate, convert
 from hssl.store.store import file_hash
 

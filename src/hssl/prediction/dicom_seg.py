@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hssl import __version__
 from hssl.errors import SourceError, install
 from hssl.files import replacing
-from hssl.sources.dicom import Series, read_header
+from hssl.sources.dicom_series import Series, read_header
 
 ENDING = ".dcm"
 

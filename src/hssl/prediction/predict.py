@@ -23,6 +23,7 @@ from hssl.prediction.predictor import Prediction, Predictor, ahead
 from hssl.prediction.tiling import BATCH_SIZE, OVERLAP
 from hssl.sources import dicom
 from hssl.sources.base import Geometry, is_ct
+from hssl.sources.dicom_series import Series
 from hssl.sources.files import NIFTI, PICTURES, channel_count, list_files, read_geometry, read_image, stem
 from hssl.sources.plain import masks_beside
 from hssl.store.preprocessing import Preprocessing, check_geometry
@@ -48,7 +49,7 @@ def predict(
 
     A NIfTI mask has the name, shape, affine and header of its image, and type uint8; the mask of a picture is
     a PNG with its rows and columns; the mask of a DICOM series is a DICOM segmentation that refers to it, named
-    by the series' id (:attr:`hssl.sources.dicom.Series.id`). Localizers and pictures beside other
+    by the series' id (:attr:`hssl.sources.Series.id`). Localizers and pictures beside other
     series are left out, and a warning names them and each series that is no CT where the task was one, or the other way
     round. Every header is checked before the first image is predicted. Masks appear one by one, each complete; one that
     is there already is replaced.
@@ -119,7 +120,7 @@ class _Input:
     path: Path
     channel: int | None
     geometry: Geometry
-    series: dicom.Series | None = None
+    series: Series | None = None
 
     @property
     def files(self) -> list[Path]:
@@ -133,7 +134,7 @@ class _Input:
         return output / (self.path.name if self.path.name.lower().endswith(NIFTI) else f"{stem(self.path)}.png")
 
 
-def _listed(path: Path, task: TaskInfo) -> Sequence[Path | dicom.Series]:
+def _listed(path: Path, task: TaskInfo) -> Sequence[Path | Series]:
     """The images that an input stands for."""
     if not path.exists():
         raise SourceError("no such file or folder", path=path)
@@ -166,7 +167,7 @@ def _images(files: list[Path], folder: Path, task: TaskInfo) -> list[Path]:
     return [file for file in files if file not in masks]
 
 
-def _scans(path: Path) -> list[dicom.Series]:
+def _scans(path: Path) -> list[Series]:
     """The DICOM series below a folder; localizers and pictures lie beside most of them, and are left out there."""
     found = dicom.list_series(path)
     scans = [series for series in found if not (series.is_localizer or series.is_picture)]
@@ -178,9 +179,9 @@ def _scans(path: Path) -> list[dicom.Series]:
     return scans or found
 
 
-def _checked(source: Path | dicom.Series, channel: int | None, preprocessing: Preprocessing) -> _Input:
+def _checked(source: Path | Series, channel: int | None, preprocessing: Preprocessing) -> _Input:
     """Reads the header; raises what is wrong with it."""
-    if isinstance(source, dicom.Series):
+    if isinstance(source, Series):
         dicom_seg.check_source(source)
         image = _Input(source.folder, None, source.geometry(), source)
     else:
