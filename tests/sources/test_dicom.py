@@ -22,6 +22,7 @@ from hssl.config import AggregateConfig, FinetuneConfig
 from hssl.errors import ConfigError, SourceError, StoreError
 from hssl.prediction import predict
 from hssl.prediction.dicom_seg import write_segmentation
+from hssl.runs import ComponentRule
 from hssl.sources import find_sources
 from hssl.sources.base import Geometry, Source
 from hssl.sources.dicom import list_series
@@ -688,7 +689,8 @@ def network(monkeypatch: pytest.MonkeyPatch) -> None:
         origin="",
         fingerprint="",
     )
-    run = SimpleNamespace(config=FinetuneConfig(task="T", patch_size=16, precision="32"))
+    info_of_run = SimpleNamespace(components=ComponentRule())
+    run = SimpleNamespace(config=FinetuneConfig(task="T", patch_size=16, precision="32"), info=info_of_run)
     monkeypatch.setattr("hssl.prediction.predictor.load_segmentation", lambda path: (ByIntensity(), run, info))
 
 
