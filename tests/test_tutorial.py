@@ -39,7 +39,8 @@ def test_the_tutorial_runs_as_it_stands(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["tutorial"]
     folder = tmp_path / "tutorial"
-    assert (folder / "store.png").stat().st_size > 10_000
+    for picture in ("store.png", "few.png", "joint/progress.png"):
+        assert (folder / picture).stat().st_size > 10_000
     assert list((folder / "joint" / "tensorboard").glob("*tfevents*"))
     assert "surface Dice" in done.stdout
     (raw,) = folder.glob("raw/*01*")  # the task that the page takes
