@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Grouping:
-    """Groups of tasks and how they came about.
+    """Groups of tasks and how they were found.
 
     Attributes:
         groups: Group number of each task, from 0, in the order of the tasks.

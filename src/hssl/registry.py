@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 from hssl.errors import ConfigError, first_line
+
+Base = TypeVar("Base")
 
 
 class Registry(Mapping[str, Any]):
@@ -50,6 +52,17 @@ class Registry(Mapping[str, Any]):
                 f"{self.kind} '{name}' cannot be imported: {type(error).__name__}: {first_line(error)}",
                 hint="write module:name; the module must be installed, or lie in a folder of PYTHONPATH",
             ) from error
+
+    def subclass(self, name: str, base: type[Base]) -> type[Base]:
+        """The class of a name, or of a place ``module:Class``.
+
+        Raises:
+            ConfigError: There is none, or it is no subclass of `base`.
+        """
+        found = self[name]
+        if not (isinstance(found, type) and issubclass(found, base)):
+            raise ConfigError(f"{self.kind} '{name}' is no subclass of {base.__module__}.{base.__name__}")
+        return found
 
     def check(self, name: str) -> str:
         """Returns `name` if it is registered, or has the form of a place; nothing is imported.

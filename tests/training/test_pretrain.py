@@ -437,7 +437,7 @@ def test_going_on_in_another_precision_is_said(make_store, pretrain_config, tmp_
     monkeypatch.setattr("hssl.training.loop.bf16_pays", lambda _: True)
     said()
     assert pretrain(store, tmp_path / "run", config=config).info.complete
-    assert "goes on in cpu, bf16-mixed; it was in cpu, 32-true" in said()
+    assert "continues with cpu, bf16-mixed after cpu, 32-true" in said()
 
 
 def test_a_run_shorter_than_its_warmup_says_so(make_store, pretrain_config, tmp_path, said):

@@ -55,7 +55,7 @@ def read_plans(path: Path | str) -> tuple[NetworkConfig, int]:
         The network, and the side of a patch in pixels.
 
     Raises:
-        ConfigError: The file is no such plan, has several channels, or asks for layers that our networks lack.
+        ConfigError: The file is no such plan, has several channels, or needs layers that our networks do not have.
     """
     path = Path(path)
     try:
@@ -83,12 +83,12 @@ def _network(architecture: _Architecture, path: Path) -> NetworkConfig:
     kind, kwargs = architecture.network_class_name.rpartition(".")[2], architecture.arch_kwargs
     encoder = _ENCODERS.get(kind)
     if encoder is None:
-        raise ConfigError(f"asks for a network of the class '{kind}'", path=path, hint=f"one of {', '.join(_ENCODERS)}")
+        raise ConfigError(f"needs a network of the class '{kind}'", path=path, hint=f"one of {', '.join(_ENCODERS)}")
     known = {*_LAYERS, *_SHAPE, _BLOCKS[encoder]}
     for name, value in kwargs.items():
         plain = value.rpartition(".")[2] if isinstance(value, str) else value
         if name not in known or (name in _LAYERS and plain != _LAYERS[name]):
-            raise ConfigError(f"asks for {name} = {value!r}, which networks of hssl do not have", path=path)
+            raise ConfigError(f"needs {name} = {value!r}, which networks of hssl do not have", path=path)
     if missing := sorted(known - kwargs.keys()):
         raise ConfigError(f"does not say '{missing[0]}' of the network", path=path)
     stages = kwargs["n_stages"]

@@ -26,10 +26,7 @@ def objective_class(name: str) -> type[Objective]:
     Raises:
         ConfigError: There is none.
     """
-    kind: type[Objective] = OBJECTIVES[name]
-    if not (isinstance(kind, type) and issubclass(kind, Objective)):
-        raise ConfigError(f"objective '{name}' is no subclass of hssl.objectives.Objective")
-    return kind
+    return OBJECTIVES.subclass(name, Objective)
 
 
 def build_objective(name: str, network: UNet, domains: Domains, options: dict[str, Any]) -> Objective:

@@ -56,7 +56,7 @@ class PretrainBatch:
         subject: Subject number, unique over all tasks, int64 ``[B]``.
         case: Case number, unique over all tasks, int64 ``[B]``.
         slice: Index of the slice in its case, int64 ``[B]``.
-        slices: Slices of its case, int64 ``[B]``; where it has one, as a picture has, `position` says nothing.
+        slices: Slices of its case, int64 ``[B]``; with a single one, as in a picture, `position` has no meaning.
         position: Where the slice lies in its case, 0 (first) to 1 (last), float32 ``[B]``.
         frame: Where the window lies in its slice, float32 ``[B, 2, 2]``: x before y, offset and scale; a point at w in
             [-1, 1] of the window lies at offset + scale * w, 0 and 1 being the edges of the slice.
@@ -117,7 +117,7 @@ class Objective(nn.Module):
         return
 
     def set_groups(self, groups: Tensor) -> None:
-        """Told the group of each task, int64 ``[tasks]``, once they are found."""
+        """Receives the group of each task, int64 ``[tasks]``, once they are found."""
         return
 
 

@@ -95,7 +95,7 @@ class Hierarchical(Objective):
 
     Args:
         network: The network to be pre-trained.
-        domains: Tasks and groups; with one task, the group and task levels have nothing to ask and are off, and so is
+        domains: Tasks and groups; with one task, the group and task levels have no question and are off, and so is
             the group level with one group.
         options: Weights and details.
 
@@ -126,7 +126,7 @@ class Hierarchical(Objective):
         for name, last in deepest.items():
             if stage[name] > last and self.weights[name.removesuffix("_stage")]:
                 raise ConfigError(f"option '{name}': this network has stages 0 to {last} there")
-            # The head of a level that is off has a place all the same: weights drawn after it stay the same.
+            # A level that is off still has a head, so that weights drawn after it stay the same.
             stage[name] = min(stage[name], last)
         self.wants_groups = bool(self.weights["group"])
         self.group_of_task: Tensor
@@ -156,7 +156,7 @@ class Hierarchical(Objective):
             )
 
     def set_groups(self, groups: Tensor) -> None:
-        """Told the group of each task, int64 ``[tasks]``, once they are found."""
+        """Receives the group of each task, int64 ``[tasks]``, once they are found."""
         self.group_of_task.copy_(groups)
 
     def after_step(self, network: UNet) -> None:
@@ -205,7 +205,7 @@ class Hierarchical(Objective):
         return {name: loss * self.weights.get(name, 1.0) for name, loss in losses.items()}
 
     def _image_loss(self, first: Tensor, second: Tensor, batch: PretrainBatch) -> Tensor:
-        # Images of other tasks are told apart at a glance: as negatives they would teach nothing.
+        # Images of other tasks are too easy: as negatives they would teach nothing.
         other_task = batch.task[:, None] != gather(batch.task)[None]
         ignore = other_task | near_neighbours(batch.case, batch.slice, self.options.neighbours)
         other_subject = batch.subject[:, None] != gather(batch.subject)[None]
@@ -217,7 +217,7 @@ class Hierarchical(Objective):
 
     def _position_loss(self, found: Tensor, view: View, batch: PretrainBatch) -> Tensor:
         count, _, rows, columns = found.shape
-        # Scans of one task are taken alike, those of two are not: each task has coordinates of its own.
+        # Scans of one task are acquired in the same way, those of two are not: each task has its own coordinates.
         found = found.view(count, -1, 3, rows, columns)[torch.arange(count, device=found.device), batch.task]
         positions = _positions(view, batch)
         target = F.adaptive_avg_pool2d(positions, (rows, columns))
@@ -282,7 +282,7 @@ def _positions(view: View, batch: PretrainBatch) -> Tensor:
 def _inside(positions: Tensor, view: View) -> Tensor:
     """Which pixels of a view lie within the slice and within the window that was read, bool ``[B, P, P]``.
 
-    Beyond the window nothing was read, though the slice may go on there.
+    Beyond the window nothing was read, though the slice may continue there.
     """
     in_slice = ((positions[:, :2] > 0) & (positions[:, :2] < 1)).all(1)
     return in_slice & (view.grid.abs() < 1).all(-1)

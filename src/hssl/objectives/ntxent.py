@@ -61,7 +61,7 @@ class _NTXent(Function):
     """Loss and gradient in one pass over blocks of rows: no N x N matrix is held that is larger than a block.
 
     The gradient for the similarities is softmax less target: each block's is turned into its share of the gradients for
-    queries and keys while it is at hand. Autograd would keep all blocks and pass over them once more.
+    queries and keys at once. Autograd would keep all blocks and go through them a second time.
     """
 
     @staticmethod

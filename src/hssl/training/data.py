@@ -24,7 +24,7 @@ from hssl.store import CaseRecord, Store, TaskInfo
 Scalar = TypeVar("Scalar", bound=np.generic)
 
 FLAT = 0.02
-"""A slice whose standard deviation is below this shows nothing (air, or outside of a skull-stripped brain)."""
+"""A slice whose standard deviation is below this shows nothing (air, or the outside of a skull-stripped brain)."""
 
 
 class LabelledBatch(NamedTuple):

@@ -136,7 +136,7 @@ class Finetuning(Stage):
         return {"network": self.network, **average, **self.auxiliary}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The U-Net, the new head and the heads of the auxiliaries, each with a rate of its own."""
+        """The U-Net, the new head and the heads of the auxiliaries, each with its own learning rate."""
         unet: dict[str, Any] = {"params": list(self.network.unet.parameters())}
         if self.loaded:
             unet |= {"rate": self.config.init_lr_factor, "freeze_steps": self.config.freeze_steps}
@@ -335,7 +335,7 @@ def _run_info(
 
 
 def _component_rule(config: FinetuneConfig, store: Store, labelled: list[str]) -> ComponentRule:
-    """What the masks that may be read say of components; nothing where they are drawn in part."""
+    """The components rule of the labelled masks; an empty one where masks are drawn in part."""
     task = store.tasks[config.task]
     masks = [store.label(case) for case in store.cases(task.name, subjects=labelled, labelled=True)]
     in_part = task.ignore is not None and any((mask == task.ignore).any() for mask in masks)
@@ -361,7 +361,7 @@ def _announce(stage: Finetuning, source: Run | None, validation_set: list[str]) 
         logger.info("always one component in these masks, so prediction keeps the largest: %s", single)
     if source is not None and (known := source.info.masks_seen.get(config.task)):
         logger.warning(
-            f"{source.path} was trained on masks of {len(known)} subjects of {config.task}: they are labels, too"
+            f"{source.path} was trained on masks of {len(known)} subjects of {config.task}, which count as labels too"
         )
     for name, auxiliary in stage.auxiliary.items():
         count = len(store.split(config.task).train)

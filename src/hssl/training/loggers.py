@@ -51,7 +51,7 @@ def open_loggers(config: TrainingConfig, folder: Path) -> list[Logger]:
 
 
 def close_loggers(config: TrainingConfig) -> None:
-    """Ends what would otherwise go on: W&B gives its open run to whoever asks next in this process."""
+    """Closes open runs: W&B would use the open run for the next training in this process."""
     if "wandb" in config.loggers:
         import wandb
 

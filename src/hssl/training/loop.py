@@ -92,11 +92,11 @@ class Stage(pl.LightningModule):
             curves.log_metrics(values, step)
 
     def step_number(self) -> int:
-        """Steps taken since the beginning of the run, over all its sittings."""
+        """Steps taken since the beginning of the run, over all its parts."""
         return self.start + self.global_step
 
     def seconds(self) -> float:
-        """Time that training took, over all its sittings, as far as their checkpoints tell."""
+        """Seconds that training took, over all its parts, as far as their checkpoints tell."""
         return self.earlier + time.monotonic() - self.began
 
     def configure_optimizers(self) -> Optimizer:
@@ -108,7 +108,7 @@ class Stage(pl.LightningModule):
         here, before = self.machine(), state.pop("machine", None)
         if before not in (None, here) and self.global_rank == 0:
             logger.warning(
-                "goes on in %s; it was in %s until here, so it ends elsewhere than one left alone", here, before
+                "continues with %s after %s: its result differs from that of a run without interruption", here, before
             )
         self.extra.update(state)
         return optimizer
@@ -295,7 +295,7 @@ def fit(stage: Stage, trainer: pl.Trainer) -> float:
         trainer: What :func:`make_trainer` gave.
 
     Returns:
-        Seconds it took, over all sittings.
+        Seconds it took, over all its parts.
 
     Raises:
         TrainingError: See :func:`check`; or a step does not fit into memory.
@@ -316,7 +316,7 @@ def fit(stage: Stage, trainer: pl.Trainer) -> float:
             trainer.loggers = open_loggers(config, stage.run.path)
             trainer.fit(stage)
     except SIGTERMException:
-        logger.warning("ended from outside, by SIGTERM; the same command goes on from the last checkpoint")
+        logger.warning("ended by SIGTERM; the same command continues from the last checkpoint")
         raise SystemExit(128 + signal.SIGTERM) from None
     except SystemExit as error:
         # Lightning makes this of Ctrl-C, and has no ear for a second one.
@@ -337,7 +337,7 @@ def fit(stage: Stage, trainer: pl.Trainer) -> float:
 
 
 def as_finished(run: Run, trainer: pl.Trainer) -> Run:
-    """The run as the first rank leaves it, on every rank: a script may go on from it at once."""
+    """The run as the first rank leaves it, on every rank, so that a script can use it at once."""
     trainer.strategy.barrier("finished")
     return run if trainer.is_global_zero else Run.open(run.path)
 
@@ -361,14 +361,14 @@ def oom_as_error() -> Iterator[None]:
 
 
 def wants_bf16(config: TrainingConfig) -> bool:
-    """Whether to train under bf16 autocast: as asked, else where the device computes in it."""
+    """Whether to train under bf16 autocast: as configured, or else where the device supports it."""
     if config.precision != "auto":
         return config.precision == "bf16"
     return bf16_pays(expected_device(config))
 
 
 def expected_device(config: TrainingConfig) -> torch.device:
-    """Where a run of this configuration will train, as far as can be told before it starts."""
+    """Where a run of this configuration will train, as far as is known before the start."""
     return torch.device("cuda" if torch.cuda.is_available() and config.accelerator != "cpu" else "cpu")
 
 

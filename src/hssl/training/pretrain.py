@@ -37,7 +37,7 @@ class Pretraining(Stage):
         store: The aggregated data.
         run: Where it is kept.
         tasks: Tasks to learn from.
-        network: The encoder-decoder to go on with; None makes a new one.
+        network: The encoder-decoder to continue with; None makes a new one.
     """
 
     config: PretrainConfig
@@ -132,7 +132,7 @@ def pretrain(
         output: Run folder.
         config: Options; those given by name go over them.
         tasks: Tasks to learn from; all of the store by default.
-        init: A run folder to go on from, ``hf://OWNER/NAME`` or ``"scratch"``.
+        init: A run folder to start from, ``hf://OWNER/NAME`` or ``"scratch"``.
         objective: Name of the pretext objective, or ``module:Class``.
         network: A preset (``small``, ``base``, ``large``) or a shape.
         groups: ``auto``, ``none``, how many, or the group of each task.

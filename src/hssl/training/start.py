@@ -15,7 +15,7 @@ def load_start(config: PretrainConfig | FinetuneConfig, store: Store) -> tuple[U
     """The encoder-decoder that `config.init` names and its run; None for a start from scratch.
 
     Raises:
-        ConfigError: Another network is asked for than that of the run.
+        ConfigError: The options name another network than that of the run.
         RunError: There is no complete run, or it has seen test subjects of this store.
     """
     if config.init == SCRATCH:

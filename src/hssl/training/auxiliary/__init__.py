@@ -17,10 +17,7 @@ def auxiliary_class(name: str) -> type[Auxiliary]:
     Raises:
         ConfigError: There is none.
     """
-    kind: type[Auxiliary] = AUXILIARIES[name]
-    if not (isinstance(kind, type) and issubclass(kind, Auxiliary)):
-        raise ConfigError(f"auxiliary '{name}' is no subclass of hssl.training.auxiliary.Auxiliary")
-    return kind
+    return AUXILIARIES.subclass(name, Auxiliary)
 
 
 def resolve_auxiliaries(config: FinetuneConfig, before: PretrainConfig | None) -> dict[str, AuxiliaryOptions]:

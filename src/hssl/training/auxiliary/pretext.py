@@ -1,7 +1,7 @@
 """The losses of pre-training, kept on while fine-tuning, on all training scans of the task.
 
-The network then keeps what it has learned without masks, and goes on learning it where it is about to be used. (Known
-as an auxiliary self-supervised loss, and in continual learning as rehearsal.)
+The network keeps what it has learned without masks, and learns more of it on the scans of the task. (Known as an
+auxiliary self-supervised loss, and in continual learning as rehearsal.)
 """
 
 from __future__ import annotations

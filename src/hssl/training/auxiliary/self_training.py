@@ -3,12 +3,12 @@
 A teacher, the moving average of the network (Tarvainen and Valpola, *Mean teachers*, NeurIPS 2017), labels the
 undisturbed view of a window; the network learns that label on the disturbed view of the same place (Sohn et al.,
 *FixMatch*, NeurIPS 2020). Boxes are exchanged between the windows (Yun et al., *CutMix*, ICCV 2019; French et al., BMVC
-2020) and with the labelled patches (in the way of Bai et al., *Bidirectional copy-paste*, CVPR 2023), whose labels are
+2020) and with the labelled patches (as Bai et al. do, *Bidirectional copy-paste*, CVPR 2023), whose labels are
 true. What a class must reach to be believed follows what the teacher reaches on that class (as in Zhang et al.,
 *FlexMatch*, NeurIPS 2021): one threshold for all would let large classes through and starve small ones.
 
 A guard compares how much of the windows each class covers with what it covers in the labelled masks. Where a class
-vanishes or floods, the weight goes down, and the network returns to what the masks say.
+vanishes or floods, the weight goes down, and the network returns to what the masks teach.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class SelfTrainingOptions(AuxiliaryOptions):
     Attributes:
         weight: Weight of its loss once the ramp is over.
         batch_size: Windows without masks a step, over all devices.
-        start: Share of the steps with masks alone, before the teacher is worth listening to.
+        start: Share of the steps with masks alone, before the teacher is good enough.
         ramp: Share of the steps over which the weight then rises from 0.
         confidence: Probability that a pixel of the best known class needs to be believed; other classes need less,
             in proportion to what the teacher reaches on them. 0 believes every pixel.
@@ -91,7 +91,7 @@ class SelfTraining(Auxiliary):
         self.register_buffer("reached", torch.full((task.classes,), 1 / task.classes))
         self.register_buffer("expected", torch.tensor(self._coverage(setting), dtype=torch.float32))
         self.register_buffer("covered", self.expected.clone())
-        #: Share of the weight that the guard leaves, and whether it has been said that it is little.
+        #: Share of the weight that the guard leaves.
         self.register_buffer("held", torch.ones(()))
         self.told = False
 
