@@ -105,9 +105,9 @@ def test_one_number_stands_for_every_stage(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"normalization_schemes": ["Z", "Z"]}, "images of 2 channels"),
-        ({"kwargs": {"norm_op": "torch.nn.BatchNorm2d"}}, "asks for norm_op"),
-        ({"kwargs": {"squeeze_excitation": True}}, "asks for squeeze_excitation"),
-        ({"kwargs": {"conv_op": "torch.nn.Conv3d"}}, "asks for conv_op"),
+        ({"kwargs": {"norm_op": "torch.nn.BatchNorm2d"}}, "needs norm_op"),
+        ({"kwargs": {"squeeze_excitation": True}}, "needs squeeze_excitation"),
+        ({"kwargs": {"conv_op": "torch.nn.Conv3d"}}, "needs conv_op"),
         ({"kwargs": {"strides": [[2, 2]] * 3}}, "first stride must be"),
         ({"architecture": {"network_class_name": "a.Primus", "arch_kwargs": {}}}, "class 'Primus'"),
         ({"architecture": {"network_class_name": "PlainConvUNet", "arch_kwargs": {}}}, "does not say 'conv_bias'"),
