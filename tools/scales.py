@@ -18,7 +18,8 @@ from torch import Generator, Tensor
 from hssl.config import FinetuneConfig, ViewConfig
 from hssl.metrics import dice_ce_loss
 from hssl.networks import SegmentationNetwork, UNet
-from hssl.objectives import OBJECTIVES, Domains, build_objective, compute_losses, total
+from hssl.objectives import Domains, build_objective, compute_losses, total
+from hssl.registry import OBJECTIVES
 from hssl.runs import load_unet
 from hssl.store import Store
 from hssl.training.auxiliary.pretext import PretextOptions
