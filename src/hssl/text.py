@@ -1,6 +1,8 @@
-"""Durations, differences and label budgets in words."""
+"""Durations, differences and label budgets in words, and names as text of other formats."""
 
 from __future__ import annotations
+
+import re
 
 
 def duration(seconds: float) -> str:
@@ -23,3 +25,8 @@ def budget_in_words(label_budget: str) -> str:
 def signed(value: float, digits: int = 2) -> str:
     """A difference with its sign, a true minus: ``+1.30``, ``−0.25``."""
     return f"{value:+.{digits}f}".replace("-", "−")
+
+
+def markdown(name: str) -> str:
+    """A name as Markdown shows it, in a table too: no character of it is markup, and it stays on one line."""
+    return re.sub(r"([\\`*\[\]<>|])", r"\\\1", " ".join(name.split()))

@@ -263,3 +263,58 @@ def test_the_folder_is_written_once_whole(make_run: MakeRun, tmp_path: Path, mon
     with pytest.raises(OSError, match="no space"):
         export_run(run, "hub", tmp_path / "hub")
     assert [path.name for path in tmp_path.iterdir()] == [run.name]
+
+
+def evaluated(run: Path, **changes: Any) -> None:
+    row = {"case": "c", "subject": "s", "label": 1, "name": "a|b", "truth_voxels": 1, "predicted_voxels": 1}
+    row |= {"dice": 0.5, "hd95": 2.0, "surface_dice": 0.75}
+    mean = {"cases": 1, "dice": 0.5, "hd95": 2.25, "surface_dice": 0.75}
+    values = {
+        "run": "run",
+        "task": "Blobs",
+        "part": "test",
+        "space": "source",
+        "leaked": [],
+        "tolerance": 2.0,
+        "predictions": None,
+        "store_hash": "",
+        "split_hash": "",
+        "versions": {},
+        "scores": [row],
+        "labels": [{"name": "a|b", **mean}, {"name": "spleen", **dict.fromkeys(mean), "cases": 0}],
+        "mean": {"name": "mean", **mean},
+    }
+    (run / "evaluation").mkdir(exist_ok=True)
+    (run / "evaluation" / "test.json").write_text(json.dumps(values | changes))
+
+
+def test_scores_on_test_subjects_are_in_the_card(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run(task=TASK)
+    assert "## Scores" not in hub.model_card(Run.open(run))
+    evaluated(run)
+    text = hub.model_card(Run.open(run))
+    assert (
+        "## Scores\n\nOn the 1 test subjects of its task.\n\n"
+        "| label | cases | Dice | HD95 (mm) | surface Dice (2 mm) |\n"
+        "|---|---|---|---|---|\n"
+        "| a\\|b | 1 | 0.500 | 2.250 | 0.750 |\n"
+        "| spleen | 0 | - | - | - |\n"
+        "| mean | 1 | 0.500 | 2.250 | 0.750 |\n"
+    ) in text
+    evaluated(run, leaked=["s"])
+    assert "Training has seen 1 of them, so this says nothing about new ones." in hub.model_card(Run.open(run))
+    (run / "evaluation" / "test.json").write_text("{}")
+    with pytest.raises(RunError, match=r"test\.json: is no evaluation"):
+        export_run(run, "hub", tmp_path / "hub")
+    assert not (tmp_path / "hub").exists()
+
+
+def test_names_are_no_markup_in_the_card(make_run: MakeRun) -> None:
+    run = make_run(task=TASK.model_copy(update={"name": "Blobs", "labels": {1: "a|b", 2: "<script>\n[x](y)"}}))
+    content = json.loads((run / "run.json").read_text())
+    content["subjects_seen"] = {"T|1": ["a"], "`T2`": ["b"]}
+    (run / "run.json").write_text(json.dumps(content))
+    text = hub.model_card(Run.open(run))
+    assert "| T\\|1 | 1 | 0 |\n" in text
+    assert "| \\`T2\\` | 1 | 0 |\n" in text
+    assert "Labels: 1 a\\|b, 2 \\<script\\> \\[x\\](y)." in text

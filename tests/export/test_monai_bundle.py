@@ -53,6 +53,11 @@ def test_what_a_bundle_holds(make_run: MakeRun, tmp_path: Path) -> None:
     bundle = export_run(make_run(task=TASK), "monai-bundle", tmp_path / "bundle")
     names = {str(path.relative_to(bundle)) for path in bundle.rglob("*") if path.is_file()}
     assert {"configs/metadata.json", "configs/inference.json", "docs/README.md"} < names
+    readme = (bundle / "docs" / "README.md").read_text()
+    assert readme.startswith("# A U-Net that segments Blobs\n")
+    assert "python -m monai.bundle run --config_file configs/inference.json" in readme
+    assert "| Blobs | 3 | 1 |" in readme
+    assert "hf://" not in readme  # it lies in a folder, not on the hub
     metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
     formats = metadata["network_data_format"]
     assert formats["inputs"]["image"]["spatial_shape"] == [16, 16]

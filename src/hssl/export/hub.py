@@ -15,10 +15,11 @@ from typing import Any
 import yaml
 
 from hssl.errors import ConfigError, first_line, install
+from hssl.evaluation import EvaluationResult
 from hssl.files import new_folder, write_text
 from hssl.runs.hub import CARD
 from hssl.runs.run import CONFIG, INFO, WEIGHTS, Run
-from hssl.store import TaskInfo
+from hssl.text import markdown
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +111,11 @@ def write_run(run: Run, folder: Path) -> None:
 
 
 def model_card(run: Run) -> str:
-    """A model card in Markdown, with the facts that the hub reads in front."""
+    """A model card in Markdown, with the facts that the hub reads in front.
+
+    Raises:
+        RunError: The evaluation of its test subjects is damaged.
+    """
     info = run.info
     data = info.provenance.get("data", {})
     facts: dict[str, Any] = {
@@ -125,37 +130,78 @@ def model_card(run: Run) -> str:
             "split_sha256": data.get("split"),
         },
     }
-    seen = "\n".join(
-        f"| {task} | {len(subjects)} | {len(info.masks_seen.get(task, []))} |"
-        for task, subjects in sorted(info.subjects_seen.items())
-    )
-    what = _finetuned(info.task) if info.task else _PRETRAINED
-    return f"---\n{yaml.safe_dump(facts, sort_keys=False)}---\n\n{what}{_REST.format(seen=seen)}"
+    head = f"---\n{yaml.safe_dump(facts, sort_keys=False)}---\n\n"
+    use = _USE_SEGMENTATION if info.task else _USE_FEATURES
+    return head + about(run) + use + _AS_A_MODULE + scores(run) + seen_and_limits(run) + _LICENCE
 
 
-def _finetuned(task: TaskInfo) -> str:
+def about(run: Run) -> str:
+    """Heading and first lines: what the network is."""
+    task = run.info.task
+    if task is None:
+        return _PRETRAINED
     preprocessing = task.preprocessing
     return _FINETUNED.format(
-        task=task.name,
-        labels=", ".join(f"{value} {name}" for value, name in task.labels.items()),
+        task=markdown(task.name),
+        labels=", ".join(f"{value} {markdown(name)}" for value, name in task.labels.items()),
         spacing=" x ".join(f"{side:g}" for side in preprocessing.spacing),
         window="{:g} to {:g}".format(*preprocessing.window) if preprocessing.window else "percentiles of each image",
     )
 
 
+def scores(run: Run) -> str:
+    """The means of ``RUN/evaluation/test.json`` as a section; empty where the test subjects were not evaluated.
+
+    Raises:
+        RunError: The file is damaged.
+    """
+    path = run.path / "evaluation" / "test.json"
+    if not path.is_file():
+        return ""
+    result = EvaluationResult.load(path)
+    rows = result.rows()
+    lines = [" | ".join(rows[0]), "|".join("---" for _ in rows[0])]
+    lines += [" | ".join(_cell(value) for value in row.values()) for row in rows]
+    table = "\n".join(f"| {line} |" if " | " in line else f"|{line}|" for line in lines)
+    leaked = ""
+    if result.leaked:
+        leaked = f" Training has seen {len(result.leaked)} of them, so this says nothing about new ones."
+    return _SCORES.format(subjects=len({row.subject for row in result.scores}), leaked=leaked, table=table)
+
+
+def _cell(value: str | float | None) -> str:
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return "-" if value is None else markdown(str(value))
+
+
+def seen_and_limits(run: Run) -> str:
+    """The subjects that training has seen, by task, and what the network is not for."""
+    info = run.info
+    seen = "\n".join(
+        f"| {markdown(task)} | {len(subjects)} | {len(info.masks_seen.get(task, []))} |"
+        for task, subjects in sorted(info.subjects_seen.items())
+    )
+    return _SEEN.format(seen=seen)
+
+
 _PRETRAINED = """# A pre-trained U-Net for medical image segmentation
 
-Encoder and decoder, pre-trained on scans without masks by `hssl`. To fine-tune it:
+Encoder and decoder, pre-trained on scans without masks by `hssl`.
+"""
+_USE_FEATURES = """To fine-tune it:
 
     hssl finetune STORE -o RUN --task TASK --labels 5% --init hf://OWNER/NAME
 """
 _FINETUNED = """# A U-Net that segments {task}
 
-Fine-tuned with `hssl`. Labels: {labels}. It sees pixels of {spacing} mm and intensities scaled by {window}. To use it:
+Fine-tuned with `hssl`. Labels: {labels}. It sees pixels of {spacing} mm and intensities scaled by {window}.
+"""
+_USE_SEGMENTATION = """To use it:
 
     hssl predict hf://OWNER/NAME IMAGE.nii.gz -o MASKS
 """
-_REST = """
+_AS_A_MODULE = """
 As a `torch.nn.Module` with its features per stage:
 
     import hssl
@@ -163,7 +209,15 @@ As a `torch.nn.Module` with its features per stage:
     features = network.encode(images)   # images [B, 1, H, W] in [0, 1]; a list, shallow to deep
 
 `hssl` is not on PyPI yet: whoever published this has its source, and `pip install '.[hub]'` in that folder installs it.
+"""
+_SCORES = """
+## Scores
 
+On the {subjects} test subjects of its task.{leaked}
+
+{table}
+"""
+_SEEN = """
 ## What it has seen
 
 | task | subjects | of them with mask |
@@ -176,7 +230,8 @@ The ids of these subjects are in `run.json`: `hssl evaluate` refuses to score an
 
 For research. Not a medical device, and not for decisions about patients. It knows scanners, sites and populations of
 its data only; how well it does on others has to be measured there.
-
+"""
+_LICENCE = """
 ## Licence
 
 To be chosen by whoever publishes this, under the terms of the data: put it in place of `license: unknown` above.

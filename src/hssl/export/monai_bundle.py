@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from hssl.export.hub import model_card, write_run
+from hssl.export.hub import about, scores, seen_and_limits, write_run
 from hssl.files import new_folder, write_text
 from hssl.runs import Run, versions
 
@@ -44,10 +44,18 @@ def write_bundle(run: Path | str, output: Path) -> Path:
         write_run(opened, folder / "models" / "run")
         write_text(folder / "configs" / "metadata.json", json.dumps(metadata, indent=1))
         write_text(folder / "configs" / "inference.json", json.dumps(_INFERENCE, indent=1))
-        write_text(folder / "docs" / "README.md", model_card(opened))
+        write_text(folder / "docs" / "README.md", about(opened) + _USE + scores(opened) + seen_and_limits(opened))
     return output
 
 
+_USE = """This is a MONAI bundle. It needs `monai`, `fire` and `hssl`: whoever published this has the source of
+`hssl`, and `pip install '.[monai]'` in that folder installs all three. In the folder of the bundle,
+
+    python -m monai.bundle run --config_file configs/inference.json --image IMAGE.nii.gz
+
+writes the mask into `eval/`; `--output_dir FOLDER` and `--device cpu` change where, and on what. The network alone is
+the `network_def` of `configs/inference.json`. `models/run` is a run folder of `hssl`, which `hssl predict` takes too.
+"""
 _INFERENCE: dict[str, Any] = {
     "imports": ["$import hssl", "$import hssl.runs"],
     "bundle_root": ".",
