@@ -180,6 +180,15 @@ def aggregate(
     splits: Annotated[
         Path | None, typer.Option(help="YAML with a split of your own: FOLDER: {val: [...], test: [...]}.")
     ] = None,
+    like_nnunet: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PLANS.json", help="Spacing, window and orientation of nnU-Net's configuration 2d, for one source."
+        ),
+    ] = None,
+    fold: Annotated[
+        int | None, typer.Option(min=0, help="With --like-nnunet: test on what nnU-Net validates on in this fold.")
+    ] = None,
     skip_bad: Annotated[bool | None, typer.Option("--skip-bad", help="Leave bad cases out and list them.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads; every core by default.")] = None,
     config: ConfigFile = None,
@@ -189,10 +198,12 @@ def aggregate(
     """Put raw challenges into one store."""
     from hssl import store
 
+    below = _like_nnunet(like_nnunet, fold, sources, splits)
     checked = _load(
         AggregateConfig,
         config,
         options,
+        below,
         layout=layout,
         subject=subject,
         channel=channel,
@@ -670,6 +681,21 @@ def _runs_and_inputs(paths: list[Path]) -> tuple[list[Path], list[Path]]:
     if count == len(paths):
         raise ConfigError("no image to predict is given", hint="hssl predict RUN IMAGE... -o FOLDER")
     return paths[:count], paths[count:]
+
+
+def _like_nnunet(plans: Path | None, fold: int | None, sources: list[Path], splits: Path | None) -> dict[str, Any]:
+    """Options that a plan of nnU-Net stands for; none without one."""
+    if plans is None:
+        if fold is not None:
+            raise ConfigError("--fold needs --like-nnunet", hint="give the plans that the fold lies beside")
+        return {}
+    from hssl.sources.nnunet_plan import options_like_nnunet
+
+    if len(sources) > 1:
+        raise ConfigError("--like-nnunet is for one source", hint="aggregate the others by commands of their own")
+    if fold is not None and splits is not None:
+        raise ConfigError("--fold and --splits both name the split", hint="give one of them")
+    return options_like_nnunet(plans, sources[0], fold=fold)
 
 
 def _labels(text: str | None) -> str | int | list[str] | None:
