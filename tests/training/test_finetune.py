@@ -17,6 +17,7 @@ from hssl.networks import build_network
 from hssl.prediction.tiling import predict_volume
 from hssl.runs import Run, load_segmentation, load_unet
 from hssl.store import Split
+from hssl.training.auxiliary.pretext import PretextOptions
 from hssl.training.finetune import Finetuning, finetune, update_average
 from hssl.training.pretrain import pretrain
 
@@ -68,7 +69,7 @@ def test_what_a_run_leaves(make_store, finetune_config, tmp_path):
     run = finetune(store, tmp_path / "run", config=finetune_config())
     files = {path.relative_to(run.path).as_posix() for path in run.path.rglob("*") if path.is_file()}
     files = {name for name in files if not name.startswith("tensorboard/")}
-    assert files == {"config.json", "metrics.csv", "run.json", "weights.safetensors"}
+    assert files == {"config.json", "metrics.csv", "progress.png", "run.json", "weights.safetensors"}
     labelled = store.labelled("Blobs", 2, 0)
     split = store.split("Blobs")
     assert run.info.complete
@@ -511,7 +512,9 @@ def test_configuration_of_the_run(make_store, finetune_config, tmp_path):
     config = finetune_config(steps=1, label_budget="50%")
     run = finetune(make_store().path, str(tmp_path / "run"), config=config)
     assert isinstance(run.config, FinetuneConfig)
-    assert Run.open(run.path).config == config
+    # What is kept spells out the options of what is on.
+    auxiliary = {"pretext": PretextOptions().model_dump(mode="json"), "self_training": False}
+    assert Run.open(run.path).config == config.model_copy(update={"auxiliary": auxiliary})
     assert len(run.info.result["labelled"]) == 2
 
 

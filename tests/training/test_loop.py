@@ -54,5 +54,6 @@ def test_objectives_draw_other_numbers_than_views(make_store, pretrain_config, t
     original = Pretraining.losses
     monkeypatch.setattr(Pretraining, "losses", losses)
     pretrain(make_store(), tmp_path / "run", config=pretrain_config(steps=3))
-    numbers = torch.cat([torch.stack(pair) for pair in drawn])
+    assert len(drawn) == 3 + 3  # three to measure, and those of the training
+    numbers = torch.cat([torch.stack(pair) for pair in drawn[3:]])
     assert len(torch.unique(numbers)) == numbers.numel()

@@ -91,6 +91,7 @@ def test_what_a_run_leaves(make_store, pretrain_config, tmp_path):
         "groups.json",
         "groups.png",
         "metrics.csv",
+        "progress.png",
         "run.json",
         "weights.safetensors",
     }
