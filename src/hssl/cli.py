@@ -190,6 +190,9 @@ def aggregate(
         int | None, typer.Option(min=0, help="With --like-nnunet: test on what nnU-Net validates on in this fold.")
     ] = None,
     skip_bad: Annotated[bool | None, typer.Option("--skip-bad", help="Leave bad cases out and list them.")] = None,
+    follow_links: Annotated[
+        bool | None, typer.Option("--follow-links", help="Read files that a dataset.json lists outside of its folder.")
+    ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads; every core by default.")] = None,
     config: ConfigFile = None,
     options: Set = None,
@@ -213,6 +216,7 @@ def aggregate(
         seed=seed,
         splits=read_mapping(splits, "splits", "FOLDER: {val: [...], test: [...]}") if splits else None,
         skip_bad=skip_bad,
+        follow_links=follow_links,
         workers=workers,
     )
     _print_store(store.aggregate(sources, output, config=checked), as_json=as_json)
@@ -415,6 +419,9 @@ def predict(
     uncertainty: Annotated[
         bool, typer.Option("--uncertainty", help="Write a map of the uncertainty too (NAME_uncertainty.nii.gz).")
     ] = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Go on after a bad image; the exit code is 2 all the same.")
+    ] = False,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
@@ -433,6 +440,7 @@ def predict(
         components=components,
         probabilities=probabilities,
         uncertainty=uncertainty,
+        skip_bad=skip_bad,
     )
     console.print_paths(masks, as_json=as_json)
 

@@ -6,13 +6,16 @@ exits with code 2; the Python API raises it. Anything else that escapes is a bug
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def install(extra: str) -> str:
@@ -47,7 +50,8 @@ class HsslError(Exception):
         self.hint = hint
         where = f"{self.path}: " if self.path is not None else ""
         todo = f" ({hint})" if hint else ""
-        super().__init__(f"{where}{what}{todo}".replace("\n", " "))
+        text = f"{where}{what}{todo}".replace("\n", " ")
+        super().__init__(text.encode("utf-8", "backslashreplace").decode())  # a file's name need not be UTF-8
 
 
 class ConfigError(HsslError):
@@ -99,3 +103,11 @@ def name_bad_file(path: Path | str, kind: type[HsslError] = SourceError) -> Iter
         raise kind("needs more memory than there is", path=path) from error
     except Exception as error:
         raise kind(f"cannot be read, it may be truncated or damaged: {first_line(error)}", path=path) from error
+
+
+def attempt(function: Callable[[Item], Result], item: Item) -> Result | HsslError:
+    """What `function` returns of `item`, or the error that it raises where that is bad."""
+    try:
+        return function(item)
+    except HsslError as error:
+        return error

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import weakref
 from itertools import permutations, product
 from pathlib import Path
@@ -163,6 +164,17 @@ def test_the_header_of_the_image_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("volumes")
+def test_a_nifti_2_image_gets_a_nifti_2_mask(tmp_path: Path) -> None:
+    mask = truth(14, 20, 9)
+    nib.save(nib.Nifti2Image((mask * 40).astype(np.int16), GEOMETRY), tmp_path / "a.nii.gz")
+    (path,) = predict("run", [tmp_path / "a.nii.gz"], tmp_path / "out")
+    found = nib.load(path)
+    assert isinstance(found, nib.Nifti2Image)
+    np.testing.assert_array_equal(np.asanyarray(found.dataobj), mask)
+    np.testing.assert_array_equal(found.affine, GEOMETRY)
+
+
+@pytest.mark.usefixtures("volumes")
 def test_a_mask_says_nothing_of_the_patient(tmp_path: Path) -> None:
     image = nib.Nifti1Image((truth(14, 20, 9) * 40).astype(np.int16), GEOMETRY)
     image.header["descrip"] = b"DOE^JOHN"
@@ -285,6 +297,36 @@ def test_an_image_that_turns_out_bad_leaves_no_partial_mask(tmp_path: Path, monk
     with pytest.raises(OSError, match="no space"):
         predict("run", [good], tmp_path / "full")
     assert list((tmp_path / "full").iterdir()) == []
+
+
+@pytest.mark.usefixtures("volumes")
+def test_prediction_goes_on_after_bad_images_and_names_them_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = [save(tmp_path / f"{name}.nii.gz", truth(14, 20, 9)) for name in "aceg"]
+    nan = tmp_path / "b.nii.gz"
+    nib.save(nib.Nifti1Image(np.full((14, 20, 9), np.nan, np.float32), GEOMETRY), nan)
+    text, torn = tmp_path / "d.nii.gz", tmp_path / "f.nii.gz"
+    text.write_bytes(b"no scan")
+    torn.write_bytes(good[0].read_bytes()[:-4])
+    save_mask = nib.save
+
+    def full(image: nib.Nifti1Image, path: Path) -> None:
+        if "g.nii" in str(path):
+            raise SourceError("cannot be written", path=path)
+        save_mask(image, path)
+
+    monkeypatch.setattr("nibabel.save", full)
+    monkeypatch.setattr(logging.getLogger("hssl"), "propagate", True)
+    with pytest.raises(SourceError, match="4 of 7 images were left out") as last:
+        predict("run", [tmp_path], tmp_path / "out", skip_bad=True)
+    assert last.value.path == text  # headers are checked first
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.nii.gz", "c.nii.gz", "e.nii.gz"]
+    for name in "ace":
+        np.testing.assert_array_equal(
+            np.asanyarray(nib.load(tmp_path / f"out/{name}.nii.gz").dataobj), truth(14, 20, 9)
+        )
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == ["left out"] * 4
 
 
 def test_a_run_folder_predicts_what_its_network_does(tmp_path: Path) -> None:

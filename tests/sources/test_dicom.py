@@ -21,7 +21,7 @@ import hssl
 from hssl.config import AggregateConfig, FinetuneConfig
 from hssl.errors import ConfigError, SourceError, StoreError
 from hssl.prediction import predict
-from hssl.prediction.dicom_seg import write_segmentation
+from hssl.prediction.dicom_seg import check_source, write_segmentation
 from hssl.runs import ComponentRule
 from hssl.sources import find_sources
 from hssl.sources.base import Geometry, Source
@@ -661,6 +661,39 @@ def test_a_mask_of_another_grid_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"has the shape \(4, 6, 5\), its mask \(6, 4, 5\)"):
         write_segmentation(np.zeros((6, 4, 5), np.uint8), series, tmp_path / "x.dcm", labels={1: "a"}, description="")
     assert not (tmp_path / "x.dcm").exists()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"SpecificCharacterSet": ""},
+        {"SpecificCharacterSet": "GB2312x"},
+        {"SpecificCharacterSet": ["", "ISO 2022 IR 87"], "PatientName": "A^B"},
+        {"SpecificCharacterSet": "ISO_IR 100", "PatientName": "José"},
+        {"slices": {1: {"ImageOrientationPatient": [1, 1e-7, 0, 0, 1, 0]}}},
+        {"slices": {1: {"PixelSpacing": [0.7500001, 0.5]}}},
+        {"SliceThickness": None},
+        {"SliceThickness": ""},
+        {"slices": {1: {"SliceThickness": 2.4999}}},
+        {"SeriesNumber": 2**31 - 1},
+        {"SeriesNumber": None},
+        {"PatientBirthDate": "1970-01-01", "StudyTime": "25:61"},
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_every_series_that_is_read_gets_its_segmentation(fields: dict[str, Any], tmp_path: Path) -> None:
+    with pydicom.config.disable_value_validation():
+        write_series(tmp_path, voxels(), **fields)
+    (series,) = list_series(tmp_path)
+    check_source(series)
+    mask = np.random.default_rng(0).integers(0, 3, (4, 6, 5)).astype(np.uint8)
+    labels = {1: "Lëber 肝", 2: "a\\b"}
+    write_segmentation(mask, series, tmp_path / "mask.dcm", labels=labels, description="")
+    np.testing.assert_array_equal(read_back(tmp_path / "mask.dcm", mask.shape, series), mask)
+    written = dcmread(tmp_path / "mask.dcm")
+    assert [item.SegmentLabel for item in written.SegmentSequence] == ["Lëber 肝", "a/b"]
+    if "José" in fields.values():
+        assert written.PatientName == "José"
 
 
 # Prediction -----------------------------------------------------------------------------------------------------

@@ -92,8 +92,9 @@ def test_each_file_that_is_not_used_is_listed_with_why(tmp_path: Path) -> None:
 
 
 def test_unused_files_are_told_once_and_a_task_that_lost_its_masks_is_named(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(logging.getLogger("hssl"), "propagate", True)
     root = tmp_path / "Livers"
     for seed, case in enumerate("abcd"):
         write_nifti(root / f"images/{case}.nii.gz", seed)

@@ -369,6 +369,48 @@ def test_a_bad_dataset_json_is_named(change: dict[str, object], message: str, tm
     assert caught.value.path == root / "dataset.json"
 
 
+@pytest.mark.parametrize("how", ["parts", "absolute", "link", "linked folder"])
+def test_a_list_cannot_name_files_outside_of_its_folder_unless_that_is_allowed(how: str, tmp_path: Path) -> None:
+    root = write_msd(tmp_path / "set")
+    secret = write_nifti(tmp_path / "outside" / "secret.nii.gz", VOLUME)
+    entry = {"parts": "../outside/secret.nii.gz", "absolute": str(secret)}.get(how, "more/secret.nii.gz")
+    if how == "link":
+        (root / "more").mkdir()
+        (root / "more" / "secret.nii.gz").symlink_to(secret)
+    elif how == "linked folder":
+        (root / "more").symlink_to(secret.parent)
+    listing = json.loads((root / "dataset.json").read_text())
+    write_json(root / "dataset.json", listing | {"test": [entry]})
+    with pytest.raises(SourceError, match=r"dataset\.json: lists .*outside of its folder.*--follow-links") as raised:
+        find_sources(root)
+    assert raised.value.path == root / "dataset.json"
+    cases = [case.id for case in find_sources(root, follow_links=True)[0].cases()]
+    assert cases == ["a", "b", "secret"]
+
+
+def test_a_challenge_may_be_a_link_itself(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(write_msd(tmp_path / "set"))
+    assert len([*find_sources(tmp_path / "link")[0].cases()]) == 3
+
+
+def test_a_list_of_hundreds_of_megabytes_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    root = write_msd(tmp_path)
+    with (root / "dataset.json").open("ab") as stream:
+        stream.truncate(300_000_000)
+    with pytest.raises(SourceError, match="has 300,000,000 bytes"):
+        find_sources(root)
+    (root / "dataset.json").write_text("[" * 100_000)
+    with pytest.raises(SourceError, match="not a readable JSON file"):
+        find_sources(root)
+
+
+def test_a_label_number_is_a_whole_number() -> None:
+    for wrong in (1.7, True, None, "1.5"):
+        with pytest.raises(SourceError, match="is not a name and an integer"):
+            parse_labels({"liver": wrong}, Path("dataset.json"))
+    assert parse_labels({"liver": 1.0, "0": "background"}, Path("dataset.json")) == {1: "liver"}
+
+
 def test_a_list_of_the_decathlon_may_be_empty(tmp_path: Path) -> None:
     root = write_msd(tmp_path)
     listed = json.loads((root / "dataset.json").read_text())

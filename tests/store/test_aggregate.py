@@ -665,3 +665,19 @@ def test_what_nobody_has_drawn_is_known_by_the_name_ignore(make_task: MakeTask, 
     channels = task.to_channels(store.label(case))
     assert np.count_nonzero(channels == IGNORE) == partly.size - 9
     assert np.count_nonzero(channels == 1) == 9
+
+
+def test_a_name_that_is_not_utf_8_is_a_bad_case(make_task: MakeTask, tmp_path: Path) -> None:
+    folder = tmp_path / "plain"
+    folder.mkdir()
+    task = make_task(ids=tuple("abcde"))
+    for case in "abcde":
+        shutil.copy(task / "imagesTr" / f"{case}.nii.gz", folder)
+    try:
+        (folder / "c.nii.gz").rename(folder / os.fsdecode(b"c\xff.nii.gz"))
+    except OSError:
+        pytest.skip("this disk takes names in UTF-8 alone")
+    with pytest.raises(StoreError, match=r"c\\udcff\.nii\.gz: the name is not UTF-8"):
+        aggregate(folder, tmp_path / "store")
+    store = aggregate(folder, tmp_path / "store", config=AggregateConfig(skip_bad=True))
+    assert [case.id for case in store.cases()] == ["a", "b", "d", "e"]

@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -270,3 +271,31 @@ def test_a_store_says_what_it_holds(make_store):
         "  A (MRI): 5 cases, 5 with a mask; subjects 3 train, 1 val, 1 test; labels square",
         "  B (MRI): 4 cases, 2 with a mask; subjects 2 train, 1 val, 1 test; labels square",
     ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda index: index["cases"][0].update(id="../../outside"), "cases.0.id: .*no plain name of a file"),
+        (lambda index: index["cases"][0].update(id="/etc/passwd"), "cases.0.id"),
+        (lambda index: index["cases"][0].update(task=".."), "cases.0.task"),
+        (lambda index: index["cases"][0].update(task="Other"), "cases of a task 'Other' that is not there"),
+        (lambda index: index["tasks"].update({"../x": index["tasks"].pop("Blobs")}), "tasks"),
+        (lambda index: index["tasks"].update({"x": index["tasks"]["Blobs"]}), "task 'x' is called 'Blobs'"),
+        (lambda index: index["cases"][0]["source_affine"][0].__setitem__(0, float("inf")), "cases.0.source_affine.0.0"),
+        (lambda index: index["cases"][0]["intensity"].__setitem__(0, float("nan")), "cases.0.intensity.0"),
+        (lambda index: index["cases"][0]["shape"].__setitem__(0, -1), "cases.0.shape.0"),
+        (lambda index: index["tasks"]["Blobs"]["labels"].update({"300": "x"}), "tasks.Blobs.labels.300"),
+        (lambda index: index["tasks"]["Blobs"]["preprocessing"].update(spacing=[0, 1]), "preprocessing.spacing.0"),
+        (lambda index: index["tasks"]["Blobs"]["preprocessing"].update(orientation="XYZ"), "preprocessing.orientation"),
+    ],
+)
+def test_an_index_that_is_odd_or_hostile_is_refused(
+    store: Store, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    index = json.loads((store.path / "index.json").read_text())
+    change(index)
+    (store.path / "index.json").write_text(json.dumps(index))
+    with pytest.raises(StoreError, match=message) as raised:
+        Store.open(store.path)
+    assert raised.value.path == store.path / "index.json"

@@ -54,6 +54,7 @@ class AggregateConfig(StageConfig):
         seed: Seed of the split.
         splits: Split of your own, by name of the source's folder; those without one are split at random.
         skip_bad: Leave bad cases out and list them, instead of stopping before anything is written.
+        follow_links: Read files that a ``dataset.json`` lists outside of its folder, too.
         workers: Threads; None uses every core.
     """
 
@@ -68,6 +69,7 @@ class AggregateConfig(StageConfig):
     seed: int = Field(0, ge=0)
     splits: dict[str, GivenSplit] | None = None
     skip_bad: bool = False
+    follow_links: bool = False
     workers: PositiveInt | None = None
 
     @field_validator("layout")

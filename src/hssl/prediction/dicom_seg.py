@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hssl import __version__
-from hssl.errors import SourceError, install
+from hssl.errors import SourceError, install, name_bad_file
 from hssl.files import replacing
 from hssl.sources.dicom_series import Series, read_header
 
@@ -25,6 +25,8 @@ _MAY_BE_EMPTY = (  # must be there all the same; whoever removes names from file
     *("AccessionNumber", "StudyID", "StudyDate", "StudyTime"),
 )
 _LONGEST_LABEL = 64  # characters of a long string in DICOM
+_LARGEST_NUMBER = 2**31 - 1  # of an integer string in DICOM
+_UTF8 = "ISO_IR 192"
 _SERIES_NUMBER = 1000  # added to that of the series, so that a viewer lists masks after scans
 
 
@@ -57,8 +59,6 @@ def write_segmentation(
         SourceError: As :func:`check_source`, or the mask is not on the grid of the series.
     """
     highdicom = _highdicom()
-    from pydicom.sr.codedict import codes
-
     planes = series.stack()
     if mask.shape != (shape := series.geometry().shape):
         raise SourceError(f"{series} has the shape {shape}, its mask {mask.shape}", path=series.folder)
@@ -69,27 +69,14 @@ def write_segmentation(
     if len({plane.path for plane in planes}) < len(planes):  # frames have the order that the file has
         segments = segments[np.argsort([plane.frame for plane in planes])]
 
-    algorithm = highdicom.AlgorithmIdentificationSequence(
-        name="hssl", version=__version__, family=codes.DCM.ArtificialIntelligence
-    )
     segmentation = highdicom.seg.Segmentation(
         source_images=[_header(series, path) for path in dict.fromkeys(plane.path for plane in planes)],
         pixel_array=segments,
         segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=[
-            highdicom.seg.SegmentDescription(
-                segment_number=number,
-                segment_label=labels[value][:_LONGEST_LABEL],
-                segmented_property_category=codes.SCT.Tissue,
-                segmented_property_type=codes.SCT.Organ,
-                algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
-                algorithm_identification=algorithm,
-            )
-            for number, value in enumerate(sorted(labels), start=1)
-        ],
+        segment_descriptions=_descriptions(labels),
         series_instance_uid=highdicom.UID(),
-        series_number=series.number + _SERIES_NUMBER,
-        series_description=description[:_LONGEST_LABEL],
+        series_number=min(series.number + _SERIES_NUMBER, _LARGEST_NUMBER),
+        series_description=_label(description, 0),
         sop_instance_uid=highdicom.UID(),
         instance_number=1,
         manufacturer="hssl",
@@ -99,8 +86,35 @@ def write_segmentation(
         content_label="SEGMENTATION",
         omit_empty_frames=bool(segments.any()),
     )
+    segmentation.SpecificCharacterSet = _UTF8
     with replacing(target) as partial:
         segmentation.save_as(partial)
+
+
+def _descriptions(labels: Mapping[int, str]) -> list[Any]:
+    """What each segment is, in the order of the label values."""
+    highdicom = _highdicom()
+    from pydicom.sr.codedict import codes
+
+    algorithm = highdicom.AlgorithmIdentificationSequence(
+        name="hssl", version=__version__, family=codes.DCM.ArtificialIntelligence
+    )
+    return [
+        highdicom.seg.SegmentDescription(
+            segment_number=number,
+            segment_label=_label(labels[value], value),
+            segmented_property_category=codes.SCT.Tissue,
+            segmented_property_type=codes.SCT.Organ,
+            algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+            algorithm_identification=algorithm,
+        )
+        for number, value in enumerate(sorted(labels), start=1)
+    ]
+
+
+def _label(text: str, value: int) -> str:
+    """A name as a long string of DICOM, in which a backslash would part two of them."""
+    return text.replace("\\", "/").strip()[:_LONGEST_LABEL] or f"label {value}"
 
 
 def _header(series: Series, path: Path) -> Any:
@@ -109,10 +123,29 @@ def _header(series: Series, path: Path) -> Any:
     for keyword in _NEEDED:
         if not header.get(keyword):
             raise SourceError(f"{series} has no {keyword}, to which a segmentation must refer", path=path)
-    for keyword in _MAY_BE_EMPTY:
-        if keyword not in header:
-            setattr(header, keyword, None)
+    with name_bad_file(path):
+        _make_regular(header, series)
     return header
+
+
+def _make_regular(header: Any, series: Series) -> None:
+    """Puts right in a header what the reader forgives, and highdicom does not."""
+    from pydicom.valuerep import DA, TM
+
+    header.decode()
+    header.SpecificCharacterSet = _UTF8  # whatever it was called, and for the names of labels
+    for keyword in _MAY_BE_EMPTY:
+        try:
+            value = header.get(keyword)
+            if value and (keyword.endswith(("Date", "Time"))):
+                (DA if keyword.endswith("Date") else TM)(value)
+        except ValueError:
+            value = None
+        setattr(header, keyword, value or None)
+    if "PerFrameFunctionalGroupsSequence" not in header:
+        first = series.planes[0]  # scanners round each slice's numbers by themselves
+        header.ImageOrientationPatient, header.PixelSpacing = list(first.directions), list(first.spacing)
+        header.SliceThickness = header.get("SliceThickness") or round(series.geometry().spacing[2], 6)
 
 
 def _highdicom() -> Any:

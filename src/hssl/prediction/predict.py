@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import track
 
-from hssl.errors import ConfigError, SourceError, name_bad_file
+from hssl.errors import ConfigError, HsslError, SourceError, attempt, name_bad_file
 from hssl.files import replacing
 from hssl.prediction import dicom_seg
 from hssl.prediction.predictor import Prediction, Predictor, ahead
@@ -24,7 +26,7 @@ from hssl.prediction.tiling import BATCH_SIZE, OVERLAP
 from hssl.sources import dicom
 from hssl.sources.base import Geometry, is_ct
 from hssl.sources.dicom_series import Series
-from hssl.sources.files import NIFTI, PICTURES, channel_count, list_files, read_geometry, read_image, stem
+from hssl.sources.files import NIFTI, PICTURES, channel_count, check_name, list_files, read_geometry, read_image, stem
 from hssl.sources.plain import masks_beside
 from hssl.store.preprocessing import Preprocessing, check_geometry
 from hssl.store.store import TaskInfo
@@ -44,6 +46,7 @@ def predict(
     components: bool = True,
     probabilities: bool = False,
     uncertainty: bool = False,
+    skip_bad: bool = False,
 ) -> list[Path]:
     """Writes a mask for each image, on the image's own grid.
 
@@ -67,6 +70,7 @@ def predict(
             under ``probabilities``, and the label value of each class under ``labels``.
         uncertainty: Write ``NAME_uncertainty.nii.gz`` (a PNG for a picture) beside each mask: entropy of the class
             probabilities over its largest value, 0 (sure) to 1; in a PNG 255 is 1.
+        skip_bad: Leave bad images out, each with a warning, and raise an error about them when all others are done.
 
     Returns:
         The masks, in the order of the inputs.
@@ -81,36 +85,93 @@ def predict(
     if channel is None and isinstance(predictor.task.channel, int):
         channel = predictor.task.channel
     preprocessing = predictor.task.preprocessing
-    given_paths = [inputs] if isinstance(inputs, Path | str) else inputs
-    images = [
-        _checked(path, channel, preprocessing) for given in given_paths for path in _listed(Path(given), predictor.task)
-    ]
+    bad = _BadImages(skip_bad)
+    images = []
+    for given in [inputs] if isinstance(inputs, Path | str) else inputs:
+        for source in _listed(Path(given), predictor.task):
+            checked = attempt(partial(_checked, channel=channel, preprocessing=preprocessing), source)
+            if isinstance(checked, HsslError):
+                bad.add(checked)
+            else:
+                images.append(checked)
     output = Path(output)
     _check_targets(images, output)
     _warn_of_modality(images, predictor.task)
+    output.mkdir(parents=True, exist_ok=True)
+    job = _Job(predictor, images, output, bad, probabilities=probabilities, uncertainty=uncertainty)
+    written = list(track(job.run(), "predict", total=len(images)))
+    bad.report(len(written))
+    return written
 
-    def load(image: _Input) -> NDArray[np.float16]:
+
+@dataclass
+class _BadImages:
+    """The images that cannot be predicted; the first one stops the command unless they are to be skipped."""
+
+    skip: bool
+    errors: list[HsslError] = field(default_factory=list)
+
+    def add(self, error: HsslError) -> None:
+        if not self.skip:
+            raise error
+        logger.warning("left out: %s", error)
+        self.errors.append(error)
+
+    def report(self, done: int) -> None:
+        """Raises the first error, with how many there are."""
+        if self.errors:
+            first = self.errors[0]
+            count = f"{len(self.errors)} of {len(self.errors) + done} images were left out, this one first"
+            raise SourceError(f"{first.what} ({count}; the masks of the others are written)", path=first.path)
+
+
+@dataclass
+class _Job:
+    """Images on their way: read one ahead, predicted, and written while the next one is predicted."""
+
+    predictor: Predictor
+    images: list[_Input]
+    output: Path
+    bad: _BadImages
+    probabilities: bool
+    uncertainty: bool
+
+    def run(self) -> Iterator[Path]:
+        """Yields the mask of each image that is written."""
+        begun: deque[_Input] = deque()
+        with ThreadPoolExecutor(2) as pool:  # reads the next image and writes the last mask
+
+            def usable() -> Iterator[tuple[NDArray[np.float16], Geometry]]:
+                read = ahead(pool, partial(attempt, self._load), self.images)
+                for image, pixels in zip(self.images, read, strict=True):
+                    if isinstance(pixels, HsslError):
+                        self.bad.add(pixels)
+                    else:
+                        begun.append(image)
+                        yield pixels, image.geometry
+
+            found = self.predictor.predictions(usable(), probabilities=self.probabilities or self.uncertainty)
+            pairs = ((begun.popleft(), prediction) for prediction in found)
+            for written in ahead(pool, partial(attempt, self._write), pairs):
+                if isinstance(written, HsslError):
+                    self.bad.add(written)
+                else:
+                    yield written
+
+    def _load(self, image: _Input) -> NDArray[np.float16]:
         with name_bad_file(image.path):
             pixels = image.series.image() if image.series else read_image(image.path, image.channel)
             padding = image.series.padding if image.series else None
-            return preprocessing.prepare_image(pixels, image.geometry, padding=padding)
+            return self.predictor.task.preprocessing.prepare_image(pixels, image.geometry, padding=padding)
 
-    def write(result: tuple[_Input, Prediction]) -> Path:
+    def _write(self, result: tuple[_Input, Prediction]) -> Path:
         image, found = result
-        target = image.target(output)
-        if probabilities and found.probabilities is not None:
-            _write_probabilities(found.probabilities, predictor.task, target)
-        if uncertainty and found.uncertainty is not None:
+        target, task = image.target(self.output), self.predictor.task
+        if self.probabilities and found.probabilities is not None:
+            _write_probabilities(found.probabilities, task, target)
+        if self.uncertainty and found.uncertainty is not None:
             _write_uncertainty(found.uncertainty, image, target)
-        return _write_mask(found.mask, image, target, predictor.task)
-
-    output.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(2) as pool:  # reads the next image and writes the last mask
-        pixels = ahead(pool, load, images)
-        pairs = zip(pixels, (image.geometry for image in images), strict=True)
-        found = predictor.predictions(pairs, probabilities=probabilities or uncertainty)
-        written = ahead(pool, write, zip(images, found, strict=True))
-        return list(track(written, "predict", total=len(images)))
+        return _write_mask(found.mask, image, target, task)
 
 
 @dataclass(frozen=True)
@@ -192,6 +253,7 @@ def _checked(source: Path | Series, channel: int | None, preprocessing: Preproce
         with name_bad_file(source):
             image = _Input(source, channel, read_geometry(source, channel))
     with name_bad_file(image.path):
+        check_name(image.path)
         check_geometry(image.geometry)
         preprocessing.check_scale(image.geometry)
     return image
@@ -257,7 +319,8 @@ def _nifti_mask(mask: NDArray[np.uint8], image: _Input) -> nib.Nifti1Image:
     header["cal_min"] = header["cal_max"] = 0
     # What else a header says is about the scan, and may name the patient.
     header.extensions.clear()
-    for field in ("descrip", "aux_file", "db_name", "intent_name"):
-        header[field] = b""
+    for name in ("descrip", "aux_file", "db_name", "intent_name"):
+        if name in header.keys():  # noqa: SIM118 (a header is no mapping); NIfTI-2 has no db_name
+            header[name] = b""
     shape = original.shape if image.channel is None else original.shape[:3]
     return type(original)(mask.reshape(shape), original.affine, header)

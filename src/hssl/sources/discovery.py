@@ -30,6 +30,7 @@ def find_sources(
     subject: str | None = None,
     channel: str | int | None = None,
     task: str | None = None,
+    follow_links: bool = False,
 ) -> list[Source]:
     """Finds the tasks in a folder of raw data; no image is read.
 
@@ -40,6 +41,7 @@ def find_sources(
             None for the rule of :func:`hssl.sources.folder.subject_of`.
         channel: Channel by name or number, where images have several; None for one task of each.
         task: Name of the task; None takes it from the folder.
+        follow_links: Read files that a ``dataset.json`` lists outside of its folder, too.
 
     Returns:
         The sources, sorted by folder; tasks are unique.
@@ -62,7 +64,7 @@ def find_sources(
     if layout is None:
         _check_whole(path)
 
-    options = Options(subject=subject, channel=channel, task=task)
+    options = Options(subject=subject, channel=channel, task=task, follow_links=follow_links)
     found = [(folder, match) for folder in [path] if (match := _layout_of(folder, layout))]
     if not found:
         found = [(folder, match) for folder in _folders(path) if (match := _layout_of(folder, layout, inner=True))]

@@ -57,6 +57,18 @@ def list_files(folder: Path, endings: tuple[str, ...]) -> list[Path]:
     )
 
 
+def check_name(path: Path) -> None:
+    """Refuses a path that no JSON file and not every terminal can hold.
+
+    Raises:
+        SourceError: It is not UTF-8.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise SourceError("the name is not UTF-8", path=path, hint="rename the file or folder") from error
+
+
 def walk_files(folder: Path) -> Iterator[list[Path]]:
     """Files of each folder of a tree, sorted; what is hidden is left out, a broken link is not."""
     seen = set()  # links are followed, but not in circles

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hssl.errors import SourceError
+from hssl.errors import SourceError, name_bad_file
 from hssl.sources.base import Case, Source
 from hssl.sources.files import read_geometry, read_image, read_label
 
@@ -24,6 +24,8 @@ _REPEAT = re.compile(
     re.IGNORECASE,
 )
 
+_LARGEST_JSON = 64 << 20  # bytes
+
 
 @dataclass(frozen=True)
 class Options:
@@ -33,11 +35,13 @@ class Options:
         subject: Regular expression over the case id; its first group, or whole match, is the subject.
         channel: Channel by name or number; None for one task of each.
         task: Name of the task; None for the folder's.
+        follow_links: Whether what a ``dataset.json`` lists may lie outside of its folder.
     """
 
     subject: str | None = None
     channel: str | int | None = None
     task: str | None = None
+    follow_links: bool = False
 
 
 @dataclass(frozen=True)
@@ -166,15 +170,39 @@ def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object.
 
     Raises:
-        SourceError: It cannot be read, or is not an object.
+        SourceError: It cannot be read, is far larger than any such list, or is not an object.
     """
+    with name_bad_file(path):
+        if (size := path.stat().st_size) > _LARGEST_JSON:
+            raise SourceError(f"has {size:,} bytes, and is no list of a challenge", path=path, hint="see what it is")
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SourceError(f"not a readable JSON file: {error}", path=path) from error
     if not isinstance(content, dict):
         raise SourceError("not a JSON object", path=path)
     return content
+
+
+def listed_file(folder: Path, entry: str, options: Options, listing: Path) -> Path:
+    """The file that a list names, which comes with the data and may be anybody's: it has to lie in the folder.
+
+    Args:
+        folder: The folder of the list.
+        entry: What it names.
+        options: Whether files outside are allowed.
+        listing: The list, for the message.
+
+    Raises:
+        SourceError: The file lies outside, by its name or by a link.
+    """
+    path = folder / entry
+    outside = Path(entry).is_absolute() or ".." in Path(entry).parts
+    if not options.follow_links and (outside or not path.resolve().is_relative_to(folder.resolve())):
+        where = "" if outside else f", which is a link to {path.resolve()}"
+        hint = "put the files into the folder, or allow it with --follow-links if you trust the list"
+        raise SourceError(f"lists '{entry}'{where}, outside of its folder", path=listing, hint=hint)
+    return path
 
 
 def dataset_json(folder: Path) -> dict[str, Any]:

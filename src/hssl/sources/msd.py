@@ -19,6 +19,7 @@ from hssl.sources.folder import (
     channel_names,
     choose_channels,
     dataset_json,
+    listed_file,
     parse_labels,
     safe_name,
     task_name,
@@ -34,7 +35,7 @@ def read(path: Path, options: Options) -> list[Source]:
     """The task of each modality, with the training cases and the unlabelled test images.
 
     Raises:
-        SourceError: ``dataset.json`` lacks an entry, or has no such channel.
+        SourceError: ``dataset.json`` lacks an entry, lists a file outside of its folder, or has no such channel.
     """
     dataset, listing = dataset_json(path), path / "dataset.json"
     labels = parse_labels(dataset.get("labels"), listing)
@@ -42,8 +43,8 @@ def read(path: Path, options: Options) -> list[Source]:
     for name, entries in lists.items():
         if not isinstance(entries, list):
             raise SourceError(f"'{name}' is not a list of cases", path=listing)
-    files = [_files(path, entry, labelled=True) for entry in lists["training"]]
-    files += [_files(path, entry, labelled=False) for entry in lists["test"]]
+    files = [_files(path, entry, options, labelled=True) for entry in lists["training"]]
+    files += [_files(path, entry, options, labelled=False) for entry in lists["test"]]
     modalities = channel_names(dataset.get("modality", ""), listing)
     task, several = task_name(path, options), len(modalities) > 1
     return [
@@ -61,14 +62,16 @@ def read(path: Path, options: Options) -> list[Source]:
     ]
 
 
-def _files(folder: Path, entry: Any, *, labelled: bool) -> CaseFiles:
+def _files(folder: Path, entry: Any, options: Options, *, labelled: bool) -> CaseFiles:
     """Files of one entry: ``{"image": ..., "label": ...}``, or the image alone as a string."""
     image = entry.get("image") if isinstance(entry, dict) else entry
     label = entry.get("label") if isinstance(entry, dict) and labelled else None
     if not isinstance(image, str) or (labelled and not isinstance(label, str)):
         needed = "an 'image' and a 'label'" if labelled else "an image"
         raise SourceError(f"entry {entry!r} does not name {needed}", path=folder / "dataset.json")
-    return CaseFiles(stem(Path(image)), folder / image, folder / label if label else None)
+    listing = folder / "dataset.json"
+    mask = listed_file(folder, label, options, listing) if label else None
+    return CaseFiles(stem(Path(image)), listed_file(folder, image, options, listing), mask)
 
 
 LAYOUT = Layout("msd", "a dataset.json that lists 'training' cases", matches, read)

@@ -11,13 +11,14 @@ from functools import partial
 from pathlib import Path
 
 from hssl.config import AggregateConfig
-from hssl.errors import StoreError, name_bad_file
+from hssl.errors import StoreError, attempt, name_bad_file
 from hssl.machine import cores
 from hssl.sources.base import Case, Geometry, Source, is_ct
 from hssl.sources.discovery import check_no_patients, find_sources
+from hssl.sources.files import check_name
 from hssl.sources.leftovers import unused_files
 from hssl.store.assign import BadCase, PendingTask, folder_name, split_by_folder, split_given_for
-from hssl.store.convert import attempt, convert_case, image_files_of, in_parallel
+from hssl.store.convert import convert_case, image_files_of, in_parallel
 from hssl.store.preprocessing import Preprocessing, check_geometry, make_preprocessing
 from hssl.store.splits import Split, Splits, check_given
 from hssl.store.store import IGNORE_NAME, CaseRecord, Index, Store, TaskInfo
@@ -56,7 +57,12 @@ def aggregate(
     found = []
     for path in map(Path, folders):
         here = find_sources(
-            path, layout=config.layout, subject=config.subject, channel=config.channel, task=config.task
+            path,
+            layout=config.layout,
+            subject=config.subject,
+            channel=config.channel,
+            task=config.task,
+            follow_links=config.follow_links,
         )
         _warn_of_unused(path, here)
         found += here
@@ -239,6 +245,7 @@ def _task_info(
         subject=config.subject,
         channel=config.channel if source.channel is None else source.channel,
         renamed=config.task,
+        follow_links=config.follow_links,
         fingerprint=task.fingerprint,
         skipped=[str(bad) for bad in task.bad],
         duplicates=duplicates,
@@ -278,6 +285,8 @@ def _choose_preprocessing(task: PendingTask, workers: int, config: AggregateConf
 
     def checked(case: Case) -> Geometry:
         with name_bad_file(case.image_path, StoreError):
+            for path in (case.image_path, *((case.label_path,) if case.label_path else ())):
+                check_name(path.absolute())
             if not case.id or case.id.startswith(".") or case.id != Path(case.id).name:
                 raise StoreError(f"the case id '{case.id}' cannot be a file name")
             geometry = case.read_geometry()

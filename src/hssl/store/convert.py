@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from hssl.errors import HsslError, StoreError, name_bad_file
+from hssl.errors import StoreError, name_bad_file
 from hssl.sources.base import Case, Geometry, Source
 from hssl.sources.files import check_same_place
 from hssl.store.preprocessing import Preprocessing
@@ -87,14 +87,6 @@ def _counted(mask: NDArray[np.integer], labels: Mapping[int, str]) -> dict[int, 
         raise StoreError(f"label {unknown[0]} is not in the list of labels {sorted(labels)}")
     present = {value for value in present if labels[value] != IGNORE_NAME}
     return {value: int(np.count_nonzero(mask == value)) for value in sorted(present)}
-
-
-def attempt(function: Callable[[Job], Result], job: Job) -> Result | HsslError:
-    """What `function` returns of `job`, or the error that it raises on a bad file."""
-    try:
-        return function(job)
-    except HsslError as error:
-        return error
 
 
 def image_files_of(case: Case) -> Sequence[Path]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import nibabel as nib
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from hssl.errors import StoreError
 from hssl.sources.base import Geometry
@@ -37,6 +37,7 @@ _ON_BORDER = 0.1  # of the voxels on the faces of an image
 _GREYS = 16  # a measurement has at least so many values
 
 T = TypeVar("T")
+Length = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Scalar = TypeVar("Scalar", bound=np.generic)
 Orientation = NDArray[np.float64]  # for each array axis the axis it becomes and its sign, as in nibabel
 
@@ -58,9 +59,9 @@ class Preprocessing(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    orientation: str
-    spacing: tuple[float, float]
-    window: tuple[float, float] | None = None
+    orientation: Annotated[str, Field(pattern="^([RLAPSI]{3})?$")]
+    spacing: tuple[Length, Length]
+    window: tuple[FiniteFloat, FiniteFloat] | None = None
     keep_slices: bool = True
 
     def intensity_range(self, image: NDArray[np.float32], *, padding: float | None = None) -> tuple[float, float]:

@@ -8,11 +8,20 @@ import math
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from hssl.errors import StoreError, first_mistake
 from hssl.metrics import IGNORE
@@ -31,10 +40,23 @@ _NPY_HEADER = range(64, 1024)  # bytes
 _NOT_FINITE = np.uint16(0x7C00)  # the exponent bits of float16: all set in NaN and infinity
 # Where the data came from differs between machines; the checksum of a part says no more than that of the whole.
 _ORIGIN = {
-    "tasks": {"__all__": {"origin", "fingerprint", "skipped", "duplicates"}},
+    "tasks": {"__all__": {"origin", "follow_links", "fingerprint", "skipped", "duplicates"}},
     "cases": {"__all__": {"image_path", "label_path", "stored_image_sample", "stored_label_sample"}},
 }
 Model = TypeVar("Model", bound=BaseModel)
+
+
+def _file_name(name: str) -> str:
+    """Refuses a name that would lead out of the store: an index may come from anybody."""
+    if name != Path(name).name or name.startswith(".") or "\0" in name:
+        raise ValueError("is no plain name of a file")
+    return name
+
+
+FileName = Annotated[str, AfterValidator(_file_name)]
+Shape = tuple[PositiveInt, PositiveInt, PositiveInt]
+Row = tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
+LabelValue = Annotated[int, Field(ge=1, le=255)]
 
 
 class _Entry(BaseModel):
@@ -54,21 +76,23 @@ class TaskInfo(_Entry):
         subject: The subject rule given, if any.
         channel: Index of the channel in files that hold several; else the channel given, if any.
         renamed: The task name given, if any.
+        follow_links: Whether its list may name files outside of its folder.
         ignore: Value in the masks of what nobody has drawn; None without one. No loss and no score counts it.
         fingerprint: SHA-256 of the list of source files, their sizes and times, and the options.
         skipped: Bad cases that were left out, one line each.
         duplicates: Cases with the image of another case, one line each; both count as one subject.
     """
 
-    name: str
+    name: FileName
     modality: str
-    labels: dict[int, str]
+    labels: dict[LabelValue, str]
     preprocessing: Preprocessing
     layout: str
     origin: str
     subject: str | None = None
     channel: str | int | None = None
     renamed: str | None = None
+    follow_links: bool = False
     ignore: int | None = None
     fingerprint: str
     skipped: list[str] = []
@@ -120,16 +144,16 @@ class CaseRecord(_Entry):
         stored_label_sample: The same of the stored mask.
     """
 
-    id: str
-    task: str
+    id: FileName
+    task: FileName
     subject: str
     image_path: str
     label_path: str | None
-    shape: tuple[int, int, int]
-    source_shape: tuple[int, int, int]
-    source_affine: tuple[tuple[float, float, float, float], ...]
-    source_ndim: int
-    intensity: tuple[float, float]
+    shape: Shape
+    source_shape: Shape
+    source_affine: tuple[Row, Row, Row, Row]
+    source_ndim: Literal[2, 3]
+    intensity: tuple[FiniteFloat, FiniteFloat]
     label_voxels: dict[int, int] | None
     image_sha256: str
     label_sha256: str | None
@@ -153,8 +177,17 @@ class Index(_Entry):
     """What ``index.json`` holds."""
 
     format: Literal[2] = FORMAT
-    tasks: dict[str, TaskInfo]
+    tasks: dict[FileName, TaskInfo]
     cases: list[CaseRecord]
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> Self:
+        for name, info in self.tasks.items():
+            if name != info.name:
+                raise ValueError(f"task '{name}' is called '{info.name}'")
+        if stray := sorted({case.task for case in self.cases} - self.tasks.keys()):
+            raise ValueError(f"cases of a task '{stray[0]}' that is not there")
+        return self
 
 
 class Store:
@@ -294,6 +327,7 @@ class Store:
                 subject=info.subject,
                 channel=info.channel,
                 task=info.renamed,
+                follow_links=info.follow_links,
             )
             cases = (case for source in sources if source.task == info.name for case in source.cases())
             self._source_cases[info.name] = {case.id: case for case in cases}
