@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hssl.grouping import find_groups
     from hssl.phantoms import write_phantoms
     from hssl.prediction.predict import predict
+    from hssl.probing import probe
     from hssl.runs import Run, load
     from hssl.store import Store, aggregate
     from hssl.training.finetune import finetune
@@ -37,6 +38,7 @@ _ROOMS = {
     "load": "runs",
     "predict": "prediction",
     "pretrain": "training.pretrain",
+    "probe": "probing",
     "push": "export",
     "run_benchmark": "benchmark",
     "run_demo": "demo",
@@ -57,6 +59,7 @@ __all__ = [
     "load",
     "predict",
     "pretrain",
+    "probe",
     "push",
     "run_benchmark",
     "run_demo",

@@ -493,6 +493,30 @@ def evaluate(
 
 
 @app.command()
+def probe(
+    run: RunPath,
+    store: StorePath,
+    tasks: Annotated[str | None, typer.Option(help="Tasks to probe, with commas; all by default.")] = None,
+    subjects: Annotated[int, typer.Option(min=1, help="Labelled subjects that a read-out learns from.")] = 1,
+    repeats: Annotated[int, typer.Option(min=1, help="Random samples of these subjects.")] = 10,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the samples.")] = 0,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Measure what a frozen network knows of each task, without fine-tuning. RUN may be scratch."""
+    from hssl import console
+    from hssl.config import parse_names
+    from hssl.probing import probe as run_probe
+
+    chosen = parse_names(tasks) if tasks else None
+    result = run_probe(run, store, tasks=chosen, subjects=subjects, repeats=repeats, seed=seed, device=device)
+    if as_json:
+        console.print_json(result.model_dump())
+    else:
+        console.print_rows(result.rows(), title="Dice of read-outs of the frozen network, validation subjects")
+
+
+@app.command()
 def groups(
     store: StorePath,
     run: Annotated[Path, typer.Option(help="Pre-trained run whose features are compared.")],
