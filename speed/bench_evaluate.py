@@ -21,8 +21,7 @@ from harness import DATA, Row, alternate, pin_threads, publish, row
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, map_coordinates
 
-from hssl.metrics import SURFACE_TOLERANCE_MM, score_labels
-from hssl.training.finetune import dice_by_label
+from hssl.metrics import SURFACE_TOLERANCE_MM, dice_by_label, score_labels
 
 TASK, CASE = "Task04_Abdomen", 0
 WARP_VOXELS, SMOOTH_VOXELS = 3.0, 8.0
@@ -156,7 +155,7 @@ def medpy(truth: Map, predicted: Map, spacing: Sequence[float], labels: list[int
 
 def dice_only(truth: Map, predicted: Map, labels: list[int]) -> dict[str, Scorer]:
     """Ours, as fine-tuning validates with it, and nnU-Net's evaluator, which has no other metric."""
-    found: dict[str, Scorer] = {"ours": lambda: np.array(dice_by_label(predicted, truth, labels))[:, None]}
+    found: dict[str, Scorer] = {"ours": lambda: np.array(dice_by_label(truth, predicted, labels))[:, None]}
     try:
         from nnunetv2.evaluation.evaluate_predictions import compute_metrics
     except ImportError as error:

@@ -39,12 +39,13 @@ from numpy.typing import NDArray
 from hssl.config import AggregateConfig, FinetuneConfig
 from hssl.export.nnunet import architecture_kwargs, nnunet_weights
 from hssl.machine import bf16_pays
+from hssl.metrics import dice_by_label
 from hssl.prediction import predict
 from hssl.prediction.tiling import predict_volume
 from hssl.runs import load_segmentation
 from hssl.sources.files import read_geometry, read_image
-from hssl.store import aggregate
-from hssl.training.finetune import dice_by_label, finetune
+from hssl.store import TaskInfo, aggregate
+from hssl.training.finetune import finetune
 
 TASK, SPACING, PATCH = "Task03_Cardiac", 1.5, 128
 VOLUMES, STEPS, TRAINED_ON = 2, 60, 16
@@ -83,7 +84,7 @@ def prepare(folder: Path) -> None:
     store = aggregate([DATA / TASK], folder / "store", config=AggregateConfig(spacing=(SPACING, SPACING)))
     config = FinetuneConfig(
         task=TASK,
-        labels=TRAINED_ON,
+        label_budget=TRAINED_ON,
         validation=False,
         steps=STEPS,
         warmup=5,
@@ -98,7 +99,7 @@ def prepare(folder: Path) -> None:
 
     for name in (IMAGES, AS_IF, "truth"):
         (folder / name).mkdir()
-    rows_, columns, slices = store.tasks[TASK].plan.orientation
+    rows_, columns, slices = store.tasks[TASK].preprocessing.orientation
     turned = columns + rows_ + slices  # nnU-Net reads the last axis first
     for case in store.cases(TASK, part="test")[:VOLUMES]:
         for path, kind in ((case.image_path, IMAGES), (case.label_path, "truth")):
@@ -219,23 +220,10 @@ def network_share(folder: Path, files: Sequence[Path], seconds: float, where: st
     return row(f"predict, file to file: {where}", seconds, alone, label, "s/volume", "-", more=False)
 
 
-def nnunet(folder: Path, files: Sequence[Path]) -> Call:
-    """Its predictor on a network of its own with our weights, and plans that say what ours do."""
-    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+def nnunet_plans(task: TaskInfo, architecture: dict[str, Any]) -> Any:
+    """Its plans for our network and preprocessing."""
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    ours, run, task = load_segmentation(folder / "run-32")
-    kwargs = architecture_kwargs(run.info.network)
-    imported = ["conv_op", "norm_op", "dropout_op", "nonlin"]
-    kind = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
-    network = get_network_from_plans(kind, kwargs, imported, 1, task.classes, deep_supervision=False)
-    weights = nnunet_weights(ours.unet.state_dict(), run.info.network)
-    last = f"decoder.seg_layers.{len(run.info.network.features) - 2}"
-    weights |= {f"{last}.weight": ours.head[0].weight, f"{last}.bias": ours.head[0].bias}
-    missing, unexpected = network.load_state_dict(weights, strict=False)
-    if unexpected or any(".seg_layers." not in name for name in missing):
-        raise SystemExit(f"nnU-Net's network is another: {missing}, {unexpected}")
     smooth = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
     configuration = {
         "data_identifier": "2d",
@@ -251,9 +239,9 @@ def nnunet(folder: Path, files: Sequence[Path]) -> Call:
         "resampling_fn_data_kwargs": smooth,
         "resampling_fn_seg_kwargs": smooth | {"is_seg": True, "order": 1},
         "resampling_fn_probabilities_kwargs": smooth | {"order": 1},
-        "architecture": {"network_class_name": kind, "arch_kwargs": kwargs, "_kw_requires_import": imported},
+        "architecture": architecture,
     }
-    plans = PlansManager(
+    return PlansManager(
         {
             "dataset_name": TASK,
             "plans_name": "nnUNetPlans",
@@ -265,6 +253,25 @@ def nnunet(folder: Path, files: Sequence[Path]) -> Call:
             "configurations": {"2d": configuration},
         }
     )
+
+
+def nnunet(folder: Path, files: Sequence[Path]) -> Call:
+    """Its predictor on a network of its own with our weights, and plans that say what ours do."""
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+
+    ours, run, task = load_segmentation(folder / "run-32")
+    kwargs = architecture_kwargs(run.info.network)
+    imported = ["conv_op", "norm_op", "dropout_op", "nonlin"]
+    kind = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
+    network = get_network_from_plans(kind, kwargs, imported, 1, task.classes, deep_supervision=False)
+    weights = nnunet_weights(ours.unet.state_dict(), run.info.network)
+    last = f"decoder.seg_layers.{len(run.info.network.features) - 2}"
+    weights |= {f"{last}.weight": ours.head[0].weight, f"{last}.bias": ours.head[0].bias}
+    missing, unexpected = network.load_state_dict(weights, strict=False)
+    if unexpected or any(".seg_layers." not in name for name in missing):
+        raise SystemExit(f"nnU-Net's network is another: {missing}, {unexpected}")
+    plans = nnunet_plans(task, {"network_class_name": kind, "arch_kwargs": kwargs, "_kw_requires_import": imported})
     names = {"background": 0} | {text: value for value, text in task.labels.items()}
     described = {"channel_names": {"0": "MRI"}, "labels": names, "file_ending": ".nii.gz"}
     with contextlib.redirect_stdout(io.StringIO()):

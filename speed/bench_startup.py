@@ -103,25 +103,26 @@ def child(store: str, output: str) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as hssl.__main__
     cli = importlib.import_module("hssl.cli")
     loop = importlib.import_module("hssl.training.loop")
-    pretrain = importlib.import_module("hssl.training.pretrain")  # the package has a function of this name
+    cost = importlib.import_module("hssl.training.cost")
+    pretrain = importlib.import_module("hssl.training.pretrain")
     marks["imported"] = time.time()
-    measure, fit = pretrain._measure, pretrain.fit
+    measure, fit = cost._measure, pretrain.fit
 
     def measured(stage: Any) -> tuple[float, float]:
         found = measure(stage)
         marks["estimate"] = found[0]
         return found
 
-    def fitted(stage: Any, title: str) -> float:
+    def fitted(stage: Any, trainer: Any) -> float:
         marks["fit"] = time.time()
-        return fit(stage, title)
+        return fit(stage, trainer)
 
     def stepped(*_: object) -> None:
         marks["step"] = time.time()
         print("MARKS", json.dumps(marks), flush=True)
         os._exit(0)
 
-    pretrain._measure, pretrain.fit = measured, fitted
+    cost._measure, pretrain.fit = measured, fitted
     loop.TrainingCallback.on_train_batch_end = stepped
     sys.argv[1:] = ["pretrain", store, "--output", output, "--steps", "5", "--batch-size", "32", "--patch-size", "96"]
     cli.main()

@@ -39,6 +39,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from hssl.config import FinetuneConfig, PretrainConfig, TrainingConfig
+from hssl.metrics import dice_ce_loss
 from hssl.objectives import PretrainBatch
 from hssl.store import Store, aggregate
 from hssl.training.data import FinetuneBatch
@@ -47,7 +48,6 @@ from hssl.training.loop import Stage, wants_bf16
 from hssl.training.pretrain import Pretraining
 from hssl.views import follow, make_view
 
-# The package has functions of these names.
 pretraining = importlib.import_module("hssl.training.pretrain")
 finetuning = importlib.import_module("hssl.training.finetune")
 
@@ -124,7 +124,7 @@ class Bare:
         self.config: TrainingConfig = stage.config
         modules = nn.ModuleDict(copy.deepcopy(stage.trained())).train()
         self.network = modules["network"]
-        self.objective = modules["objective"] if "objective" in modules else getattr(stage, "loss", None)
+        self.objective: Any = dict(modules.items()).get("objective")
         self.parameters = [p for p in modules.parameters() if p.requires_grad]
         self.optimizer = AdamW(self.parameters, lr=1e-4, weight_decay=self.config.weight_decay)
         self.amp = wants_bf16(self.config)
@@ -136,8 +136,7 @@ class Bare:
                 found = self.objective(self.network, batch)
                 return torch.stack([loss for name, loss in found.items() if not name.startswith("watch/")]).sum()
             images, labels = batch
-            loss: Tensor = self.objective(self.network(images).float(), labels[:, None])
-            return loss
+            return dice_ce_loss(self.network(images).float(), labels)
 
     def clip(self) -> None:
         nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip)
@@ -304,24 +303,14 @@ def finetune_rows(store: Store, folder: Path, threads: int) -> list[Row]:
     ]
 
 
-def monai_batches(data: Any, config: FinetuneConfig) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless batches of MONAI's pipeline over the cases of ours."""
+def monai_transform(config: FinetuneConfig, samples: int) -> Any:
+    """MONAI's crops and augmentation with our ranges, so many patches from each case."""
     import monai.transforms as M
-    from monai.data import CacheDataset, DataLoader, list_data_collate, set_track_meta
 
-    set_track_meta(False)
-    # As it has volumes: channel, rows, columns, slices.
-    cases = [
-        {
-            "image": np.ascontiguousarray(data.store.image(case).transpose(1, 2, 0)[None], np.float32),
-            "label": np.ascontiguousarray(data.store.label(case).transpose(1, 2, 0)[None]),
-        }
-        for case in data.cases
-    ]
-    both, view, samples = ("image", "label"), config.view, 4
+    both, view = ("image", "label"), config.view
     p, window = view.intensity, config.window
     zoom = (1 / view.scale[1] - 1, 1 / view.scale[0] - 1)
-    transform = M.Compose(
+    return M.Compose(
         [
             M.ToTensord(both),
             M.SpatialPadd(both, (window, window, -1)),
@@ -358,6 +347,23 @@ def monai_batches(data: Any, config: FinetuneConfig) -> Iterator[tuple[Tensor, T
             M.RandGaussianNoised("image", prob=p, std=view.noise),
         ]
     ).set_random_state(0)
+
+
+def monai_batches(data: Any, config: FinetuneConfig) -> Iterator[tuple[Tensor, Tensor]]:
+    """Endless batches of MONAI's pipeline over the cases of ours."""
+    from monai.data import CacheDataset, DataLoader, list_data_collate, set_track_meta
+
+    set_track_meta(False)
+    # As it has volumes: channel, rows, columns, slices.
+    cases = [
+        {
+            "image": np.ascontiguousarray(data.store.image(case).transpose(1, 2, 0)[None], np.float32),
+            "label": np.ascontiguousarray(data.store.label(case).transpose(1, 2, 0)[None]),
+        }
+        for case in data.cases
+    ]
+    samples = 4
+    transform = monai_transform(config, samples)
     cached = CacheDataset(cases, transform, num_workers=1, progress=False, copy_cache=False)
     loader = DataLoader(
         cached,

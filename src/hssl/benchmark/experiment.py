@@ -1,6 +1,6 @@
 """What to compare: tasks x label budgets x arms x seeds, in one YAML file, and the runs that this takes.
 
-An arm is where fine-tuning starts from, so the claims, the baselines and the ablation are lines of an experiment::
+An arm is one way to start fine-tuning, so baselines and an ablation are lines of an experiment::
 
     store: store
     tasks: [Task03_Cardiac, Task06_BrainTumour]   # all of the store if left out
@@ -52,7 +52,7 @@ from hssl.training.finetune import validation_subjects
 from hssl.training.loggers import check_loggers
 from hssl.training.pretrain import groups_at_start
 
-# Set by the grid, so never by hand.
+# The grid sets these.
 _PRETRAIN_FIXED = {"tasks", "init"}
 _ADAPT_FIXED = {"network", "objective"}
 _FINETUNE_FIXED = {"task", "label_budget", "labelled_slices", "init", "seed"}
@@ -88,8 +88,8 @@ class Arm(StageConfig):
             list of tasks, or ``none`` (from scratch).
         label_budgets: Those of the experiment's label budgets that this arm runs; None is all of them.
         pretrain: Options of pre-training that differ from the experiment's.
-        adapt: Options in which a second pre-training, that goes on from the first on the task at hand alone, differs
-            from it; None is no second one. (Task-adaptive pre-training: Gururangan et al., ACL 2020.)
+        adapt: Options of a second pre-training, on the task at hand alone, that differ from the first, which it
+            continues; None leaves it out. (Task-adaptive pre-training: Gururangan et al., ACL 2020.)
         finetune: Options of fine-tuning that differ from the experiment's.
     """
 
@@ -108,7 +108,7 @@ class Arm(StageConfig):
     @model_validator(mode="after")
     def _adapts_what_it_has(self) -> Self:
         if taken := sorted(_ADAPT_FIXED.intersection(self.adapt or {})):
-            raise ValueError(f"'{taken[0]}' cannot change on the way: 'adapt' goes on with that of the arm")
+            raise ValueError(f"'{taken[0]}' cannot change: 'adapt' continues the pre-training of the arm")
         return self
 
 
@@ -140,7 +140,7 @@ class Experiment(StageConfig):
         arms: The arms by name.
         pretrain: Options of pre-training that all arms share.
         finetune: Options of fine-tuning that all arms share; the network is that of pre-training.
-        finetune_by_task: What differs from that on a task, for every arm; an arm's own options come over both.
+        finetune_by_task: Options of fine-tuning on one task, for every arm; an arm's own options come first.
         scoring: How the networks are scored.
         keep_weights: Keep the weights of fine-tuned networks after they have been scored.
         claims: ``abstract`` checks the claims of the paper's abstract in the report.
@@ -171,8 +171,8 @@ class Experiment(StageConfig):
     @field_validator("tasks", "label_budgets", "seeds")
     @classmethod
     def _no_doubles(cls, values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
-        if values is not None and len(set(values)) < len(values):
-            raise ValueError("names something twice")
+        if twice := [value for value in values or () if (values or ()).count(value) > 1]:
+            raise ValueError(f"names '{twice[0]}' twice")
         return values
 
     @model_validator(mode="after")
@@ -207,7 +207,7 @@ class Job:
         hash: SHA-256 over all that decides the result, first 16 digits; also the name of its folder.
         config: The stage's configuration.
         auxiliaries: Options of the auxiliaries of a fine-tuning, by name.
-        needs: Hash of the pre-training that must be there first and that it goes on from; None without one.
+        needs: Hash of the pre-training that it continues, which comes first; None without one.
     """
 
     stage: Literal["pretrain", "finetune"]
@@ -251,7 +251,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """An experiment, spelled out.
+    """All runs of an experiment.
 
     Attributes:
         cells: All arms of one task, label budget and seed one after the other, so that an interrupted grid is paired.
@@ -272,11 +272,11 @@ class Grid:
 
 
 def expand(experiment: Experiment, store: Store) -> Grid:
-    """Spells an experiment out, and so checks every option of every run before the first one starts.
+    """Lists all runs of an experiment, and checks every option before the first one starts.
 
     Raises:
         ConfigError: An option is not valid.
-        StoreError: The store lacks a task, has not so many labelled subjects, or no masks to score it with.
+        StoreError: The store lacks a task, labelled subjects, or masks to score a task with.
     """
     tasks = experiment.tasks or tuple(store.tasks)
     if stray := sorted({*experiment.finetune_by_task} - {*tasks}):
@@ -315,10 +315,10 @@ def expand(experiment: Experiment, store: Store) -> Grid:
 
 
 def check_sources(experiment: Experiment, store: Store, tasks: Iterable[str]) -> None:
-    """Looks for the files that scoring on their own grid will read, of `tasks`; what they hold is not read.
+    """Checks that the files that scoring will read exist; nothing is read.
 
     Raises:
-        StoreError: One is not where it was.
+        StoreError: One does not exist.
     """
     if experiment.scoring.space == "store":
         return
@@ -326,7 +326,7 @@ def check_sources(experiment: Experiment, store: Store, tasks: Iterable[str]) ->
         for path in (case.image_path, case.label_path):
             if path is None or not Path(path).exists():
                 raise StoreError(
-                    f"is gone, which scoring case '{case.id}' of '{case.task}' needs",
+                    f"does not exist, and scoring case '{case.id}' of '{case.task}' needs it",
                     path=path or case.image_path,
                     hint="put the source back, or set 'space: store' under 'scoring'",
                 )
@@ -345,12 +345,12 @@ def _scored(experiment: Experiment, store: Store, task: str) -> list[CaseRecord]
 
 
 def _pretrainings(experiment: Experiment, arm: Arm, task: str, store: Store, data: dict[str, str]) -> list[Job]:
-    """What an arm does before fine-tuning, each going on from the one before."""
+    """The pre-trainings of an arm; each continues the one before."""
     if arm.domains == "none":
         return []
     tasks = {"joint": tuple(store.tasks), "single": (task,)}.get(str(arm.domains), arm.domains)
     for name in tasks:
-        store.split(name)  # says so where there is no such task
+        store.split(name)  # raises where there is no such task
     options = _pretrain_options(experiment, arm)
     first = _pretraining({**options, "tasks": tasks}, data)
     if arm.adapt is None:
@@ -428,7 +428,9 @@ def _finetuning(
     before = cast("PretrainConfig", pretraining.config) if pretraining is not None else None
     shape = config.network if before is None else before.network
     if "network" in config.model_fields_set and config.network != shape:
-        raise ConfigError("option 'network' of fine-tuning is not that of pre-training", hint="set it in 'pretrain'")
+        raise ConfigError(
+            "option 'network' of fine-tuning differs from that of pre-training", hint="set it in 'pretrain'"
+        )
     _check_stage(config, shape)
     # What auxiliaries come to after this pre-training decides the result: one that has nothing to do does not count.
     auxiliaries = resolve_auxiliaries(config, before)

@@ -123,7 +123,7 @@ def test_page_holds_everything_and_needs_nothing(tmp_path: Path) -> None:
     assert page.count('class="badge does-not-hold"') == 1  # no gain above 18.60
     assert page.count('class="badge not-tested"') == 1  # 10 % was not run
     assert "72 of 72 runs" in page
-    assert page.count("Left out: the data that the benchmark was run on are not here.") == 2
+    assert page.count("Left out: the data of the benchmark are not available.") == 2
     tables = (tmp_path / "bench" / "tables.md").read_text(encoding="utf-8")
     assert "higher on 3 of 3 tasks, +10.00 to +10.00 points" in tables
     assert "| task | scratch | single | joint | adapted |" in tables
@@ -141,7 +141,7 @@ def test_a_label_that_one_arm_rightly_misses_counts_for_all(tmp_path: Path) -> N
         row["dice"] = np.mean([each["dice"] for each in row["scores"] if each["dice"] is not None])
     (bench / "ledger.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     page = write_report(bench).read_text(encoding="utf-8")
-    note = "A label that a case lacks counts as found where a mask shows none of it and that of another run some."
+    note = "Where a case lacks a label, a mask without it counts as perfect if the mask of another run shows it."
     assert page.count(note) == (bench / "tables.md").read_text(encoding="utf-8").count(note) > 1
     means = {row[0].text: [float(cell.text.split()[0]) for cell in row[1:]] for row in report_scores(bench).rows}
     assert means["A"][0] - means["A"][2] == pytest.approx(25 - 7.5, abs=0.11)
@@ -315,7 +315,10 @@ def test_an_ablation_of_single_domain_pretraining_stands_beside_it(tmp_path: Pat
     bench = change_experiment(make_bench(tmp_path / "bench"), lambda cell: cell["arm"] in arms, arms=arms)
     write_report(bench)
     tables = (bench / "tables.md").read_text(encoding="utf-8")
-    assert "| arm | Dice (%) | single there | mean rank | − single | tasks above | − scratch | tasks above |" in tables
+    assert (
+        "| arm | Dice (%) | single, same runs | mean rank | − single | tasks above | − scratch | tasks above |"
+        in tables
+    )
     assert re.search(r"\| no-image \| [\d.]+ \| [\d.]+ \| 1.00 \| \+3.00 \| 3 of 3 \| \+8.00 \| 3 of 3 \|", tables)
 
 
@@ -402,6 +405,13 @@ def test_unfinished_and_tuning_are_said(tmp_path: Path) -> None:
 def test_markdown() -> None:
     table = Table("Scores", ["task", "a|b"], [[TableCell("x"), TableCell("1.0", best=True)]], "Mean.")
     assert table.markdown() == "## Scores\n\n| task | a\\|b |\n| :-- | --: |\n| x | **1.0** |\n\nMean.\n"
+    names = Table("T", ["<b>`"], [[TableCell("[a](b)")], [TableCell("Task_1 *\n| −1.0")]])
+    assert names.markdown().splitlines()[2:] == [
+        "| &lt;b&gt;\\` |",
+        "| :-- |",
+        "| \\[a\\](b) |",
+        "| Task_1 \\* \\| −1.0 |",
+    ]
 
 
 def test_score_table_marks_the_best_and_sums_up() -> None:
@@ -419,7 +429,7 @@ def test_score_table_marks_the_best_and_sums_up() -> None:
     table = score_table([*rows[:-1], *({**row, "task": "C"} for row in rows[:4])], ("x", "y"), "5%")
     assert table.rows[1] == [TableCell("B"), TableCell("55.0 ± 7.1"), TableCell("10.0 (1 of 2 seeds)")]
     assert table.rows[3] == [
-        TableCell("mean of 2 tasks that all have, seed for seed"),
+        TableCell("mean of 2 tasks that all arms have with the same seeds"),
         TableCell("25.0"),
         TableCell("35.0", best=True),
     ]

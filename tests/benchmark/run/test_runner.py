@@ -279,8 +279,8 @@ def test_an_auxiliary_with_nothing_to_do_makes_no_other_run(make_experiment: Mak
         ({"arms": {"a": {"domains": "none", "pretrain": {"steps": 3}}}}, "no pre-training"),
         ({"arms": {"a": {"domains": "none", "adapt": {}}}}, "no pre-training"),
         ({"arms": {"a": {"adapt": {"tasks": ["A"]}}}}, "'tasks' is set by the experiment"),
-        ({"arms": {"a": {"adapt": {"network": "base"}}}}, "'network' cannot change on the way"),
-        ({"arms": {"a": {"adapt": {"objective": "simclr"}}}}, "'objective' cannot change on the way"),
+        ({"arms": {"a": {"adapt": {"network": "base"}}}}, "'network' cannot change: 'adapt' continues"),
+        ({"arms": {"a": {"adapt": {"objective": "simclr"}}}}, "'objective' cannot change"),
         ({"finetune": {"seed": 3}}, "'seed' is set by the experiment"),
         ({"finetune_by_task": {"Task01": {"label_budget": 1}}}, "'label_budget' is set by the experiment"),
         ({"seeds": [1, 1]}, "twice"),
@@ -319,7 +319,7 @@ def test_mistakes_that_show_in_the_store(
         ("pretrain", {"batch_size": 1}, "batch size 1"),
         ("finetune", {"patch_size": 20}, "patch size 20 is not a multiple of 8"),
         ("finetune", {"auxiliary": {"pretext": {"batch_size": 1}}}, "auxiliary 'pretext': batch size 1 is too small"),
-        ("finetune", {"network": "base"}, "not that of pre-training"),
+        ("finetune", {"network": "base"}, "differs from that of pre-training"),
         ("finetune", {"loggers": ["wandb"]}, "logger 'wandb' needs a package"),
         ("pretrain", {"devices": 2}, "a run of a benchmark has one device"),
         ("finetune", {"nodes": 2}, "a run of a benchmark has one device"),
@@ -356,7 +356,7 @@ def test_sources_that_are_gone_are_told_first(
     moved = changed(store, label_path=str(tmp_path / "gone.nii.gz"))
     monkeypatch.setattr(Store, "open", lambda path: moved)
     experiment = make_experiment(scoring={"space": "source"}, arms={"scratch": {"domains": "none"}})
-    with pytest.raises(StoreError, match=r"gone.nii.gz: is gone, which scoring case .*put the source back"):
+    with pytest.raises(StoreError, match=r"gone.nii.gz: does not exist, and scoring case .*put the source back"):
         run_benchmark(experiment, tmp_path / "bench")
     assert not (tmp_path / "bench").exists()
     check_sources(make_experiment(), moved, moved.tasks)
@@ -549,8 +549,11 @@ def test_runs_that_share_a_gpu_take_longer(
 
 def test_a_run_that_ended_without_a_word_of_its_own() -> None:
     assert _reason(2, "patch size 17 is not a multiple of 8") == "patch size 17 is not a multiple of 8"
-    assert _reason(1, "KeyError: 'x'") == "exit status 1; last said: KeyError: 'x'"
-    assert _reason(-9, "step 3/9") == "killed by SIGKILL, as by a machine that is out of memory; last said: step 3/9"
+    assert _reason(1, "KeyError: 'x'") == "exit status 1; last message: KeyError: 'x'"
+    assert (
+        _reason(-9, "step 3/9")
+        == "killed by SIGKILL, as happens when a machine runs out of memory; last message: step 3/9"
+    )
     assert _reason(-11, "") == "killed by SIGSEGV"
 
 

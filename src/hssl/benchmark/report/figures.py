@@ -201,7 +201,7 @@ def feature_map(before: Features, after: Features, width: float = WIDTH) -> str:
             for task in tasks:
                 x, y = features.points[names == task].T
                 axes.scatter(x, y, s=9, color=colour[task], linewidths=0, alpha=0.85)
-            text = f"{title}: {100 * features.purity:.0f} % beside their own task"
+            text = f"{title}: {100 * features.purity:.0f} % nearest to their own task"
             axes.set_title(textwrap.fill(text, int(11 * width / shape[1])))
             axes.set(xticks=[], yticks=[])
             axes.spines[["left", "bottom"]].set_visible(False)

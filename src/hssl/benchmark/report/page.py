@@ -28,7 +28,7 @@ from hssl.store import Store
 from hssl.text import budget_in_words, duration, signed
 
 REPORT, TABLES = "report.html", "tables.md"
-NO_STORE = "Left out: the data that the benchmark was run on are not here."
+NO_STORE = "Left out: the data of the benchmark are not available."
 NO_JOINT = "Left out: no joint pre-training is in the ledger yet."
 UNREADABLE = (HsslError, OSError, EOFError, ValueError, BadZipFile)
 """What damaged arrays, masks and weights raise: they cost a page its pictures, not its tables."""
@@ -193,7 +193,7 @@ def _store(experiment: Experiment, rows: Sequence[Row]) -> Store | None:
         logger.warning("pictures are left out: %s", error)
         return None
     if store.hash != rows[0]["store_hash"]:
-        logger.warning("pictures are left out: %s holds other data than the benchmark was run on", experiment.store)
+        logger.warning("pictures are left out: %s does not hold the data of the benchmark", experiment.store)
         return None
     return store
 
@@ -310,7 +310,8 @@ def _all_section(bench: _Bench) -> Section:
         found += [tables.difference_table(bench.rows, pairs, label_budget) for label_budget in shares]
     text = (
         f"Surface Dice at a tolerance of {bench.experiment.scoring.tolerance:g} mm: higher is better. "
-        "HD95, the 95th percentile of the distance between surfaces: lower is better."
+        "HD95 is the 95th percentile of the distances between the surfaces, the larger one of both directions: lower is "
+        "better."
     )
     drawn = [bars for label_budget in more if (bars := _gain_bars(bench, label_budget))]
     return Section("All other figures", text, drawn, found, folded=True)
@@ -389,13 +390,13 @@ def _feature_section(bench: _Bench) -> Section | None:
         return Section(title, NO_STORE)
     path = bench.path / "pretrain" / joint["config_hash"]
     if not path.exists():
-        return Section(title, "Left out: the joint pre-training is not here.")
+        return Section(title, "Left out: the folder of the joint pre-training is not available.")
     try:
         before, after = map_features(path, bench.store)
     except UNREADABLE as error:
         return _left_out(title, error)
     caption = (
-        "Validation slices by their deepest features (t-SNE), a colour for each task; beside their own task are those "
+        "Validation slices by their deepest features (t-SNE), a colour for each task. The percentage counts slices "
         "whose nearest neighbour among other subjects is of the same task"
     )
     drawn = figures.both_widths(caption, lambda width: figures.feature_map(before, after, width))
@@ -421,9 +422,9 @@ def _overlay_section(bench: _Bench) -> Section | None:
     except UNREADABLE as error:
         return _left_out(title, error)
     if not found:
-        return Section(title, "Left out: the masks of the runs are not here.")
+        return Section(title, "Left out: the masks of the runs are not available.")
     text = (
-        f"By the Dice of {arms[-1]} with the first seed. The slice is the one with most of the truth; "
+        f"Chosen by the Dice of {arms[-1]} with the first seed. The slice is that with the largest true mask; "
         "numbers are the Dice (%) of the whole case."
     )
     drawn = [figures.Picture(task, figures.overlay_rows(overlays)) for task, overlays in found.items()]
@@ -462,7 +463,8 @@ def _method_section(bench: _Bench) -> Section:
     ]
     text = (
         "A seed fixes the labelled subjects, the weights of the new head and the order of batches, the same for every "
-        "arm. One pre-training serves all seeds, so the spread over seeds does not hold the chance in pre-training."
+        "arm. One pre-training serves all seeds, so the spread over seeds does not include the variation between "
+        "pre-trainings."
     )
     found = [tables.Table("Facts", ["", ""], [[tables.TableCell(text) for text in row] for row in facts])]
     if used:

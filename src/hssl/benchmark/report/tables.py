@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -48,8 +50,13 @@ class Table:
 
     def markdown(self) -> str:
         """The table in Markdown, its title as a heading."""
-        lines = [f"## {self.title}", "", _line(self.header), _line([":--", *["--:"] * (len(self.header) - 1)])]
-        lines += [_line([f"**{c.text}**" if c.best and c.text else c.text for c in row]) for row in self.rows]
+        lines = [
+            f"## {_escaped(self.title)}",
+            "",
+            _line(map(_escaped, self.header)),
+            _line([":--", *["--:"] * (len(self.header) - 1)]),
+        ]
+        lines += [_line([_bold(c) for c in row]) for row in self.rows]
         return "\n".join([*lines, "", self.note, ""] if self.note else [*lines, ""])
 
 
@@ -77,7 +84,9 @@ def score_table(rows: Sequence[Row], arms: Sequence[str], label_budget: str, met
     if len(shared) > 1:
         overall = [fmean(each) for each in averages]
         ranks = mean_ranks(rows, present, label_budget, metric)
-        over = f"mean of {len(shared)} tasks" + (" that all have, seed for seed" if len(shared) < len(tasks) else "")
+        over = f"mean of {len(shared)} tasks" + (
+            " that all arms have with the same seeds" if len(shared) < len(tasks) else ""
+        )
         body.append([TableCell(over), *_marked([f"{factor * each:.1f}" for each in overall], overall, best)])
         body.append(
             [TableCell("mean rank"), *_marked([f"{ranks[a]:.2f}" for a in present], [ranks[a] for a in present], min)]
@@ -105,9 +114,9 @@ def difference_table(rows: Sequence[Row], pairs: Iterable[tuple[str, str]], labe
     ]
     note = (
         "Paired by case after the mean over seeds. Interval: percentile bootstrap over test subjects, 10,000 "
-        "resamples; it leaves out which subjects were labelled, and of few test subjects it is too narrow (of four it "
-        "covers the mean in about 80 of 100). p: Wilcoxon signed-rank over test subjects, Holm's correction over "
-        f"tasks. Bold: the interval lies above 0, of {ENOUGH} subjects or more.{_rightly_absent(rows)}"
+        "resamples; it does not include the choice of labelled subjects, and with few test subjects it is too narrow "
+        "(with four it covers the mean in about 80 of 100 cases). p: Wilcoxon signed-rank over test subjects, Holm's "
+        f"correction over tasks. Bold: the interval is above 0, with {ENOUGH} subjects or more.{_rightly_absent(rows)}"
     )
     header = ["task", "arms", "Dice points", "95 % interval", "p (Holm)", "cases", "subjects", "seeds"]
     return Table(f"Differences with {budget_in_words(label_budget)}", header, body, note)
@@ -140,14 +149,14 @@ def variant_table(
     header = [
         "arm",
         "Dice (%)",
-        f"{reference} there",
+        f"{reference}, same runs",
         "mean rank",
         *(text for other in others for text in (f"− {other}", "tasks above")),
     ]
     note = (
-        f"Each arm over the tasks and seeds that it shares with {reference}, whose Dice there is beside it; "
-        "differences are paired, in Dice points. Mean rank: over the tasks that all arms of the table have, seed for "
-        f"seed.{_rightly_absent(rows)}"
+        f"Each arm over the tasks and seeds that it shares with {reference}, and the Dice of {reference} on these. "
+        "Differences are paired, in Dice points. Mean rank: over the tasks that all arms of the table have with the "
+        f"same seeds.{_rightly_absent(rows)}"
     )
     return Table(f"Arms with {budget_in_words(label_budget)}", header, body, note)
 
@@ -155,7 +164,7 @@ def variant_table(
 def _rightly_absent(rows: Sequence[Row]) -> str:
     if not any(FILLED in row for row in rows):
         return ""
-    return " A label that a case lacks counts as found where a mask shows none of it and that of another run some."
+    return " Where a case lacks a label, a mask without it counts as perfect if the mask of another run shows it."
 
 
 def _shared(rows: Sequence[Row], arm: str, reference: str) -> set[tuple[str, int]]:
@@ -226,4 +235,14 @@ def _p(value: float | None) -> str:
 
 
 def _line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return f"| {' | '.join(cells)} |"
+
+
+def _bold(cell: TableCell) -> str:
+    text = _escaped(cell.text)
+    return f"**{text}**" if cell.best and text else text
+
+
+def _escaped(text: str) -> str:
+    """Text without what Markdown and HTML would take for markup; an underscore inside of a word is none."""
+    return html.escape(re.sub(r"([\\`*\[\]|])", r"\\\1", " ".join(text.split())), quote=False)

@@ -19,10 +19,10 @@ RULE = "\n----------------------\n"
 
 
 class Handle(Protocol):
-    """A run on its way."""
+    """A run that has been started."""
 
     def poll(self) -> int | None:
-        """Its exit status; None while it goes on."""
+        """Its exit status; None while it runs."""
 
     def kill(self) -> None:
         """Ends it."""

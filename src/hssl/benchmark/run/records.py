@@ -20,7 +20,7 @@ class _Record(BaseModel):
 
 
 class Order(StageConfig):
-    """What a worker is told.
+    """What a worker is asked to do.
 
     Attributes:
         store: The aggregated data.

@@ -406,8 +406,8 @@ def _reason(status: int, said: str) -> str:
     if status < 0:
         how = f"killed by {signal.Signals(-status).name}"
         if -status == getattr(signal, "SIGKILL", None):
-            how += ", as by a machine that is out of memory"
-    return f"{how}; last said: {said}" if said else how
+            how += ", as happens when a machine runs out of memory"
+    return f"{how}; last message: {said}" if said else how
 
 
 def _last_line(path: Path) -> str:
