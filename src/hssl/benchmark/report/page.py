@@ -310,8 +310,8 @@ def _all_section(bench: _Bench) -> Section:
         found += [tables.difference_table(bench.rows, pairs, label_budget) for label_budget in shares]
     text = (
         f"Surface Dice at a tolerance of {bench.experiment.scoring.tolerance:g} mm: higher is better. "
-        "HD95 is the 95th percentile of the distances between the surfaces, the larger one of both directions: lower is "
-        "better."
+        "HD95 is the 95th percentile of the distances between the surfaces, the larger one of both directions: "
+        "lower is better."
     )
     drawn = [bars for label_budget in more if (bars := _gain_bars(bench, label_budget))]
     return Section("All other figures", text, drawn, found, folded=True)
