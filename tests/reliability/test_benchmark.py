@@ -73,14 +73,14 @@ def results(bench: Path) -> list[dict[str, Any]]:
 def test_a_benchmark_killed_after_its_first_rows_ends_as_one_that_was_not(
     number: signal.Signals, store: Store, tmp_path: Path
 ) -> None:
-    values = options(store, label_budgets=["50%"], tasks=[next(iter(store.tasks))], arms={"a": {"domains": "none"}})
-    values["arms"] |= {"b": {"domains": "none", "finetune": {"steps": 3}}, "c": {"pretrain": {"steps": 3}}}
+    arms = {"a": {"domains": "none"}, "b": {}, "c": {"domains": "none", "finetune": {"steps": 3}}}
+    tasks = [next(iter(store.tasks))]
     path = tmp_path / "experiment.yaml"
-    path.write_text(yaml.safe_dump(values))
+    path.write_text(yaml.safe_dump(options(store, label_budgets=["50%"], seeds=[0], tasks=tasks, arms=arms)))
     whole, bench = tmp_path / "whole", tmp_path / "killed"
-    assert start(path, whole).wait(timeout=600) == 0
+    assert start(path, whole).wait(timeout=900) == 0
     kills = 0
-    for rows in (1, 3, 4):
+    for rows in (1, 2):
         process = start(path, bench)
         while process.poll() is None and len(results(bench)) < rows:
             time.sleep(0.05)
@@ -88,14 +88,12 @@ def test_a_benchmark_killed_after_its_first_rows_ends_as_one_that_was_not(
             time.sleep(random.Random(rows).uniform(0, 1))
             os.kill(process.pid, number)
             kills += 1
-        status = process.wait(timeout=60)
-        assert status in (0, -number, 128 + number)
+        assert process.wait(timeout=60) in (-number, 128 + number)
         assert results(bench) == results(whole)[: len(results(bench))]
-    assert kills >= 2
-    assert start(path, bench).wait(timeout=600) == 0
+    assert kills == 2
+    assert start(path, bench).wait(timeout=900) == 0
     assert results(bench) == results(whole)
-    with bench.with_suffix(".log").open() as log:
-        assert "Traceback" not in log.read()
+    assert "Traceback" not in bench.with_suffix(".log").read_text()
 
 
 # Damaged ----------------------------------------------------------------------------------------------------------

@@ -74,6 +74,13 @@ def test_same_subjects_are_the_same_run(make_experiment: MakeExperiment, store: 
     assert [cell.label_budget for cell in grid.cells] == ["5%", "1"]
 
 
+def test_slices_of_the_same_subjects_are_another_run(make_experiment: MakeExperiment, store: Store) -> None:
+    experiment = make_experiment(label_budgets=[1, "1@2", "50%@2"], arms={"scratch": {"domains": "none"}})
+    one, some, same = expand(experiment, store).cells
+    assert one.hash != some.hash == same.hash
+    assert [cell.fraction for cell in (one, some, same)] == [0.5, 0.5, 0.5]
+
+
 def test_an_arm_may_keep_to_some_label_budgets(make_experiment: MakeExperiment, store: Store) -> None:
     arms = {
         "scratch": {"domains": "none", "label_budgets": ["100%"]},
@@ -247,7 +254,7 @@ def test_a_hash_depends_on_what_decides_the_result_and_on_nothing_else(
         grid = expand(make_experiment(**options, arms={"joint": {}}), store)
         return next(job.hash for job in grid.jobs.values() if job.stage == stage)
 
-    by_the_grid = {"tasks", "init", "task", "label_budget", "seed", "devices", "nodes"}
+    by_the_grid = {"tasks", "init", "task", "label_budget", "labelled_slices", "seed", "devices", "nodes"}
     names = config.model_fields.keys() - by_the_grid
     assert names <= OTHER.keys() | SAME.keys()  # a new option belongs to one of the two
     before = hash_with()

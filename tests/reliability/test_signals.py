@@ -1,0 +1,33 @@
+"""A command that is ended from outside ends as with Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from hssl.cli import main
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_signal_ends_a_command_in_one_line_and_leaves_nothing(
+    name: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended = []
+
+    def waits(output: Path, **_: object) -> None:
+        try:
+            os.kill(os.getpid(), getattr(signal, name))
+            time.sleep(5)
+        finally:
+            ended.append(output)
+
+    monkeypatch.setattr("hssl.phantoms.write_phantoms", waits)
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    assert main(["phantoms", "-o", str(tmp_path / "raw")]) == code
+    assert ended == [tmp_path / "raw"]
+    assert capsys.readouterr().err == "hssl: interrupted; give the same command again\n"
+    assert {each: signal.getsignal(each) for each in before} == before
