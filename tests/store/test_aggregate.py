@@ -681,3 +681,13 @@ def test_a_name_that_is_not_utf_8_is_a_bad_case(make_task: MakeTask, tmp_path: P
         aggregate(folder, tmp_path / "store")
     store = aggregate(folder, tmp_path / "store", config=AggregateConfig(skip_bad=True))
     assert [case.id for case in store.cases()] == ["a", "b", "d", "e"]
+
+
+def test_keywords_go_over_a_configuration(make_task: MakeTask, tmp_path: Path) -> None:
+    base = AggregateConfig(seed=3, workers=1)
+    store = aggregate(make_task(), tmp_path / "store", config=base, task="Mine", spacing=(2, 2))
+    assert list(store.tasks) == ["Mine"]
+    assert store.tasks["Mine"].preprocessing.spacing == (2, 2)
+    assert store.splits.seed == 3
+    with pytest.raises(ConfigError, match=r"no option 'spacings'; did you mean 'spacing'\?"):
+        aggregate(tmp_path / "raw" / "Blobs", tmp_path / "other", spacings=(2, 2))

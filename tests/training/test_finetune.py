@@ -537,3 +537,12 @@ def test_keywords_go_over_a_configuration(make_store, finetune_config, tmp_path)
     assert run.config.patch_size == base.patch_size
     with pytest.raises(ConfigError, match=r"no option 'step'; did you mean 'steps'\?"):
         finetune(store, tmp_path / "other", config=base, step=1)
+
+
+def test_a_damaged_store_is_found_before_training(make_store, finetune_config, tmp_path):
+    store = make_store()
+    array = store.path / "images" / "Blobs" / "blobs2.npy"
+    array.write_bytes(array.read_bytes()[:-100])
+    with pytest.raises(StoreError, match=r"blobs2.npy"):
+        finetune(store, tmp_path / "run", config=finetune_config())
+    assert not (tmp_path / "run").exists()

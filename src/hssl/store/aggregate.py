@@ -6,9 +6,10 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from hssl.config import AggregateConfig
 from hssl.errors import StoreError, attempt, name_bad_file
@@ -28,19 +29,43 @@ logger = logging.getLogger(__name__)
 
 
 def aggregate(
-    sources: Path | str | Sequence[Path | str], output: Path | str, *, config: AggregateConfig | None = None
+    sources: Path | str | Sequence[Path | str],
+    output: Path | str,
+    *,
+    config: AggregateConfig | None = None,
+    layout: str | None = None,
+    subject: str | None = None,
+    channel: str | int | None = None,
+    task: str | None = None,
+    window: tuple[float, float] | None = None,
+    spacing: tuple[float, float] | None = None,
+    splits: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+    skip_bad: bool | None = None,
+    **options: Any,
 ) -> Store:
     """Aggregates folders of raw data into one store; a store that is there already is added to.
 
     Nothing is written unless all is well: a bad case stops the command, after all of them have been logged,
     or is left out and listed with ``config.skip_bad``. Two cases with the same image count as one subject, so
     that a split never parts them. Tasks already in the store keep their arrays, order and split. Running it
-    again on the same files with the same options changes nothing.
+    again on the same files with the same options changes nothing. Options that are not given are those of `config`, or
+    the defaults of :class:`hssl.config.AggregateConfig`.
 
     Args:
         sources: Folders of raw data, or one, each in any layout that :func:`hssl.sources.find_sources` knows.
         output: The store, new or to be added to.
-        config: Options; None for the defaults.
+        config: Options; those given by name go over them.
+        layout: Reader to use; found from the folder by default.
+        subject: Regular expression that finds the subject in a case id.
+        channel: Channel of multi-channel sources, by name or number.
+        task: Name of the task, for a single source.
+        window: CT window (low, high) in HU.
+        spacing: In-plane spacing in mm (rows, columns).
+        splits: ``{folder: {"val": [...], "test": [...]}}``, a split of your own.
+        seed: Seed of the split.
+        skip_bad: Leave bad cases out and list them.
+        options: Any other field of :class:`hssl.config.AggregateConfig`.
 
     Returns:
         The store, opened.
@@ -52,7 +77,9 @@ def aggregate(
         ConfigError: An option does not suit the sources.
         RunError: Another command is writing to the store.
     """
-    config = config or AggregateConfig()
+    named: dict[str, Any] = {"layout": layout, "subject": subject, "channel": channel, "task": task, "window": window}
+    named |= {"spacing": spacing, "splits": splits, "seed": seed, "skip_bad": skip_bad}
+    config = AggregateConfig.over(config, **options, **named)
     folders = [sources] if isinstance(sources, Path | str) else sources
     found = []
     for path in map(Path, folders):

@@ -295,6 +295,7 @@ def _finetune(store: Store, output: Path, config: FinetuneConfig) -> Run:
         logger.info("%s is complete: nothing to do", run.path)
         return run
     check_loggers(config)
+    store.check([config.task])
     loaded = source is not None
     stage = Finetuning(config, store, run, network, labelled, loaded=loaded, auxiliaries=auxiliaries, before=before)
     trainer = make_trainer(config, run.path, f"finetune {config.task}")

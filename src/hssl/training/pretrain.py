@@ -186,6 +186,7 @@ def _pretrain(store: Store, output: Path, config: PretrainConfig) -> Run:
     check_patch(config.patch_size, stage.network)
     stage.objective.check_domains(config.domains_per_batch)
     check_loggers(config)
+    store.check(chosen)
     trainer = make_trainer(config, run.path, f"pretrain {len(chosen)} task{'s' * (len(chosen) > 1)}")
     if trainer.is_global_zero:
         announce(stage, len(chosen))
