@@ -137,7 +137,9 @@ def test_a_file_that_cannot_be_written_is_one_line(
 
     monkeypatch.setattr(cli, "_config_class", refuse)
     assert main(["config", "show", "aggregate"]) == 2
-    assert capsys.readouterr().err == "hssl: error: [Errno 13] Permission denied: '/data/store'\n"
+    assert capsys.readouterr().err == (
+        "hssl: error: /data/store: Permission denied (check the rights of file and folder, or give another place)\n"
+    )
 
 
 def test_a_bug_is_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -541,3 +543,15 @@ def test_threads_wait_without_spinning_unless_told_otherwise() -> None:
             [sys.executable, "-c", show], env=environment, capture_output=True, text=True, check=True
         )
         assert result.stdout.strip() == expected
+
+
+def test_signs_that_a_terminal_does_not_know_are_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "ü−☃.yaml").write_text("task: Hérz\n", encoding="utf-8")
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(Path(hssl.__file__).parents[1])}
+    show = [sys.executable, "-m", "hssl", "config", "show", "finetune", "--config"]
+    done = subprocess.run([*show, "ü−☃.yaml"], env=environment, cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == 0
+    assert b'task: "H\\xE9rz"' in done.stdout
+    done = subprocess.run([*show, "ü−.yaml"], env=environment, cwd=tmp_path, capture_output=True, check=False)
+    assert (done.returncode, b"Traceback" in done.stderr) == (2, False)
+    assert done.stderr.startswith(b"hssl: error: \\xfc\\u2212.yaml: not a readable YAML file")

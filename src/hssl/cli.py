@@ -5,6 +5,7 @@ Everything heavy is imported inside the commands, so that ``hssl --help`` answer
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -31,7 +32,7 @@ from hssl.config import (
     parse_yaml,
     read_mapping,
 )
-from hssl.errors import ConfigError, HsslError
+from hssl.errors import ConfigError, HsslError, write_hint
 from hssl.machine import ends_as_interrupted
 from hssl.registry import AUXILIARIES, EXPORTS, LAYOUTS, OBJECTIVES
 
@@ -109,6 +110,9 @@ def main(arguments: list[str] | None = None) -> int:
         interrupted, 143 after SIGTERM. Any other exception is a bug and comes out as a traceback.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):  # a terminal may know no sign beyond ASCII, a file name may be no UTF-8
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     debug = os.environ.get("HSSL_DEBUG", "").lower() in ("1", "true", "yes", "on") or "--debug" in arguments
     signals: list[int] = []
     try:
@@ -118,6 +122,8 @@ def main(arguments: list[str] | None = None) -> int:
         if debug:
             raise
         text = error.format_message() if isinstance(error, typer.TyperException) else str(error)
+        if isinstance(error, OSError) and (hint := write_hint(error)):
+            text = f"{error.filename or 'the output'}: {error.strerror} ({hint})"
         sys.stderr.write(f"hssl: error: {' '.join(text.split())}\n")
         return 2
     except (KeyboardInterrupt, typer.Abort):

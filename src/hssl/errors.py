@@ -6,6 +6,7 @@ exits with code 2; the Python API raises it. Anything else that escapes is a bug
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,15 @@ def first_mistake(error: ValidationError) -> str:
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
     return f"{place}: {first['msg']}" if place else first["msg"]
+
+
+def write_hint(error: OSError) -> str | None:
+    """What to do where a disk is full or may not be written to; None for any other error."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "free some space on this disk, and give the same command again"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "check the rights of file and folder, or give another place"
+    return None
 
 
 class HsslError(Exception):

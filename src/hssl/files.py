@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from uuid import uuid4
 
-from hssl.errors import ConfigError, HsslError, RunError, first_mistake
+from hssl.errors import ConfigError, HsslError, RunError, first_mistake, write_hint
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -20,6 +20,25 @@ if TYPE_CHECKING:
 LOCK = ".lock"
 Model = TypeVar("Model", bound="BaseModel")
 logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def full_disk_named(path: Path) -> Iterator[None]:
+    """Says which file or folder could not be written, and what to do, where the disk is full or may not be written to.
+
+    Errors that name a file elsewhere stay as they are: those are of something that is read.
+
+    Raises:
+        ConfigError: The disk is full or may not be written to.
+    """
+    try:
+        yield
+    except OSError as error:
+        hint = write_hint(error)
+        elsewhere = error.filename is not None and not str(error.filename).startswith(str(path.parent))
+        if hint is None or elsewhere:
+            raise
+        raise ConfigError(f"cannot be written: {error.strerror}", path=path, hint=hint) from error
 
 
 @contextmanager
@@ -35,8 +54,9 @@ def replacing(path: Path) -> Iterator[Path]:
         raise ConfigError("there is no such folder to write to", path=path.parent, hint="make it first")
     temporary = _partial(path)
     try:
-        yield temporary
-        temporary.replace(path)
+        with full_disk_named(path):
+            yield temporary
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -52,10 +72,11 @@ def new_folder(path: Path) -> Iterator[Path]:
     if path.exists() and (not path.is_dir() or any(path.iterdir()) or path.samefile(Path.cwd())):
         raise ConfigError("already exists", path=path, hint="give a new folder")
     temporary = _partial(path)
-    temporary.mkdir(parents=True)
     try:
-        yield temporary
-        temporary.replace(path)
+        with full_disk_named(path):
+            temporary.mkdir(parents=True)
+            yield temporary
+            temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

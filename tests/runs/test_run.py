@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from torch.optim import AdamW
 
 import hssl
 from hssl.config import FinetuneConfig, PretrainConfig
-from hssl.errors import RunError
+from hssl.errors import ConfigError, RunError
 from hssl.networks import SegmentationNetwork, UNet
 from hssl.runs.run import Run, RunInfo, load_segmentation, load_unet, provenance, versions
 
@@ -247,7 +248,7 @@ def test_a_damaged_checkpoint_is_named(run):
     run.save_checkpoint(3, {"net": network}, optimizer, {})
     file = run.path / "checkpoint" / "step-3" / "net.safetensors"
     file.write_bytes(file.read_bytes()[:-5])
-    with pytest.raises(RunError, match=r"step-3: is damaged: .*net\.safetensors: cannot be read"):
+    with pytest.raises(RunError, match=r"step-3: is damaged: net\.safetensors: has changed since"):
         run.load_checkpoint({"net": network}, optimizer)
 
 
@@ -436,6 +437,8 @@ def test_a_pretraining_run_predicts_nothing(tmp_path, pretrain_config):
 def test_damaged_weights(tmp_path, pretrain_config):
     run = finished(tmp_path / "run", pretrain_config(), UNet(pretrain_config().network))
     weights = run.path / "weights.safetensors"
+    info = json.loads((run.path / "run.json").read_text())
+    (run.path / "run.json").write_text(json.dumps(info | {"weights_sha256": None}))
     save_file({"foreign": torch.zeros(1)}, weights)
     with pytest.raises(RunError, match="are not the weights of this run's network"):
         load_unet(run.path)
@@ -483,3 +486,66 @@ def test_a_run_says_what_it_is(tmp_path, finetune_config, pretrain_config, make_
     seen = {name: ["s"] for name in "ABCDE"}
     pretraining = created(tmp_path / "pre", pretrain_config(), subjects_seen=seen)
     assert "pre-trained on A, B, C, D ..., incomplete" in repr(pretraining)
+
+
+def test_weights_with_a_flipped_bit_are_refused(tmp_path, pretrain_config):
+    run = finished(tmp_path / "run", pretrain_config(), UNet(pretrain_config().network))
+    weights = run.path / "weights.safetensors"
+    content = bytearray(weights.read_bytes())
+    assert Run.open(run.path).info.weights_sha256 == hashlib.sha256(content).hexdigest()
+    content[-3] ^= 4
+    weights.write_bytes(content)
+    with pytest.raises(RunError, match=r"weights\.safetensors: has changed since .*copy the run again"):
+        load_unet(run.path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path, pretrain_config, value):
+    network = UNet(pretrain_config().network)
+    with torch.no_grad():
+        next(network.parameters()).view(-1)[0] = value
+    finished(tmp_path / "run", pretrain_config(), network)
+    with pytest.raises(RunError, match=r"weights\.safetensors: '[\w.]+' holds values that are not finite"):
+        load_unet(tmp_path / "run")
+
+
+@pytest.mark.parametrize("file", ["net.safetensors", "optimizer.safetensors"])
+def test_a_checkpoint_with_a_flipped_bit_is_refused(run, file):
+    network, optimizer = trained(0)
+    run.save_checkpoint(3, {"net": network}, optimizer, {})
+    path = run.path / "checkpoint" / "step-3" / file
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(RunError, match=r"step-3: is damaged: .*has changed.*\(remove this folder"):
+        run.load_checkpoint({"net": network}, optimizer)
+
+
+@pytest.mark.parametrize(
+    "change", [{"step": "x"}, {"step": -1}, {"seconds": "long"}, {"latest": [1]}, {"machine": 3}, {"best": {}}]
+)
+def test_a_state_of_a_checkpoint_that_is_none_is_named(run, change):
+    network, optimizer = trained(0)
+    run.save_checkpoint(3, {"net": network}, optimizer, {"best": 0.5, "seconds": 2.0})
+    path = run.path / "checkpoint" / "step-3" / "state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(RunError, match=r"step-3: is damaged: .*\(remove this folder"):
+        run.load_checkpoint({"net": network}, optimizer)
+
+
+def test_a_full_disk_is_named(run, monkeypatch):
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(ConfigError, match=r"weights\.safetensors: cannot be written: No space left .*free some space"):
+        run.save_weights(trained(0)[0])
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(ConfigError, match=r"metrics\.csv: cannot be written: No space left"):
+        run.log(1, {"loss": 1.0})
+
+
+def test_json_that_is_nested_too_deeply_is_named(run):
+    (run.path / "run.json").write_text("[" * 100_000)
+    with pytest.raises(RunError, match="its files cannot be read"):
+        Run.open(run.path)

@@ -11,6 +11,7 @@ RUN/checkpoint/step-N/    all that is needed to continue; gone once the run is c
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import platform
@@ -33,7 +34,7 @@ from torch.optim import Optimizer
 from hssl import __version__
 from hssl.config import FinetuneConfig, NetworkConfig, PretrainConfig, TrainingConfig
 from hssl.errors import RunError, TrainingError, first_line, first_mistake
-from hssl.files import flush, replacing, write_text
+from hssl.files import flush, full_disk_named, replacing, write_text
 from hssl.networks import SegmentationNetwork, UNet, build_network
 from hssl.runs.hub import fetch
 from hssl.store import Store, TaskInfo
@@ -95,6 +96,7 @@ class RunInfo(BaseModel):
         components: What the labelled masks say of connected components; prediction removes what contradicts it.
         provenance: Versions, seed, data hashes, git revision, machine.
         complete: Whether training came to its end.
+        weights_sha256: Of ``weights.safetensors`` of a complete run.
         result: Final figures: losses, best validation Dice, seconds.
     """
 
@@ -109,7 +111,21 @@ class RunInfo(BaseModel):
     components: ComponentRule = ComponentRule()
     provenance: dict[str, Any]
     complete: bool = False
+    weights_sha256: str | None = None
     result: dict[str, Any] = Field(default_factory=dict)
+
+
+class _State(BaseModel):
+    """What ``state.json`` of a checkpoint holds, besides figures of the stage."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, float | int | None] = Field(init=False)
+
+    step: int = Field(ge=0)
+    seconds: float = 0.0
+    latest: dict[str, float] = Field(default_factory=dict)
+    machine: str | None = None
+    sha256: dict[str, str] = Field(default_factory=dict)
 
 
 class Run:
@@ -202,7 +218,7 @@ class Run:
                     path=path,
                     hint="give another folder, or the same options to continue it",
                 )
-            if run.info.provenance["data"] != info.provenance["data"]:
+            if run.info.provenance.get("data") != info.provenance.get("data"):
                 raise RunError("was made from other data than this store holds", path=path, hint="give another folder")
             if run.info.provenance.get(INIT_HASH) != info.provenance.get(INIT_HASH):
                 raise RunError(
@@ -217,7 +233,8 @@ class Run:
     def create(self) -> Self:
         """Makes the folder of a new run; returns the run."""
         if not (self.path / INFO).exists():
-            self.path.mkdir(parents=True, exist_ok=True)
+            with full_disk_named(self.path):
+                self.path.mkdir(parents=True, exist_ok=True)
             write_text(self.path / CONFIG, self.config.model_dump_json(indent=1))
             self.write_info()
         return self
@@ -238,7 +255,7 @@ class Run:
         """
         if not self.info.complete:
             raise RunError("is incomplete", path=self.path, hint="run the same command again to continue it")
-        return _load_tensors(self.path / WEIGHTS)
+        return _load_tensors(self.path / WEIGHTS, self.info.weights_sha256)
 
     # Checkpoints ----------------------------------------------------------------------------------------------
 
@@ -249,7 +266,8 @@ class Run:
         folder = self.path / CHECKPOINT
         temporary = folder / f".step-{step}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+        with full_disk_named(temporary):
+            temporary.mkdir(parents=True)
         for name, module in modules.items():
             if not all(bool(p.isfinite().all()) for p in module.parameters()):
                 raise TrainingError(f"weights of the {name} are not finite after step {step}", hint=RESTART)
@@ -257,7 +275,8 @@ class Run:
         state = optimizer.state_dict()["state"]
         tensors = {f"{number}.{key}": value for number, values in state.items() for key, value in values.items()}
         _save_tensors(tensors, temporary / "optimizer.safetensors")
-        write_text(temporary / "state.json", json.dumps({"step": step, **extra}))
+        hashes = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
+        write_text(temporary / "state.json", json.dumps({"step": step, "sha256": hashes, **extra}))
         flush(temporary / "state.json")
         target = folder / f"step-{step}"
         shutil.rmtree(target, ignore_errors=True)
@@ -281,26 +300,29 @@ class Run:
             return {"step": 0}
         source = self.path / CHECKPOINT / f"step-{max(steps)}"
         try:
+            content = _State.model_validate_json((source / "state.json").read_bytes())
             for name, module in modules.items():
-                module.load_state_dict(_load_tensors(source / f"{name}.safetensors"))
+                file = f"{name}.safetensors"
+                module.load_state_dict(_load_tensors(source / file, content.sha256.get(file)))
             state: dict[int, dict[str, Tensor]] = {}
-            for key, tensor in _load_tensors(source / "optimizer.safetensors").items():
+            file = "optimizer.safetensors"
+            for key, tensor in _load_tensors(source / file, content.sha256.get(file)).items():
                 number, _, name = key.partition(".")
                 state.setdefault(int(number), {})[name] = tensor
             optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-            content: dict[str, Any] = json.loads((source / "state.json").read_text(encoding="utf-8"))
         except (RunError, OSError, ValueError, RuntimeError) as error:
-            raise RunError(
-                f"is damaged: {first_line(error)}",
-                path=source,
-                hint="remove this folder, and the run begins again",
-            ) from error
-        return content
+            said = first_line(error)
+            if isinstance(error, RunError) and error.path is not None:
+                said = f"{error.path.name}: {error.what}"
+            hint = "remove this folder, and the run begins again"
+            raise RunError(f"is damaged: {said}", path=source, hint=hint) from error
+        return content.model_dump(exclude_unset=True, exclude={"sha256"})
 
     def finish(self, result: dict[str, Any]) -> None:
         """Marks the run complete and drops its checkpoint."""
         self.info.result.update(result)
         self.info.complete = True
+        self.info.weights_sha256 = _sha256(self.path / WEIGHTS) if (self.path / WEIGHTS).exists() else None
         self.write_info()
         shutil.rmtree(self.path / CHECKPOINT, ignore_errors=True)
 
@@ -308,7 +330,7 @@ class Run:
         """Adds a line to ``metrics.csv``: one value a row, so that any metric may come at any step."""
         path = self.path / METRICS
         new = not path.exists()
-        with path.open("a", newline="", encoding="utf-8") as file:
+        with full_disk_named(path), path.open("a", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             if new:
                 file.write(f"{_METRICS_HEAD}\n")
@@ -366,7 +388,7 @@ def _check_format(content: bytes, path: Path) -> None:
     """
     try:
         found = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return  # the model names what is wrong
     number = found.get("format", 1) if isinstance(found, dict) else FORMAT
     if number != FORMAT:
@@ -472,11 +494,27 @@ def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
         flush(temporary)
 
 
-def _load_tensors(path: Path) -> dict[str, Tensor]:
+def _load_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
+    """Tensors of a file, on the CPU: as they were written, and finite.
+
+    Raises:
+        RunError: They are not, or the file cannot be read.
+    """
+    again = "copy the run again from where it came, or train again"
     try:
-        return load_file(path)
+        if sha256 is not None and _sha256(path) != sha256:
+            raise RunError("has changed since training wrote it: its checksum is another", path=path, hint=again)
+        tensors: dict[str, Tensor] = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise RunError(f"cannot be read: {error}", path=path) from error
+        raise RunError(f"cannot be read: {error}", path=path, hint=again) from error
+    if broken := [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]:
+        raise RunError(f"'{broken[0]}' holds values that are not finite", path=path, hint=again)
+    return tensors
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _put(weights: dict[str, Tensor], network: nn.Module, path: Path) -> None:
