@@ -703,11 +703,12 @@ def _load(
         if not equals:
             raise ConfigError(f"--set {pair}", hint="write --set NAME=VALUE")
         if name in given:
-            raise ConfigError(f"option '{name}' is given twice")
+            raise ConfigError(f"option '{name}' is given twice", hint="give it once")
         try:
             given[name] = parse_yaml(text)
         except yaml.YAMLError as error:
-            raise ConfigError(f"--set {pair}: the value is not YAML") from error
+            hint = "quote it: --set \"NAME='a: b'\""
+            raise ConfigError(f"--set {pair}: the value is not YAML", hint=hint) from error
     return cls.load(path, below, **given)
 
 

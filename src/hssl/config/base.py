@@ -187,7 +187,8 @@ def read_mapping(
     try:
         loaded = parse_yaml(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"not a readable YAML file: {error}", path=path) from error
+        hint = "give a YAML or JSON file in UTF-8; 'hssl config show STAGE' writes one"
+        raise ConfigError(f"not a readable YAML file: {error}", path=path, hint=hint) from error
     if loaded is None and may_be_empty:
         return {}
     if not isinstance(loaded, dict):

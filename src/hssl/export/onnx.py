@@ -21,6 +21,7 @@ from hssl.runs import Run, load_segmentation, load_unet
 from hssl.store.preprocessing import PERCENTILES
 
 OPSET = 18
+VERSIONS = "install the versions of constraints.txt: pip install -c constraints.txt '.[onnx]'"
 TOLERANCE = 1e-3  # of an output's largest value; `large` is within 3e-5 at 96 pixels, 3e-4 at 64 (2 x 2 at the deepest)
 
 
@@ -73,7 +74,7 @@ def write_onnx(run: Path | str, output: Path) -> Path:
             verbose=False,
         )
     if program is None:
-        raise RunError("torch wrote no ONNX program", path=opened.path)
+        raise RunError("torch wrote no ONNX program", path=opened.path, hint=VERSIONS)
     model = program.model_proto
     _clear_notes(model)
     onnx.helper.set_model_props(model, {"hssl": json.dumps(_metadata(opened, unet.divisor))})
@@ -85,7 +86,9 @@ def write_onnx(run: Path | str, output: Path) -> Path:
         difference = _difference(network, session, torch.rand(shape, generator=generator))
         if not difference <= TOLERANCE:
             raise RunError(
-                f"ONNX Runtime differs from torch by {difference:.1e} of the largest value", path=opened.path
+                f"ONNX Runtime differs from torch by {difference:.1e} of the largest value",
+                path=opened.path,
+                hint=VERSIONS,
             )
     output.parent.mkdir(parents=True, exist_ok=True)
     with replacing(output) as temporary:

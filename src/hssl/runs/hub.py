@@ -33,4 +33,5 @@ def fetch(run: Path | str) -> Path:
         wanted = ["*.json", "*.safetensors", CARD]
         return Path(snapshot_download(address["name"], revision=address["revision"], allow_patterns=wanted))
     except (OSError, ValueError, HTTPError) as error:  # the hub's own errors, and those of the way there
-        raise RunError(f"'{run}' cannot be loaded from the hub: {first_line(error)}") from error
+        hint = "check the name, the network, and for a private one 'hf auth login'"
+        raise RunError(f"'{run}' cannot be loaded from the hub: {first_line(error)}", hint=hint) from error

@@ -451,7 +451,8 @@ def load_segmentation(path: Path | str) -> tuple[SegmentationNetwork, Run, TaskI
     run = Run.open(path)
     task = run.task
     if not isinstance(run.config, FinetuneConfig):
-        raise RunError("has a task, and the options of a pre-training", path=run.path)
+        hint = "run.json and config.json are of two runs: copy the folder again"
+        raise RunError("has a task, and the options of a pre-training", path=run.path, hint=hint)
     network = SegmentationNetwork(build_network(run.info.network), task.classes, run.config.head)
     _put(run.load_weights(), network, run.path / WEIGHTS)
     return network.eval(), run, task
@@ -521,4 +522,5 @@ def _put(weights: dict[str, Tensor], network: nn.Module, path: Path) -> None:
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
-        raise RunError("are not the weights of this run's network", path=path) from error
+        hint = "copy the run again from where it came, or train again"
+        raise RunError("are not the weights of this run's network", path=path, hint=hint) from error
