@@ -18,19 +18,6 @@ from hssl.training.pretrain import pretrain
 TOOLS = Path(__file__).parents[1] / "tools"
 
 
-def test_probe_reads_what_brightness_tells(
-    make_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    store = make_store({"Blobs": 8})
-    monkeypatch.setattr(sys, "argv", ["probe.py", str(store.path), "scratch", "--stages", "0", "1"])
-    runpy.run_path(str(TOOLS / "probe.py"), run_name="__main__")
-    task, *dice = capsys.readouterr().out.split()
-    assert task == "Blobs"
-    # One figure a seed. The blobs are brighter than all around them: even random features tell.
-    assert len(dice) == 2
-    assert all(float(each) > 0.5 for each in dice)
-
-
 def test_a_packed_store_travels_in_parts(
     make_store: Callable[..., Store],
     tmp_path: Path,

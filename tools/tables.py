@@ -302,6 +302,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "controls": controls,
     "adapted": lambda: body(difference_table(ledger("five-tasks"), [("adapted", "joint")], SHARE)),
     "pretext": partial(validation, "pretext", ("scratch", "joint"), "scratch"),
+    "self-training": partial(validation, "self-training", ("scratch", "self-training"), "scratch"),
     "length": partial(validation, "length", ("scratch-1000", "scratch-2000", "scratch-4000")),
 }
 """What fills each place."""
