@@ -11,10 +11,10 @@ PARTS  ?= $(patsubst speed/bench_%.py,%,$(wildcard speed/bench_*.py))
 PEERS  := nnunetv2==2.8.1 albumentations==2.0.8 kornia==0.9.0 torchio==1.2.1 lightly blosc2==4.14.1 monai==1.6.1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-transfer lint format bench tables docs build clean
+.PHONY: help demo test test-slow test-transfer test-reliability lint format bench tables docs build clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed ## the full pipeline on built-in phantoms: a Dice table, a picture and a report in demo/
 	$(BIN)/hssl demo --output $(OUT)
@@ -29,6 +29,9 @@ test-slow: $(VENV)/.installed-dev ## run the tests that take longer than a minut
 test-transfer: $(VENV)/.installed-dev .venv-transfer/.installed ## run the tests against nnU-Net, in an environment of its own, and MONAI
 	$(BIN)/python -m pytest -m transfer
 	$(BIN)/python -m pytest tests/export/test_monai_bundle.py
+
+test-reliability: $(VENV)/.installed-dev ## the tests of reliability at full length: 1,000 damaged files of each kind
+	HSSL_MUTATIONS=1000 OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(JOBS) tests/reliability
 
 lint: $(VENV)/.installed-dev ## check style and types
 	$(BIN)/ruff check .

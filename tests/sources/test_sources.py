@@ -388,6 +388,15 @@ def test_a_list_cannot_name_files_outside_of_its_folder_unless_that_is_allowed(h
     assert cases == ["a", "b", "secret"]
 
 
+@pytest.mark.parametrize("entry", ["x" * 1000, "a\0b.nii.gz", "\ud800.nii.gz"])
+def test_a_name_that_no_disk_takes_is_refused(entry: str, tmp_path: Path) -> None:
+    root = write_msd(tmp_path)
+    listing = json.loads((root / "dataset.json").read_text())
+    write_json(root / "dataset.json", listing | {"test": [entry]})
+    with pytest.raises(SourceError):
+        list(find_sources(root)[0].cases())
+
+
 def test_a_challenge_may_be_a_link_itself(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(write_msd(tmp_path / "set"))
     assert len([*find_sources(tmp_path / "link")[0].cases()]) == 3

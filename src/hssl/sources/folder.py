@@ -112,8 +112,9 @@ class FolderSource:
         named: dict[str, CaseFiles] = {}
         for files in self.files:
             for path in filter(None, (files.image, files.label)):
-                if not path.is_file():
-                    raise SourceError(f"no such file, though case '{files.id}' needs it", path=path)
+                with name_bad_file(path):  # a list can hold names that no disk takes
+                    if not path.is_file():
+                        raise SourceError(f"no such file, though case '{files.id}' needs it", path=path)
             name = safe_name(files.id)
             if name in named:
                 raise SourceError(f"two cases are called '{name}': {named[name].image}", path=files.image)
@@ -198,8 +199,10 @@ def listed_file(folder: Path, entry: str, options: Options, listing: Path) -> Pa
     """
     path = folder / entry
     outside = Path(entry).is_absolute() or ".." in Path(entry).parts
-    if not options.follow_links and (outside or not path.resolve().is_relative_to(folder.resolve())):
-        where = "" if outside else f", which is a link to {path.resolve()}"
+    with name_bad_file(listing):
+        real = path.resolve()
+    if not options.follow_links and (outside or not real.is_relative_to(folder.resolve())):
+        where = "" if outside else f", which is a link to {real}"
         hint = "put the files into the folder, or allow it with --follow-links if you trust the list"
         raise SourceError(f"lists '{entry}'{where}, outside of its folder", path=listing, hint=hint)
     return path
