@@ -68,27 +68,25 @@ def find_sources(
     found = [(folder, match) for folder in [path] if (match := _layout_of(folder, layout))]
     if not found:
         found = [(folder, match) for folder in _folders(path) if (match := _layout_of(folder, layout, inner=True))]
-    if not found and layout is None and (path / "imagesTr").is_dir() and not (path / "dataset.json").exists():
-        raise SourceError(
-            "holds imagesTr and no dataset.json",
-            path=path,
-            hint="write one, or call the folders images and labels",
-        )
     if not found:
-        candidates = [LAYOUTS[layout]] if layout else list(LAYOUTS.values())
-        looked_for = "; ".join(f"{candidate.name}: {candidate.looks_for}" for candidate in candidates)
-        raise SourceError(
-            f"no images found, here or in its folders; looked for {looked_for}",
-            path=path,
-            hint="choose a reader with --layout, or link the files of a deeper tree into one folder"
-            if layout is None
-            else None,
-        )
+        raise _nothing_found(path, layout)
     if task is not None and len(found) > 1:
         raise ConfigError(f"task '{task}' cannot name {len(found)} folders", path=path)
     sources = [source for folder, match in found for source in match.read(folder, options)]
     check_no_patients(sources)
     return _unique(sources)
+
+
+def _nothing_found(path: Path, layout: str | None) -> SourceError:
+    """What was looked for in a folder that no reader can read."""
+    if layout is None and (path / "imagesTr").is_dir() and not (path / "dataset.json").exists():
+        hint = "write one, or call the folders images and labels"
+        return SourceError("holds imagesTr and no dataset.json", path=path, hint=hint)
+    candidates = [LAYOUTS[layout]] if layout else list(LAYOUTS.values())
+    looked_for = "; ".join(f"{candidate.name}: {candidate.looks_for}" for candidate in candidates)
+    hint = "choose a reader with --layout, or link the files of a deeper tree into one folder"
+    what = f"no images found, here or in its folders; looked for {looked_for}"
+    return SourceError(what, path=path, hint=None if layout else hint)
 
 
 def check_no_patients(sources: Sequence[Source]) -> None:

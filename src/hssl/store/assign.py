@@ -83,18 +83,25 @@ def split_by_folder(
                         f"splits: '{subject}' is in {part} in another channel of this folder in the store", path=folder
                     )
         else:
-            fresh = (sorted(subjects.difference(stored)) for subjects in (with_masks, without_masks))
-            drawn = make_split(folder.name, *fresh, seed=config.seed, fractions=config.fractions)
-            parts = {part: set(getattr(drawn, part)) for part in Split.model_fields}
-            for subject, part in stored.items():
-                parts[part].add(subject)
-            whole = Split(**{part: sorted(subjects) for part, subjects in parts.items()})
+            whole = _drawn(folder.name, with_masks, without_masks, stored, config)
         for name in names:
             present = {record.subject for record in records[name]}
             splits[name] = Split(
                 **{part: [s for s in getattr(whole, part) if s in present] for part in Split.model_fields}
             )
     return duplicates, splits
+
+
+def _drawn(
+    name: str, with_masks: set[str], without_masks: set[str], stored: dict[str, str], config: AggregateConfig
+) -> Split:
+    """A random split of the subjects that are new, with those of the store in the parts that they have there."""
+    fresh = (sorted(subjects.difference(stored)) for subjects in (with_masks, without_masks))
+    drawn = make_split(name, *fresh, seed=config.seed, fractions=config.fractions)
+    parts = {part: set(getattr(drawn, part)) for part in Split.model_fields}
+    for subject, part in stored.items():
+        parts[part].add(subject)
+    return Split(**{part: sorted(subjects) for part, subjects in parts.items()})
 
 
 def _stored_parts(folder: Path, existing: Store | None) -> dict[str, str]:
