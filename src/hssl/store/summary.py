@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -136,13 +137,15 @@ def contact_sheet(store: Store, output: Path | str, *, columns: int = 6) -> Path
         if orientation := info.preprocessing.orientation:
             for x, y, letter in ((0.98, 0.5, orientation[1]), (0.5, 0.05, orientation[0])):
                 row[0].text(x, y, letter, transform=row[0].transAxes, color="w", fontsize=7, ha="right")
-        names = [Patch(color=colours[value], label=name) for value, name in info.labels.items()]
-        if names:
-            row[-1].legend(handles=names, loc="center left", fontsize=6, frameon=False)
+        names, place = [Patch(color=colours[value], label=name) for value, name in info.labels.items()], "center left"
         row[0].set_title(f"{task}  {info.modality}\n\n", loc="left", fontsize=8, fontweight="bold")
-        for doubt in _doubts(cases, orientation):
-            note = row[0].text(0, -0.05, doubt, transform=row[0].transAxes, color="#b45309", fontsize=6, va="top")
-            note.set_in_layout(False)  # it may be longer than a slice is wide
+        if doubts := _doubts(cases, orientation):
+            # In the last column, below the labels: beside the slices it would lie over the next row.
+            lines = [line for doubt in doubts for line in wrap(doubt, 34)]
+            row[-1].text(0, 0, "\n".join(lines), transform=row[-1].transAxes, color="#b45309", fontsize=6, va="bottom")
+            place = "upper left"
+        if names:
+            row[-1].legend(handles=names, loc=place, fontsize=5.5, labelspacing=0.15, frameon=False)
     figure.supxlabel(LEGEND, fontsize=6, wrap=True)
     with replacing(output) as partial:
         figure.savefig(partial, format="png")
