@@ -32,6 +32,7 @@ from hssl.errors import HsslError
 from hssl.evaluation import EvaluationResult, Mean
 from hssl.grouping import Grouping
 from hssl.objectives import objective_class
+from hssl.probing import ProbeResult
 from hssl.registry import AUXILIARIES, EXPORTS, LAYOUTS, OBJECTIVES, Registry
 from hssl.runs import Run, RunInfo
 from hssl.store import Preprocessing, Store, TaskInfo
@@ -451,6 +452,12 @@ JSON: dict[str, tuple[str, str, object, object]] = {
         "hssl.grouping.find_groups",
         Grouping({"Heart": 1}),
         [{"task": "Heart", "group": 1}],
+    ),
+    "probe": (
+        "run store",
+        "hssl.probing.probe",
+        ProbeResult(run="run", subjects=1, repeats=2, seed=0, scores=[]),
+        {"run": "run", "subjects": 1, "repeats": 2, "seed": 0, "scores": []},
     ),
     "predict": ("run scans -o masks", "hssl.prediction.predict", [Path("masks/a.nii")], ["masks/a.nii"]),
     "evaluate": ("run", "hssl.evaluation.evaluate", SCORES, SCORES.model_dump()),

@@ -13,6 +13,7 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch.optim import AdamW
 
+from hssl.distributed import alone
 from hssl.objectives import total
 from hssl.text import duration
 from hssl.training.loop import Stage, expected_device, oom_as_error, wants_bf16
@@ -32,7 +33,7 @@ def cost_in_words(stage: Stage, *, besides: float = 0.0) -> str:
         TrainingError: A step does not fit into memory.
     """
     config = stage.config
-    with oom_as_error():
+    with oom_as_error(), alone():  # the first rank measures, and the others do not
         seconds, memory = _measure(stage)
     time_needed = duration(seconds * config.steps + besides)
     return f"about {time_needed} and {memory / 2**30:.1f} GiB{' a device' * (config.devices * config.nodes > 1)}"
@@ -49,7 +50,8 @@ def _measure(stage: Stage) -> tuple[float, float]:
     optimizer = AdamW(probe.parameter_groups(), lr=config.learning_rate)
     data: Any = probe.data(0, config.devices * config.nodes)
     seconds = math.inf
-    for step in range(min(3, config.steps)):
+    for number in range(min(3, config.steps)):
+        step = config.steps - 1 - number  # when every auxiliary has begun
         began = time.monotonic()
         batch = move_data_to_device(data[step], device)
         generator = torch.Generator(device).manual_seed(0)
