@@ -237,10 +237,10 @@ def test_a_fine_tuned_run_as_the_start_hands_on_what_it_saw(make_store, finetune
     second = finetune(store, tmp_path / "second", config=finetune_config(steps=1, init=str(first.path)))
     assert second.info.subjects_seen["Other"] == first.info.subjects_seen["Other"]
     assert second.info.masks_seen["Other"] == first.info.masks_seen["Other"]
-    assert "they are labels, too" not in said()
+    assert "which count as labels too" not in said()
     config = finetune_config(task="Other", steps=1, init=str(first.path))
     finetune(store, tmp_path / "third", config=config)
-    assert f"masks of {len(first.info.masks_seen['Other'])} subjects of Other: they are labels, too" in said()
+    assert f"masks of {len(first.info.masks_seen['Other'])} subjects of Other, which count as labels too" in said()
 
 
 @pytest.mark.parametrize("init", ["missing", "store"])
