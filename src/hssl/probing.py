@@ -26,7 +26,7 @@ from torch import Tensor
 from hssl.config import SCRATCH, NetworkConfig
 from hssl.errors import ConfigError, StoreError
 from hssl.metrics import IGNORE, dice_by_label
-from hssl.networks import UNet, build_network
+from hssl.networks import UNet, build_network, to_device
 from hssl.runs import load_unet
 from hssl.store import CaseRecord, Store, TaskInfo
 
@@ -133,10 +133,7 @@ def probe(
     store = store if isinstance(store, Store) else Store.open(store)
     torch.manual_seed(seed)
     network = build_network(NetworkConfig()) if str(run) == SCRATCH else load_unet(run)[0]
-    try:
-        network = network.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device '{device}' cannot be used: {error}") from error
+    network = to_device(network.eval(), device)
     chosen = tasks if tasks is not None else [task for task in store.tasks if _has_masks(store, task, subjects)]
     for task in chosen:
         if not _has_masks(store, task, subjects):

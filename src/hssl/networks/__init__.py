@@ -1,7 +1,7 @@
 """The encoder-decoder and the heads that objectives put on it."""
 
 from hssl.networks.heads import GridPoolHead, PixelHead, PointHead, at_points, grid_pool
-from hssl.networks.unet import SegmentationNetwork, UNet, build_network
+from hssl.networks.unet import SegmentationNetwork, UNet, build_network, to_device
 
 __all__ = [
     "GridPoolHead",
@@ -12,4 +12,5 @@ __all__ = [
     "at_points",
     "build_network",
     "grid_pool",
+    "to_device",
 ]

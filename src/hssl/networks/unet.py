@@ -11,15 +11,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hssl.config import HeadKind, NetworkConfig
+from hssl.errors import ConfigError
 
 Pair = tuple[int, int]
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class InstanceNorm(nn.InstanceNorm2d):
@@ -220,6 +222,18 @@ class SegmentationNetwork(nn.Module):
 def build_network(config: NetworkConfig) -> UNet:
     """A fresh network; its weights come from torch's global generator, so seed that before."""
     return UNet(config)
+
+
+def to_device(network: Network, device: str | None) -> Network:
+    """Moves a network to a device, as torch names it; None is a GPU where there is one.
+
+    Raises:
+        ConfigError: There is no such device.
+    """
+    try:
+        return network.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except (RuntimeError, AssertionError) as error:  # what torch raises for a device it does not have
+        raise ConfigError(f"device '{device}' cannot be used: {error}") from error
 
 
 def _initialise(module: nn.Module) -> None:

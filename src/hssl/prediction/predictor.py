@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from hssl.errors import ConfigError, RunError
+from hssl.errors import RunError
+from hssl.networks import to_device
 from hssl.prediction.components import keep_largest
 from hssl.prediction.masks import class_planes, join_planes, restored_probabilities
 from hssl.prediction.tiling import BATCH_SIZE, OVERLAP, predict_slabs
@@ -80,11 +80,7 @@ class Predictor:
             if (task.labels, task.preprocessing) != (self.task.labels, self.task.preprocessing):
                 hint = "average runs of one task of one store"
                 raise RunError(f"has other labels or preprocessing than {self.run.path}", path=run.path, hint=hint)
-        try:
-            place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-            self._networks = [(network.to(place), run.config) for network, run, _ in loaded]
-        except (RuntimeError, AssertionError) as error:  # what torch raises for a device it does not have
-            raise ConfigError(f"device '{device}' cannot be used: {error}") from error
+        self._networks = [(to_device(network, device), run.config) for network, run, _ in loaded]
         self._overlap, self._batch_size = overlap, batch_size
         self._rule = self.run.info.components if components else ComponentRule()
 
