@@ -22,13 +22,10 @@ from hssl.benchmark.report.claims import check_claims, claim_table
 from hssl.benchmark.report.figures import MAIN_COLOURS, OTHER_COLOURS, gain_bars
 from hssl.benchmark.report.roles import find_roles
 from hssl.benchmark.report.tables import (
-    METRICS,
     Table,
     TableCell,
-    difference_table,
     interval,
     score_table,
-    variant_table,
 )
 from hssl.benchmark.run.ledger import Ledger, Row
 from hssl.benchmark.statistics import Difference, compare, summarise
@@ -87,23 +84,23 @@ def labelled(rows: Sequence[Row], task: str) -> str:
 
 
 def gains() -> str:
-    """Dice (%) of each arm on nine tasks, differences from scratch, and what all labels give."""
+    """Dice (%) of each arm on nine tasks, joint's difference from scratch, and what more labels give."""
     rows, dice, gain, tasks = nine_rows()
-    full = {row["task"]: 100 * row["dice"] for row in ledger("ten-percent") if row["arm"] == "scratch"}
+    more = {(row["task"], row["arm"]): 100 * row["dice"] for row in ledger("ten-percent")}
 
     def line(title: str, subjects: str, over: Sequence[str], known: str) -> list[TableCell]:
         scores = [f"{fmean(dice[task, arm] for task in over):.1f}" for arm in ARMS]
         best = max(scores, key=float)
-        more = [signed(fmean(100 * gain[task, arm].mean for task in over), 1) for arm in ARMS[1:]]
-        all_labels = f"{fmean(full[task] for task in over):.1f}"
+        difference = signed(fmean(100 * gain[task, "joint"].mean for task in over), 1)
+        ten, full = (f"{fmean(more[task, arm] for task in over):.1f}" for arm in ("joint", "scratch"))
         cells = (TableCell(score, score == best) for score in scores)
-        return [TableCell(title), TableCell(subjects), *cells, *map(TableCell, (more[0], more[1] + known, all_labels))]
+        return [TableCell(title), TableCell(subjects), *cells, *map(TableCell, (difference + known, ten, full))]
 
     lines = [
         line(f"{task[:6]} {PLAIN[task]}", labelled(rows, task), [task], f" ({interval(gain[task, 'joint'], 1)})")
         for task in tasks
     ]
-    header = ["task", "labelled", *ARMS, "single − scratch", "joint − scratch", "all labels"]
+    header = ["task", "labelled", *ARMS, "joint − scratch", "joint, 10 %", "scratch, 100 %"]
     return body(Table("", header, [*lines, line("mean", "", tasks, "")]))
 
 
@@ -120,41 +117,43 @@ def seeds() -> str:
     return body(Table("", ["mean of 9 tasks", "joint − scratch", "single − scratch"], lines))
 
 
-def nine_tasks(metric: str) -> str:
-    """Each arm on each of nine tasks."""
-    return body(score_table(ledger("nine-tasks"), ARMS, SHARE, metric))
+def surface_metrics() -> str:
+    """Surface Dice (%) and HD95 (mm) of each arm on each of nine tasks."""
+    means = {
+        metric: {(each.task, each.arm): factor * (each.mean or 0.0) for each in summarise(ledger("nine-tasks"), metric)}
+        for metric, factor in (("nsd", 100), ("hd95", 1))
+    }
+
+    def line(title: str, over: Sequence[str]) -> list[TableCell]:
+        cells = []
+        for metric, best in (("nsd", max), ("hd95", min)):
+            scores = [round(fmean(means[metric][task, arm] for task in over), 1) for arm in ARMS]
+            cells += [TableCell(f"{score:.1f}", score == best(scores)) for score in scores]
+        return [TableCell(title), *cells]
+
+    header = ["task", *(f"{name}, {arm}" for name in ("surface Dice", "HD95") for arm in ARMS)]
+    return body(Table("", header, [*(line(task, [task]) for task in PLAIN), line("mean", list(PLAIN))]))
+
+
+def differences(name: str, pairs: Sequence[tuple[str, str]]) -> str:
+    """Paired differences in Dice points with interval and p, a column for each pair of arms."""
+    found = {pair: {each.task: each for each in compare(ledger(name), *pair, SHARE)} for pair in pairs}
+
+    def cell(each: Difference) -> TableCell:
+        known = "" if each.p_holm is None else f", {each.p_holm:.3f}"
+        return TableCell(f"{signed(100 * each.mean)} ({interval(each)}){known}", each.above)
+
+    lines = [
+        [TableCell(task), TableCell(str(each.subjects)), *(cell(found[pair][task]) for pair in pairs)]
+        for task, each in found[pairs[0]].items()
+    ]
+    return body(Table("", ["task", "subjects", *(f"{arm} − {other}" for arm, other in pairs)], lines))
 
 
 def claims() -> str:
     """The claims of the abstract, of nine tasks with 5 % and with 10 % of the labels."""
     roles = find_roles(Experiment.load(EXPERIMENTS / "nine-tasks.yaml"))
     return body(claim_table(check_claims([*ledger("nine-tasks"), *ledger("ten-percent")], roles)))
-
-
-def ten_percent() -> str:
-    """Joint with 10 % of the labels beside scratch with all of them."""
-    rows = {(row["arm"], row["task"]): row for row in ledger("ten-percent")}
-    tasks = sorted(task for arm, task in rows if arm == "joint")
-    lines, shares = [], []
-    for task in tasks:
-        few, full = rows["joint", task], rows["scratch", task]
-        shares.append(100 * few["dice"] / full["dice"])
-        subjects = f"{len(few['labelled'])} of {len(full['labelled'])}"
-        scores = (f"{100 * each['dice']:.1f}" for each in (few, full))
-        lines.append(
-            [
-                TableCell(task),
-                TableCell(subjects),
-                *map(TableCell, scores),
-                TableCell(f"{shares[-1]:.1f}", shares[-1] >= 95),
-            ]
-        )
-    means = (f"{fmean(100 * rows[arm, task]['dice'] for task in tasks):.1f}" for arm in ("joint", "scratch"))
-    lines.append(
-        [TableCell(f"mean of {len(tasks)}"), TableCell(""), *map(TableCell, means), TableCell(f"{fmean(shares):.1f}")]
-    )
-    header = ["task", "labelled subjects, 10 % of", "joint, 10 %", "scratch, 100 %", "share (%)"]
-    return body(Table("", header, lines))
 
 
 def baseline_rows() -> tuple[list[Row], list[str]]:
@@ -167,70 +166,62 @@ def baseline_rows() -> tuple[list[Row], list[str]]:
 
 
 def baselines() -> str:
-    """Dice of each baseline on each task."""
+    """Dice (%) of each objective on each task, and mean differences, for some also with a second labelled subject."""
     rows, arms = baseline_rows()
-    return body(score_table(rows, ("scratch", *arms), SHARE))
+    dice = {(row["arm"], row["task"]): 100 * row["dice"] for row in rows}
+    second = {(row["arm"], row["task"]): 100 * row["dice"] for row in ledger("jigsaw") if row["seed"] == 1}
+    tasks = list(Experiment.load(EXPERIMENTS / "baselines.yaml").tasks or ())
 
+    def gain(scores: dict[tuple[str, str], float], arm: str, other: str) -> TableCell:
+        if arm == other or (arm, tasks[0]) not in scores:
+            return TableCell("–")
+        return TableCell(signed(fmean(scores[arm, task] - scores[other, task] for task in tasks), 1))
 
-def baselines_ranks() -> str:
-    """Each baseline beside joint and scratch, over all tasks."""
-    rows, arms = baseline_rows()
-    return body(variant_table(rows, arms, "joint", "scratch", SHARE))
-
-
-def baselines_pretext() -> str:
-    """Baselines with and without the pretext losses in fine-tuning, side by side."""
-    arms = [arm for name in ("joint", "global-local", "masked") for arm in (name, f"{name}-pretext")]
-    return body(score_table([row for row in ledger("baselines") if row["arm"] in arms], arms, SHARE))
-
-
-def second_subject() -> str:
-    """Jigsaw beside HSSL with each of two labelled subjects: Dice (%), and the mean difference from scratch."""
-    experiment = Experiment.load(EXPERIMENTS / "jigsaw.yaml")
-    dice = {(row["arm"], row["task"], row["seed"]): 100 * row["dice"] for row in ledger("jigsaw")}
-    arms, tasks = list(experiment.arms), list(experiment.tasks or ())
-
-    def gain(arm: str, seed: int) -> float:
-        return fmean(dice[arm, task, seed] - dice["scratch", task, seed] for task in tasks)
-
-    lines = [
-        [
-            TableCell(task),
-            *(TableCell(", ".join(f"{dice[arm, task, seed]:.1f}" for seed in experiment.seeds)) for arm in arms),
-        ]
-        for task in tasks
-    ]
-    means = (", ".join(signed(gain(arm, seed), 1) for seed in experiment.seeds) for arm in arms if arm != "scratch")
-    lines.append([TableCell("mean − scratch"), TableCell(""), *map(TableCell, means)])
-    return body(Table("", ["task", *arms], lines))
-
-
-def ablation(seed: int) -> str:
-    """The arms that have every task, with mean differences from scratch over organs and over all."""
-    experiment = Experiment.load(EXPERIMENTS / "ablation.yaml")
-    dice = {(row["arm"], row["task"]): 100 * row["dice"] for row in ledger("ablation") if row["seed"] == seed}
-    tasks = list(experiment.tasks or ())
-    organs = [task for task in tasks if task != LESION]
-
-    def score(arm: str, task: str) -> TableCell:
-        return TableCell(f"{dice[arm, task]:.1f}")
-
-    def gain(arm: str, over: Sequence[str]) -> TableCell:
-        differences = [dice[arm, task] - dice["scratch", task] for task in over]
-        return TableCell("" if arm == "scratch" else signed(fmean(differences), 1))
-
+    best = {task: max(dice[arm, task] for arm in ("scratch", *arms)) for task in tasks}
     lines = [
         [
             TableCell(arm),
-            *(score(arm, task) for task in organs),
-            gain(arm, organs),
-            score(arm, LESION),
-            gain(arm, tasks),
+            *(TableCell(f"{dice[arm, task]:.1f}", dice[arm, task] == best[task]) for task in tasks),
+            TableCell(f"{fmean(dice[arm, task] for task in tasks):.1f}"),
+            gain(dice, arm, "joint"),
+            gain(dice, arm, "scratch"),
+            gain(second, arm, "scratch"),
         ]
-        for arm in experiment.arms
-        if all((arm, task) in dice for task in tasks)
+        for arm in ("scratch", *arms)
     ]
-    return body(Table("", ["arm", *organs, "three organs − scratch", LESION, "all four − scratch"], lines))
+    header = ["arm", *(PLAIN[task] for task in tasks), "mean", "− joint", "− scratch", "− scratch, second subject"]
+    return body(Table("", header, lines))
+
+
+def baselines_pretext() -> str:
+    """Objectives with and without their losses in fine-tuning: Dice (%), mean of the tasks that all arms have."""
+    dice = {(row["arm"], row["task"]): 100 * row["dice"] for row in ledger("baselines")}
+    names = ("joint", "global-local", "masked")
+    tasks = [task for task in PLAIN if all((f"{name}-pretext", task) in dice for name in names)]
+    lines = []
+    for name in names:
+        off, on = (fmean(dice[arm, task] for task in tasks) for arm in (name, f"{name}-pretext"))
+        lines.append([TableCell(text) for text in (name, f"{off:.1f}", f"{on:.1f}", signed(on - off, 1))])
+    return body(Table("", ["pre-training", "losses off", "losses on", "difference"], lines))
+
+
+def ablation() -> str:
+    """The arms that have every task: mean differences from scratch over the organs, for each labelled subject."""
+    experiment = Experiment.load(EXPERIMENTS / "ablation.yaml")
+    dice = {(row["arm"], row["task"], row["seed"]): 100 * row["dice"] for row in ledger("ablation")}
+    organs = [task for task in experiment.tasks or () if task != LESION]
+
+    def gain(arm: str, seed: int) -> TableCell:
+        if arm == "scratch" or any((arm, task, seed) not in dice for task in organs):
+            return TableCell("–")
+        return TableCell(signed(fmean(dice[arm, task, seed] - dice["scratch", task, seed] for task in organs), 1))
+
+    lines = [
+        [TableCell(arm), *(gain(arm, seed) for seed in experiment.seeds), TableCell(f"{dice[arm, LESION, 0]:.1f}")]
+        for arm in experiment.arms
+    ]
+    header = ["arm", "three organs − scratch", "the same, second subject", f"{PLAIN[LESION]}, Dice (%)"]
+    return body(Table("", header, lines))
 
 
 def controls() -> str:
@@ -257,53 +248,39 @@ def controls() -> str:
     return body(Table("", ["task", *header], lines))
 
 
-def validation(name: str, arms: Sequence[str], reference: str | None = None) -> str:
-    """Dice (%) of an experiment on validation subjects, a figure for each seed; "–" was not run.
+def self_training() -> str:
+    """Dice (%) on validation subjects of the tasks run so far, a figure for each seed; "–" was not run."""
+    experiment = Experiment.load(EXPERIMENTS / "self-training.yaml")
+    dice = {(row["arm"], row["task"], row["seed"]): 100 * row["dice"] for row in ledger("self-training")}
+    arms = ("scratch", "self-training")
 
-    Args:
-        name: The experiment.
-        arms: A column for each.
-        reference: Adds the difference of the last arm from this one.
-    """
-    experiment = Experiment.load(EXPERIMENTS / f"{name}.yaml")
-    dice = {(row["arm"], row["task"], row["seed"]): 100 * row["dice"] for row in ledger(name)}
+    def scores(task: str) -> list[TableCell]:
+        found = [[dice.get((arm, task, seed)) for arm in arms] for seed in experiment.seeds]
+        columns: list[list[str]] = [[], [], []]
+        for scratch, own in found:
+            columns[0].append("–" if scratch is None else f"{scratch:.1f}")
+            columns[1].append("–" if own is None else f"{own:.1f}")
+            columns[2].append("–" if scratch is None or own is None else signed(own - scratch, 1))
+        return [TableCell(", ".join(column)) for column in columns]
 
-    def seeds_of(arm: str, task: str, minus: str | None = None) -> TableCell:
-        texts = []
-        for seed in experiment.seeds:
-            value, other = dice.get((arm, task, seed)), dice.get((minus or arm, task, seed))
-            if value is None or other is None:
-                texts.append("–")
-            else:
-                texts.append(f"{value:.1f}" if minus is None else signed(value - other, 1))
-        return TableCell(", ".join(texts))
-
-    lines = []
-    for task in experiment.tasks or ():
-        line = [TableCell(task), *(seeds_of(arm, task) for arm in arms)]
-        lines.append([*line, seeds_of(arms[-1], task, reference)] if reference is not None else line)
-    more = [f"{arms[-1]} − {reference}"] if reference is not None else []
-    return body(Table("", ["task", *arms, *more], lines))
+    tasks = [task for task in experiment.tasks or () if any(task == key[1] for key in dice)]
+    lines = [[TableCell(task), *scores(task)] for task in tasks]
+    return body(Table("", ["task", *arms, "difference"], lines))
 
 
 TABLES: dict[str, Callable[[], str]] = {
     "gains": gains,
     "seeds": seeds,
     "claims": claims,
-    **{metric: partial(nine_tasks, metric) for metric in METRICS},
-    "differences": lambda: body(difference_table(ledger("nine-tasks"), PAIRS, SHARE)),
-    "ten-percent": ten_percent,
     "baselines": baselines,
-    "baselines-ranks": baselines_ranks,
-    "baselines-pretext": baselines_pretext,
-    "jigsaw": second_subject,
-    "ablation": partial(ablation, 0),
-    "ablation-second": partial(ablation, 1),
     "controls": controls,
-    "adapted": lambda: body(difference_table(ledger("five-tasks"), [("adapted", "joint")], SHARE)),
-    "pretext": partial(validation, "pretext", ("scratch", "joint"), "scratch"),
-    "self-training": partial(validation, "self-training", ("scratch", "self-training"), "scratch"),
-    "length": partial(validation, "length", ("scratch-1000", "scratch-2000", "scratch-4000")),
+    "dice": lambda: body(score_table(ledger("nine-tasks"), ARMS, SHARE)),
+    "surface": surface_metrics,
+    "differences": partial(differences, "nine-tasks", PAIRS),
+    "baselines-pretext": baselines_pretext,
+    "ablation": ablation,
+    "adapted": partial(differences, "five-tasks", [("adapted", "joint")]),
+    "self-training": self_training,
 }
 """What fills each place."""
 

@@ -50,9 +50,9 @@ def test_the_tables_come_from_the_ledgers(tool: dict[str, Any], pages: dict[str,
 
 
 def test_a_changed_table_is_put_right(tool: dict[str, Any]) -> None:
-    page = "Before.\n\n<!-- table: ten-percent -->\n\n| old |\n\n<!-- end -->\n\nAfter.\n"
+    page = "Before.\n\n<!-- table: seeds -->\n\n| old |\n\n<!-- end -->\n\nAfter.\n"
     made = tool["fill"](page)
-    assert made.startswith("Before.\n\n<!-- table: ten-percent -->\n\n| task |")
+    assert made.startswith("Before.\n\n<!-- table: seeds -->\n\n| mean of 9 tasks |")
     assert made.endswith("|\n\n<!-- end -->\n\nAfter.\n")
     assert "old" not in made
 
