@@ -11,7 +11,7 @@ PARTS  ?= $(patsubst speed/bench_%.py,%,$(wildcard speed/bench_*.py))
 PEERS  := nnunetv2==2.8.1 albumentations==2.0.8 kornia==0.9.0 torchio==1.2.1 lightly blosc2==4.14.1 monai==1.6.1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-transfer test-reliability lint format bench tables docs build clean
+.PHONY: help demo test test-slow test-transfer test-browser test-reliability lint format bench tables docs build clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,7 +21,7 @@ demo: $(VENV)/.installed ## the full pipeline on built-in phantoms: a Dice table
 
 # Under several processes OpenMP's busy waiting costs ten times the speed: one thread each, passive.
 test: $(VENV)/.installed-dev ## run the tests
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(JOBS) -m "not slow and not transfer"
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(JOBS) -m "not slow and not transfer and not browser"
 
 test-slow: $(VENV)/.installed-dev ## run the tests that take longer than a minute
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m slow
@@ -29,6 +29,10 @@ test-slow: $(VENV)/.installed-dev ## run the tests that take longer than a minut
 test-transfer: $(VENV)/.installed-dev .venv-transfer/.installed ## run the tests against nnU-Net, in an environment of its own, and MONAI
 	$(BIN)/python -m pytest -m transfer
 	$(BIN)/python -m pytest tests/export/test_monai_bundle.py
+
+test-browser: $(VENV)/.installed-browser ## look at the pages of hssl view in headless Chromium; screenshots in build/browser
+	$(BIN)/python tools/niivue.py
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m browser tests/viewer
 
 test-reliability: $(VENV)/.installed-dev ## the tests of reliability at full length: 1,000 damaged files of each kind
 	HSSL_MUTATIONS=1000 OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(JOBS) tests/reliability
@@ -53,6 +57,7 @@ docs: $(VENV)/.installed-docs ## build the documentation into site/
 
 build: $(VENV)/.installed-dev ## build the wheel, install it in a clean environment and try it
 	rm -rf dist build/smoke
+	$(BIN)/python tools/niivue.py
 	$(BIN)/python -m build --outdir dist . >/dev/null
 	$(PYTHON) -m venv build/smoke
 	build/smoke/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl
@@ -75,6 +80,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) --editable ".[dev]"
+	@$(BIN)/python tools/niivue.py --optional
+	@touch $@
+
+# Debian's Chromium will do; where there is none, Playwright brings its own.
+$(VENV)/.installed-browser: $(VENV)/.installed-dev
+	$(PIP) playwright
+	@command -v chromium >/dev/null || $(BIN)/python -m playwright install chromium
 	@touch $@
 
 .venv-transfer/.installed: constraints.txt tools/peer_env.py | $(BIN)/python

@@ -471,6 +471,12 @@ JSON: dict[str, tuple[str, str, object, object]] = {
         DemoResult([{"task": "Heart"}], Path("a.png"), Path("a.html")),
         [{"task": "Heart"}],
     ),
+    "view": (
+        "store",
+        "hssl.viewer.view",
+        lambda _, *, ready, **__: ready("http://127.0.0.1:1/t/"),
+        "http://127.0.0.1:1/t/",
+    ),
     "config show": ("aggregate", "hssl.cli._load", AggregateConfig(), AggregateConfig().model_dump(mode="json")),
 }
 
@@ -489,7 +495,7 @@ def test_every_command_gives_one_json_value(
     if command == "groups":  # what it reads before its twin is called
         monkeypatch.setattr("hssl.store.Store.open", lambda _: store)
         monkeypatch.setattr("hssl.runs.load_unet", lambda _: (None, None))
-    monkeypatch.setattr(twin, lambda *_, **__: known.get(str(gives), gives))
+    monkeypatch.setattr(twin, gives if callable(gives) else lambda *_, **__: known.get(str(gives), gives))
     assert main([*command.split(), *arguments.split(), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     if expected == "SUMMARY":

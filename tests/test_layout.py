@@ -30,7 +30,7 @@ ROOMS = [
         "sources",
     ),
     *("phantoms", "store", "views", "networks", "objectives", "features", "grouping", "runs", "prediction"),
-    *("training", "evaluation", "probing", "benchmark", "export", "demo", "cli"),
+    *("training", "evaluation", "probing", "benchmark", "export", "demo", "viewer", "cli"),
 ]
 # Rooms with rooms of their own, or with an order that matters: files and folders, from before to after.
 ORDERS = {
@@ -43,7 +43,7 @@ ORDERS = {
 CHOSEN_BY_NAME = {*OBJECTIVES, *AUXILIARIES}
 HEAVY = {
     *("torch", "lightning", "matplotlib", "nibabel", "scipy", "sklearn", "monai", "numpy", "tensorboard", "PIL"),
-    *("jinja2", "safetensors"),
+    *("jinja2", "safetensors", "starlette", "uvicorn", "ipyniivue"),
 }
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from hssl.store import Store, aggregate
     from hssl.training.finetune import finetune
     from hssl.training.pretrain import pretrain
+    from hssl.viewer import show, view
 
 __version__ = "0.1.0"
 
@@ -42,6 +43,8 @@ _ROOMS = {
     "push": "export",
     "run_benchmark": "benchmark",
     "run_demo": "demo",
+    "show": "viewer",
+    "view": "viewer",
     "write_phantoms": "phantoms",
     "write_report": "benchmark",
 }
@@ -63,6 +66,8 @@ __all__ = [
     "push",
     "run_benchmark",
     "run_demo",
+    "show",
+    "view",
     "write_phantoms",
     "write_report",
 ]

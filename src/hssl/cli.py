@@ -638,6 +638,33 @@ def demo(
         console.print_line(f"Picture: {result.picture}\nReport: {result.report}")
 
 
+@app.command()
+def view(
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH...", help="Stores, runs, benchmarks, or folders of them.")
+    ],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Where to listen; 0 is any that is free.")] = 0,
+    open_browser: Annotated[bool, typer.Option("--open", help="Open the page in the browser too.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Look at stores, runs and benchmarks in a local page, and predict in it.
+
+    Only this machine can ask for it, by the address that is printed. Ctrl-C ends it.
+    """
+    import webbrowser
+
+    from hssl import console
+    from hssl import viewer as room
+
+    def ready(address: str) -> None:
+        console.print_paths(address, as_json=as_json)
+        sys.stdout.flush()
+        if open_browser:
+            webbrowser.open(address)
+
+    room.view(paths, port=port, ready=ready)
+
+
 @config_app.command("show")
 def config_show(
     stage: Annotated[

@@ -22,6 +22,9 @@ from hssl.store import Store
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+GROUPS = "groups.json"
+"""Name of the file in the folder of a pre-training that found groups."""
+
 
 @dataclass(frozen=True)
 class Grouping:

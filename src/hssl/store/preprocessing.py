@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from hssl.errors import StoreError
-from hssl.sources.base import Geometry
+from hssl.sources.base import Affine, Geometry
 
 PERCENTILES = (0.5, 99.5)
 """The intensities that become 0 and 1 where there is no window."""
@@ -263,6 +263,16 @@ class Preprocessing(BaseModel):
         before, after = _permuted(geometry.shape, transform), self.stored_shape(geometry)
         spacing = _permuted(geometry.spacing, transform)
         return spacing[0], spacing[1] * before[1] / after[1], spacing[2] * before[2] / after[2]
+
+    def stored_affine(self, geometry: Geometry) -> Affine:
+        """Where an image of this geometry lies once stored: slice, row and column to mm (RAS+), float64 ``[4, 4]``."""
+        transform = self._transform(geometry)
+        scale = np.array(_permuted(geometry.shape, transform)) / self.stored_shape(geometry)
+        resampled = np.diag([*scale, 1.0])
+        resampled[:3, 3] = (scale - 1) / 2  # the outer edges stay, not the centres of the first pixels
+        turned = nib.orientations.inv_ornt_aff(transform, geometry.shape)  # type: ignore[no-untyped-call]
+        affine: Affine = geometry.affine @ turned @ resampled
+        return affine
 
     def _transform(self, geometry: Geometry) -> Orientation:
         """The nibabel orientation that takes the file's axes to ``[slices, rows, columns]``."""

@@ -13,7 +13,7 @@ from torch import Generator, Tensor, nn
 from torch.utils.data import Dataset
 
 from hssl.config import NetworkConfig, PretrainConfig
-from hssl.grouping import Grouping, find_groups, given_groups
+from hssl.grouping import GROUPS, Grouping, find_groups, given_groups
 from hssl.networks import UNet, build_network
 from hssl.objectives import Domains, WindowBatch, build_objective, compute_losses, objective_options
 from hssl.runs.run import Run, RunInfo, provenance
@@ -25,7 +25,6 @@ from hssl.training.loggers import check_loggers
 from hssl.training.loop import Stage, as_finished, fit, make_trainer
 from hssl.training.start import load_start, with_source
 
-GROUPS = "groups.json"
 logger = logging.getLogger(__name__)
 
 

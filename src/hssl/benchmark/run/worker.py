@@ -23,13 +23,14 @@ from hssl.config import FinetuneConfig, PretrainConfig
 from hssl.errors import HsslError, RunError, first_mistake, name_bad_file
 from hssl.evaluation import EvaluationResult, evaluate
 from hssl.files import read_json, write_text
+from hssl.grouping import GROUPS
 from hssl.prediction import Predictor
 from hssl.runs import Run
 from hssl.runs.run import INFO, INIT_HASH, METRICS, WEIGHTS
 from hssl.store import Part, Store, widest_slice
 from hssl.training.finetune import finetune
 from hssl.training.loop import expected_device
-from hssl.training.pretrain import GROUPS, pretrain
+from hssl.training.pretrain import pretrain
 
 OUTCOME, OVERLAYS = "outcome.json", "overlays.npz"
 AGAIN = "remove the folder of this run, and the same benchmark makes it again"
