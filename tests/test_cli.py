@@ -321,7 +321,7 @@ def test_an_environment_variable_that_nothing_reads_is_one_warning(
     monkeypatch.setenv("HSSL_XYZZY", "3")
     assert main(["config", "show", "aggregate"]) == 0
     assert capsys.readouterr().err == (
-        "environment variables that nothing reads: HSSL_PRETRAIN_STEP (did you mean HSSL_PRETRAIN_STEPS?), HSSL_XYZZY\n"
+        "unknown environment variables: HSSL_PRETRAIN_STEP (did you mean HSSL_PRETRAIN_STEPS?), HSSL_XYZZY\n"
     )
 
 

@@ -291,7 +291,7 @@ def test_ready_masks_must_be_there_and_fit(run: Run, store: Store, tmp_path: Pat
         nib.save(nib.Nifti1Image(values, mask.affine), ready / f"{case.id}.nii.gz")
     assert evaluate(run.path, predictions=ready).mean.dice == 1.0
     nib.save(nib.Nifti1Image(np.where(values == 1, np.uint8(9), values), mask.affine), ready / f"{case.id}.nii.gz")
-    with pytest.raises(SourceError, match=r"holds 9, which is no label of 'Balls' \(\[1, 2\]\)"):
+    with pytest.raises(SourceError, match=r"holds 9, which is not a label of 'Balls' \(\[1, 2\]\)"):
         evaluate(run.path, predictions=ready)
     # The same mask in the same place, stored the other way round: voxel by voxel it would miss.
     turned = mask.affine @ np.array([[-1, 0, 0, values.shape[0] - 1], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])

@@ -111,7 +111,7 @@ def test_what_is_of_another_kind_is_refused() -> None:
         (objective_class, "hssl.store:Store"),
         (auxiliary_class, "hssl.objectives.simclr:SimCLR"),
     ):
-        with pytest.raises(ConfigError, match=f"'{place}' is no subclass of "):
+        with pytest.raises(ConfigError, match=f"'{place}' is not a subclass of "):
             find(place)
 
 

@@ -70,7 +70,7 @@ def _complete(names: Iterable[str]) -> Callable[[str], list[str]]:
 
 
 def _of(stage: type[StageConfig], field: str, text: str, *names: str, **more: Any) -> Any:
-    """The typer option of a field of a stage; its help tells the field's default."""
+    """The typer option of a field of a stage; its help gives the field's default."""
     default = default_in_words(stage, field)
     return typer.Option(*names, help=f"{text} [default: {default}]" if default else text, **more)
 
@@ -87,7 +87,7 @@ Set = Annotated[
 ]
 StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="A store that hssl aggregate wrote.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or hf://OWNER/NAME.")]
-Device = Annotated[str | None, typer.Option(help="As torch names it; a GPU where there is one by default.")]
+Device = Annotated[str | None, typer.Option(help="Device as torch names it; a GPU by default if there is one.")]
 Components = Annotated[
     bool,
     typer.Option(
@@ -106,7 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: The command line without the program's name; None takes ``sys.argv``.
 
     Returns:
-        0 when all went well, 2 when the user can put it right (one line on stderr says how), 130 when
+        0 when all went well, 2 when the user can correct it (one line on stderr says how), 130 when
         interrupted, 143 after SIGTERM. Any other exception is a bug and comes out as a traceback.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -426,7 +426,7 @@ def predict(
         bool, typer.Option("--uncertainty", help="Write a map of the uncertainty too (NAME_uncertainty.nii.gz).")
     ] = False,
     skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Go on after a bad image; the exit code is 2 all the same.")
+        bool, typer.Option("--skip-bad", help="Continue after a bad image; the exit code is still 2.")
     ] = False,
     device: Device = None,
     as_json: Json = False,
@@ -465,7 +465,7 @@ def evaluate(
     ] = None,
     space: Annotated[
         Literal["source", "store"],
-        typer.Option(help="Where masks are compared: source, on the grid of the files, or store, without them."),
+        typer.Option(help="Where masks are compared: source (the grid of the files) or store (without the files)."),
     ] = "source",
     tolerance: Annotated[float, typer.Option(min=0, help="Of surface Dice, in mm.")] = 2.0,
     sheet: Annotated[
@@ -609,9 +609,9 @@ def export(
 def push(
     run: RunPath,
     repository: Annotated[str, typer.Argument(metavar="REPOSITORY", help="OWNER/NAME on the Hugging Face hub.")],
-    public: Annotated[bool, typer.Option("--public", help="Let everybody see a repository made now.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
     replace_card: Annotated[
-        bool, typer.Option("--replace-card", help="Put this run's model card in place of the one that is there.")
+        bool, typer.Option("--replace-card", help="Replace an existing model card by this run's.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -753,12 +753,12 @@ def _like_nnunet(plans: Path | None, fold: int | None, sources: list[Path], spli
     """Options that a plan of nnU-Net stands for; none without one."""
     if plans is None:
         if fold is not None:
-            raise ConfigError("--fold needs --like-nnunet", hint="give the plans that the fold lies beside")
+            raise ConfigError("--fold needs --like-nnunet", hint="give the plans in the folder of the folds")
         return {}
     from hssl.sources.nnunet_plan import options_like_nnunet
 
     if len(sources) > 1:
-        raise ConfigError("--like-nnunet is for one source", hint="aggregate the others by commands of their own")
+        raise ConfigError("--like-nnunet is for one source", hint="aggregate the others with separate commands")
     if fold is not None and splits is not None:
         raise ConfigError("--fold and --splits both name the split", hint="give one of them")
     return options_like_nnunet(plans, sources[0], fold=fold)
@@ -798,7 +798,7 @@ def _print_store(store: Store, *, as_json: bool) -> None:
 
 
 def _print_run(run: Run, *, as_json: bool) -> None:
-    """The folder of a run, or with ``--json`` what it is and came to."""
+    """The folder of a run, or with ``--json`` its description and result."""
     from lightning.pytorch.utilities import rank_zero_only
 
     from hssl import console
@@ -819,7 +819,7 @@ def _warn_of_unknown_variables() -> None:
     if unknown:
         close = {name: get_close_matches(name, known, 1, cutoff=0.85) for name in unknown}
         told = [f"{name} (did you mean {close[name][0]}?)" if close[name] else name for name in unknown]
-        logging.getLogger(__name__).warning("environment variables that nothing reads: %s", ", ".join(told))
+        logging.getLogger(__name__).warning("unknown environment variables: %s", ", ".join(told))
 
 
 def _variables(command: Any, prefix: str) -> Iterator[str]:

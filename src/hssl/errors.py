@@ -20,7 +20,7 @@ Result = TypeVar("Result")
 
 
 def install(extra: str) -> str:
-    """The hint of an error that one of this package's extras would have spared."""
+    """The hint of an error that an extra of this package would have prevented."""
     return f"pip install '.[{extra}]' in hssl's folder"
 
 
@@ -46,7 +46,7 @@ def write_hint(error: OSError) -> str | None:
 
 
 class HsslError(Exception):
-    """Something the user can put right.
+    """Something that the user can correct.
 
     Args:
         what: What is wrong, without a trailing full stop.
@@ -73,15 +73,15 @@ class SourceError(HsslError):
 
 
 class StoreError(HsslError):
-    """An aggregated store is missing, damaged or does not hold what was asked for."""
+    """An aggregated store is missing, damaged or does not hold what is needed."""
 
 
 class RunError(HsslError):
-    """A run folder is missing, damaged or does not fit what was asked of it."""
+    """A run folder is missing, damaged or does not fit its use."""
 
 
 class LeakError(HsslError):
-    """Evaluation was asked for subjects that training or pre-training has seen."""
+    """Subjects to evaluate were seen by training or pre-training."""
 
 
 class TrainingError(HsslError):

@@ -125,7 +125,9 @@ class EvaluationResult(_Entry):
         except OSError as error:
             raise RunError(f"cannot be read: {error.strerror}", path=path) from error
         except ValidationError as error:
-            raise RunError(f"is no evaluation of this hssl: {first_mistake(error)}", path=path) from error
+            raise RunError(
+                f"is not an evaluation of this version of hssl: {first_mistake(error)}", path=path
+            ) from error
 
     def rows(self) -> list[dict[str, str | int | float | None]]:
         """The means of each label and of the task, ready to print; units in the names of the columns."""
@@ -276,7 +278,7 @@ def _cases_to_score(run: Run, store: Store, part: Part, *, allow_leak: bool) -> 
     """The cases with masks of a part, and those of its subjects that training has seen.
 
     Raises:
-        StoreError: There is none.
+        StoreError: There is no such case.
         LeakError: Training has seen one, and that is not allowed.
     """
     name = run.task.name
@@ -291,7 +293,7 @@ def _cases_to_score(run: Run, store: Store, part: Part, *, allow_leak: bool) -> 
             f"training has seen {len(leaked)} of the {part} subjects: {', '.join(leaked[:5])}"
             + (" ..." if len(leaked) > 5 else ""),
             path=run.path,
-            hint="--allow-leak evaluates them all the same and marks the result",
+            hint="--allow-leak evaluates them anyway and marks the result",
         )
     return cases, leaked
 
@@ -357,7 +359,7 @@ def worst_median_best(result: EvaluationResult) -> list[tuple[str, str, float]]:
 
 
 def _store_of(run: Run) -> str:
-    """Where the store lay that the run was made from."""
+    """The path of the store that the run was made from."""
     path = run.info.provenance.get("store_path")
     if path is None:
         raise RunError("does not say where its store is", path=run.path, hint="give it with --store")
@@ -421,7 +423,7 @@ def _ready_mask(path: Path, task: TaskInfo) -> Mask:
     white = [*task.labels] == [1] and path.name.lower().endswith(PICTURES)
     mask = read_white_label(path) if white else read_label(path)
     if unknown := sorted(set(np.unique(mask).tolist()) - {0, *task.labels}):
-        raise SourceError(f"holds {unknown[0]}, which is no label of '{task.name}' ({[*task.labels]})", path=path)
+        raise SourceError(f"holds {unknown[0]}, which is not a label of '{task.name}' ({[*task.labels]})", path=path)
     return mask
 
 

@@ -1,4 +1,4 @@
-"""Files that are either there whole or not at all, and folders with one writer at a time."""
+"""Files that are either complete or absent, and folders with one writer at a time."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def _partial(path: Path) -> Path:
-    """A name beside `path` that nobody else has: several processes may write the same, each the same content."""
+    """A unique name beside `path`: several processes may write the same, each the same content."""
     return path.with_name(f".partial-{uuid4().hex[:8]}-{path.name}")
 
 
@@ -91,7 +91,7 @@ def locked(folder: Path, what: str) -> Iterator[None]:
     """Keeps a second writer out of a folder; the lock goes with the process, however it ends.
 
     Args:
-        folder: The folder, which is there.
+        folder: The folder, which must exist.
         what: What is being done in it, for the message.
 
     Raises:
@@ -117,7 +117,7 @@ def flush(path: Path) -> None:
 
 
 def refuse_existing(path: Path) -> None:
-    """Keeps what is not known to be ours from being replaced.
+    """Refuses to replace a file or folder.
 
     Raises:
         ConfigError: `path` already exists.
@@ -136,7 +136,7 @@ def read_json(path: Path, model: type[Model], kind: type[HsslError] = RunError, 
         hint: What to do about a damaged file.
 
     Raises:
-        HsslError: It cannot be read, or does not hold this; of the kind that is asked for.
+        HsslError: It cannot be read, or does not hold this; of the requested kind.
     """
     from pydantic import ValidationError
 

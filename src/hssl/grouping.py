@@ -96,7 +96,7 @@ def check_group_count(tasks: int, number: int) -> None:
     """Checks that so many groups can be found of so many tasks; of fewer than 3 tasks none are looked for.
 
     Raises:
-        ConfigError: They cannot.
+        ConfigError: So many groups cannot be found.
     """
     if tasks > 2 and not 2 <= number < tasks:
         raise ConfigError(f"cannot find {number} groups of {tasks} tasks", hint=f"take 2 to {tasks - 1}")

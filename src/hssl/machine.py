@@ -40,7 +40,7 @@ def ends_as_interrupted() -> Iterator[list[int]]:
     Gives a list, which then holds the signals that have come.
 
     Raises:
-        Terminated: One has come.
+        Terminated: A signal has come.
     """
     come: list[int] = []
     if threading.current_thread() is not threading.main_thread():

@@ -33,7 +33,7 @@ SURFACE_TOLERANCE_MM = 2.0
 _ROUNDING_MM = 1e-6
 
 IGNORE = 255
-"""Channel of a pixel that nobody has labelled: no loss and no score counts it."""
+"""Channel of a pixel that is not labelled: no loss and no score counts it."""
 _SMOOTH = 1e-5  # MONAI's, in numerator and denominator
 
 Mask = NDArray[np.bool_]

@@ -2,7 +2,7 @@
 
 A linear read-out of all decoder stages is fitted to pixels of k labelled subjects and scored on validation subjects,
 for several random samples of these k. It costs one pass over the scans, so it compares starts in minutes, and the
-samples say how far two starts must differ. It is a yardstick for starts, and no estimate of what fine-tuning reaches.
+samples say how far two starts must differ. It compares starts; it does not estimate what fine-tuning reaches.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SLICES = 12
 RIDGE = 1e-2
 """Weight decay of the linear read-out, relative to the mean variance of the features."""
 NEIGHBOURS, QUERIES = 5, 400
-"""Neighbours that vote, and pixels of a validation slice that ask for them."""
+"""Neighbours that vote, and pixels of a validation slice that they classify."""
 
 
 class _Entry(BaseModel):
@@ -72,7 +72,7 @@ class ProbeResult(_Entry):
     Attributes:
         run: The run folder, or ``scratch``.
         subjects: Labelled subjects of each sample.
-        repeats: Samples asked for; a task with fewer training subjects has fewer.
+        repeats: Requested samples; a task with fewer training subjects has fewer.
         seed: Of the samples.
         scores: For each task its labels, then their mean.
     """

@@ -57,18 +57,18 @@ class Registry(Mapping[str, Any]):
         """The class of a name, or of a place ``module:Class``.
 
         Raises:
-            ConfigError: There is none, or it is no subclass of `base`.
+            ConfigError: There is no such class, or it is not a subclass of `base`.
         """
         found = self[name]
         if not (isinstance(found, type) and issubclass(found, base)):
-            raise ConfigError(f"{self.kind} '{name}' is no subclass of {base.__module__}.{base.__name__}")
+            raise ConfigError(f"{self.kind} '{name}' is not a subclass of {base.__module__}.{base.__name__}")
         return found
 
     def check(self, name: str) -> str:
         """Returns `name` if it is registered, or has the form of a place; nothing is imported.
 
         Raises:
-            ConfigError: It is neither.
+            ConfigError: It is neither registered nor a place.
         """
         if name in self._places or ":" in name:
             return name

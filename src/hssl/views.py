@@ -3,7 +3,7 @@
 A *window* is a piece of a slice, larger than the patch, as the loader cut it out. A *view* is what the
 network sees of it: one resampling of the window (scale, rotation, shift, flip, elastic), then intensity changes and
 occluded blocks. The spatial map comes with the view, so that masks and pixel losses can follow it. There is no
-data-dependent control flow, hence no host synchronisation on a GPU.
+data-dependent control flow, so there is no host synchronisation on a GPU.
 """
 
 from __future__ import annotations

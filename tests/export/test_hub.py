@@ -213,7 +213,7 @@ def test_a_refusal_of_the_hub_is_one_line(make_run: MakeRun, local_hub: Hub, mon
     monkeypatch.setattr(local_hub, "create_repo", unreachable)
     with pytest.raises(ConfigError, match="cannot upload to 'a/b': no such host"):
         push(make_run(seed=1), "a/b")
-    with pytest.raises(ConfigError, match=r"'network' is no place on the hub \(give OWNER/NAME\)"):
+    with pytest.raises(ConfigError, match=r"'network' is not a repository of the hub \(give OWNER/NAME\)"):
         push(make_run(seed=2), "network")
 
 
@@ -231,9 +231,9 @@ def test_a_download_that_breaks_off_is_one_line(monkeypatch: pytest.MonkeyPatch)
 def test_addresses() -> None:
     assert fetch("runs/one") == Path("runs/one")
     for wrong in ("hf://", "hf://name", "hf://a/b/c", "hf://a/../b"):
-        with pytest.raises(RunError, match="is no address on the hub"):
+        with pytest.raises(RunError, match="is not an address on the hub"):
             fetch(wrong)
-    with pytest.raises(RunError, match="'hf://a/b/c' is no address on the hub"):
+    with pytest.raises(RunError, match="'hf://a/b/c' is not an address on the hub"):
         fetch(Path("hf://a/b/c"))
 
 

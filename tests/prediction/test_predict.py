@@ -271,7 +271,7 @@ def test_bad_inputs_are_named_before_anything_is_predicted(tmp_path: Path) -> No
         with pytest.raises(SourceError, match=message):
             predict("run", inputs, output)
     for inputs, output, message in [
-        ([good, twin], out, "masks of one name"),
+        ([good, twin], out, "masks of the same name"),
         ([good], tmp_path, "would replace an image"),
         ([good], tmp_path / "file", "not a folder"),
         ([good], tmp_path / "mask.nii.gz", "names a file"),

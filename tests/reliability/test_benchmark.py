@@ -231,7 +231,7 @@ def test_many_damaged_files_are_one_line_each(bench: Path) -> None:
         ("experiment.json", lambda text: text.replace('"arm":"joint"', '"arm":"other"', 1), "a cell has arm 'other'"),
         ("experiment.json", lambda text: text[:-9], "experiment.json: is damaged"),
         ("ledger.jsonl", lambda text: text.replace('"dice": 0.5', '"dice": 5', 1), "ledger.jsonl: line 1 is damaged"),
-        ("pretraining.jsonl", lambda text: text.replace("[0, 1, 0.1, 2]", "[0, 0, 0.1, 2]"), "is no tree of the tasks"),
+        ("pretraining.jsonl", lambda text: text.replace("[0, 1, 0.1, 2]", "[0, 0, 0.1, 2]"), "is not a tree of"),
     ],
 )
 def test_what_is_damaged_is_named(name: str, change: Callable[[str], str], message: str, bench: Path) -> None:

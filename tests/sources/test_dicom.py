@@ -404,7 +404,7 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
         case.read_image()
     assert caught.value.path == paths[1]
     (tmp_path / "b.dcm").write_bytes(b"")
-    with pytest.raises(SourceError, match=r"b.dcm: is called a DICOM file and is none"):
+    with pytest.raises(SourceError, match=r"b.dcm: has the name of a DICOM file, but is not one"):
         find_sources(tmp_path)
 
 
@@ -780,7 +780,7 @@ def test_bad_series_are_named_before_anything_is_predicted(tmp_path: Path) -> No
     ]:
         with pytest.raises(SourceError, match=message):
             predict("run", [tmp_path / "good", tmp_path / folder], tmp_path / "out")
-    with pytest.raises(ConfigError, match="masks of one name"):
+    with pytest.raises(ConfigError, match="masks of the same name"):
         predict("run", [tmp_path / "good", tmp_path / "good"], tmp_path / "out")
     with pytest.raises(ConfigError, match="names a file"):
         predict("run", [tmp_path / "good"], tmp_path / "mask.dcm")

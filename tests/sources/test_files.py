@@ -112,7 +112,7 @@ def test_an_odd_offset_of_the_voxels_is_named(offset: float, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (np.float64([0, 1, 1e10]), r"holds 1e\+10, which is no label"),
+        (np.float64([0, 1, 1e10]), r"holds 1e\+10, which is not a label"),
         (np.float32([0, 1, 1.7]), r"not whole numbers, such as 1\.7"),
         (np.float32([0, 1, np.inf]), "not whole numbers, such as inf"),
     ],

@@ -104,11 +104,11 @@ def test_a_fold_is_the_split_and_each_case_a_subject(raw: Path, write: Callable[
     ("changes", "says"),
     [
         ({"configurations": {}}, "holds no configuration '2d'.*nnUNetv2_plan_and_preprocess"),
-        ({"configurations": {"2d": {"spacing": [1, 1, 1]}}}, "is no file of nnU-Net's: spacing"),
-        ({"configurations": {"2d": 3}}, "is no file of nnU-Net's"),
-        ({"transpose_forward": [0, 1]}, "is no file of nnU-Net's: transpose_forward"),
-        ({"transpose_forward": [0, 0, 2]}, "'transpose_forward' is no order"),
-        ({"foreground_intensity_properties_per_channel": {}}, "is no file of nnU-Net's"),
+        ({"configurations": {"2d": {"spacing": [1, 1, 1]}}}, "is not a file of nnU-Net: spacing"),
+        ({"configurations": {"2d": 3}}, "is not a file of nnU-Net"),
+        ({"transpose_forward": [0, 1]}, "is not a file of nnU-Net: transpose_forward"),
+        ({"transpose_forward": [0, 0, 2]}, "'transpose_forward' is not an order"),
+        ({"foreground_intensity_properties_per_channel": {}}, "is not a file of nnU-Net"),
     ],
 )
 def test_plans_that_say_too_little_are_named(
@@ -125,7 +125,7 @@ def test_folds_that_are_not_there_are_named(raw: Path, write: Callable[..., Path
     with pytest.raises(ConfigError, match=r"splits_final\.json: has no fold 2 \(folds are 0 to 1\)"):
         options_like_nnunet(plans, raw, fold=2)
     (plans.parent / "splits_final.json").write_text("[1]")
-    with pytest.raises(ConfigError, match=r"splits_final\.json: is no file of nnU-Net's"):
+    with pytest.raises(ConfigError, match=r"splits_final\.json: is not a file of nnU-Net"):
         options_like_nnunet(plans, raw, fold=0)
     (plans.parent / "splits_final.json").unlink()
     with pytest.raises(ConfigError, match=r"splits_final\.json: there is no such file \(nnU-Net writes it when"):

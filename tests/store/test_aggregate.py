@@ -127,7 +127,7 @@ def test_a_split_of_ones_own(make_task: MakeTask, tmp_path: Path) -> None:
         aggregate(sources, tmp_path / "store", config=AggregateConfig())
     for given, message in (
         ({"Third": {}}, r"no folder is called 'Third' \(there are First, Second\)"),
-        ({"First": {"test": ["a", "b", "c", "d"]}}, "'First' has nobody with a mask left to train"),
+        ({"First": {"test": ["a", "b", "c", "d"]}}, "'First' has no subject with a mask left to train"),
         ({"First": {"test": ["e"]}}, r"subject 'e' of task 'First' is not there \(subjects with masks: a, b, c, d\)"),
         ({"First": {"val": ["u"]}}, "subject 'u' of task 'First' has no mask"),
     ):

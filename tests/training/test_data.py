@@ -331,5 +331,5 @@ def test_what_nobody_has_drawn_is_ignored(make_store, finetune_config):
     values = torch.cat([data[step].labelled.label for step in range(4)])
     assert values.unique().tolist() == [0, 1, IGNORE]
     np.save(store.path / "labels" / "Blobs" / "blobs0.npy", np.full_like(label, 7))
-    with pytest.raises(StoreError, match="no slice of the chosen subjects is drawn"):
+    with pytest.raises(StoreError, match="no slice of the chosen subjects is annotated"):
         FinetuneData(store, ["blobs0"], finetune_config())

@@ -383,7 +383,7 @@ def test_a_complete_run_is_left_alone(make_store, finetune_config, tmp_path, sai
     ("given", "error", "message"),
     [
         ({"task": "Z"}, StoreError, "has no task 'Z'"),
-        ({"label_budget": 9}, StoreError, "9 labelled subjects asked for"),
+        ({"label_budget": 9}, StoreError, "9 labelled subjects requested"),
         ({"label_budget": "0%"}, StoreError, "not a percentage"),
         ({"label_budget": ("blobs5",)}, StoreError, "not a training subject"),
         ({"patch_size": 18}, ConfigError, "not a multiple"),

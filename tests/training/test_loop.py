@@ -35,7 +35,7 @@ def test_a_loss_that_is_not_finite(value):
 
 def test_collapse():
     check({"watch/spread": 0.5, "image": 0.0}, 7)
-    with pytest.raises(TrainingError, match=r"have become one \(spread 0.0010\) at step 7"):
+    with pytest.raises(TrainingError, match=r"have collapsed to one point \(spread 0.0010\) at step 7"):
         check({"watch/spread": 0.001}, 7)
 
 

@@ -359,7 +359,7 @@ def test_an_image_that_went_missing(make_store, pretrain_config, tmp_path, monke
 
 def test_a_collapse_stops_the_run(make_store, pretrain_config, tmp_path, monkeypatch):
     poisoned(monkeypatch, 2, "watch/spread", 1e-4)
-    with pytest.raises(TrainingError, match="have become one"):
+    with pytest.raises(TrainingError, match="have collapsed to one point"):
         pretrain(make_store(THREE), tmp_path / "run", config=pretrain_config())
     assert [path.name for path in (tmp_path / "run" / "checkpoint").glob("step-*")] == ["step-2"]
 

@@ -318,7 +318,7 @@ def check_sources(experiment: Experiment, store: Store, tasks: Iterable[str]) ->
     """Checks that the files that scoring will read exist; nothing is read.
 
     Raises:
-        StoreError: One does not exist.
+        StoreError: A file does not exist.
     """
     if experiment.scoring.space == "store":
         return

@@ -2,7 +2,7 @@
 
 Arms are paired: by seed, since a seed fixes labelled subjects, head and batches; and by case, since all arms are scored
 on the same ones. The unit of every interval and test is the subject, after the mean over seeds: two scans of one person
-are no two witnesses.
+are not independent.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Difference:
         reference: What it is compared with.
         seeds: Seeds that both have; others do not count.
         cases: Cases that both have.
-        subjects: Whose these are.
+        subjects: Number of their subjects.
         mean: Mean difference over cases.
         low: Lower end of the 95 % bootstrap interval; None for fewer than two subjects.
         high: Upper end.

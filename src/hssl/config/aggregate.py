@@ -11,7 +11,7 @@ from hssl.registry import LAYOUTS
 
 
 class GivenSplit(StageConfig):
-    """Who validates and who tests, by name; all others train.
+    """Subjects for validation and test, by name; all others train.
 
     Attributes:
         val: Subjects for validation.
@@ -27,7 +27,7 @@ class GivenSplit(StageConfig):
         if isinstance(value, list | tuple | str):
             raise ValueError("should be {val: [...], test: [...]}")
         if isinstance(value, dict) and "train" in value:
-            raise ValueError("all who are not named train: leave 'train' out")
+            raise ValueError("subjects that are not named train: leave 'train' out")
         return value
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""YAML in, validated options out, and what is said of a mistake."""
+"""YAML in, validated options out, and the message for a mistake."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ class StageConfig(BaseModel):
 
     @classmethod
     def over(cls, config: Self | None, **options: Any) -> Self:
-        """`options` that are not None over a configuration, or over the defaults; what nobody set stays unset.
+        """`options` that are not None over a configuration, or over the defaults; what is not set stays unset.
 
         Raises:
             ConfigError: A value is not valid; the message names the field.
@@ -200,7 +200,7 @@ def registered(registry: Registry, name: str) -> str:
     """`name` if the registry knows it, for a validator.
 
     Raises:
-        ValueError: It does not.
+        ValueError: The registry does not know it.
     """
     try:
         return registry.check(name)
@@ -212,8 +212,8 @@ def merge(common: dict[str, Any], own: dict[str, Any], names: Collection[str] | 
     """`own` over `common`, level by level.
 
     Args:
-        common: Values that `own` goes over.
-        own: Values; a mapping goes over a mapping name by name, and ``true`` leaves a mapping as it is.
+        common: Values that `own` overrides.
+        own: Values; a mapping is merged into a mapping name by name, and ``true`` leaves a mapping as it is.
         names: The only names whose mappings are merged and not replaced; None is all.
     """
     result = dict(common)
@@ -230,7 +230,7 @@ def merge(common: dict[str, Any], own: dict[str, Any], names: Collection[str] | 
 def _told(error: ValidationError, cls: type[StageConfig]) -> str:
     """The first mistake in one line, without pydantic's names of the kinds that a value may have."""
     mistakes = error.errors()
-    # A name that nobody knows comes first: it may be a misspelled one that is missing.
+    # An unknown name comes first: it may be a misspelled one that is missing.
     first = next((each for each in mistakes if each["type"] == "extra_forbidden"), mistakes[0])
     name = _option(first)
     if first["type"] == "extra_forbidden":

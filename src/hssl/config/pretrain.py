@@ -28,7 +28,7 @@ class PretrainConfig(TrainingConfig):
         batch_size: Images a step, over all devices; each is seen in two views.
         domains_per_batch: Tasks that share a batch; `hierarchical` tells them apart, and needs two.
         task_sampling_exponent: A task is drawn with probability proportional to its slices to this power.
-        groups: ``auto`` finds groups of tasks in the features, and how many; a number finds so many; ``none`` leaves
+        groups: ``auto`` finds groups of tasks in the features, and how many; a number finds that many; ``none`` leaves
             the group level off, and a mapping of task to group name sets them.
         group_start: Share of the steps after which groups are looked for.
         view: Ranges of the augmentation; those not given are as here by default.

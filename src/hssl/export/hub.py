@@ -1,7 +1,7 @@
 """A run as a repository of the Hugging Face hub: its configuration, its weights and a model card.
 
 The repository is a run folder, so whatever takes a run also takes ``hf://OWNER/NAME``. Paths and the name of the
-machine stay behind; the ids of the subjects seen go along, for without them no leak could be found.
+machine stay behind; the ids of the subjects seen go along, because without them no leak could be found.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def push(run: Path | str, repository: str, *, public: bool = False, replace_card
     Args:
         run: A complete run folder, or what :func:`write_hub` made of it.
         repository: ``OWNER/NAME``; made if it is missing.
-        public: Whether everybody may see a repository made now.
-        replace_card: Put the card of this run in place of the one that is there.
+        public: Whether a new repository is public.
+        replace_card: Replace an existing card by this run's.
 
     Returns:
         The address to use instead of a run folder, ``hf://OWNER/NAME``.
@@ -75,7 +75,7 @@ def push(run: Path | str, repository: str, *, public: bool = False, replace_card
         raise ConfigError("pushing needs huggingface_hub", hint=install("hub")) from error
     repository = repository.removeprefix("hf://")
     if repository.count("/") != 1:
-        raise ConfigError(f"'{repository}' is no place on the hub", hint="give OWNER/NAME")
+        raise ConfigError(f"'{repository}' is not a repository of the hub", hint="give OWNER/NAME")
     with TemporaryDirectory() as temporary:
         folder = write_hub(run, Path(temporary) / "repository")
         try:
@@ -83,7 +83,7 @@ def push(run: Path | str, repository: str, *, public: bool = False, replace_card
             hub.create_repo(repository, private=not public, exist_ok=True)
             if not replace_card and hub.file_exists(repository, CARD):
                 (folder / CARD).unlink()
-                logger.info("the model card that is there stays; --replace-card puts this run's in its place")
+                logger.info("the existing model card is kept; --replace-card replaces it by this run's")
             hub.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload a run of hssl")
         except (OSError, ValueError, HTTPError) as error:  # the hub's own errors, and those of the way there
             raise ConfigError(

@@ -77,7 +77,7 @@ def _monai_version() -> str:
 
 
 def _metadata(run: Run) -> dict[str, Any]:
-    """What MONAI's schema of bundles asks for, and what only we know."""
+    """What MONAI's schema of bundles requires, and what only we know."""
     task, side = run.task, run.config.patch_size
     channels = ["background", *(name for _, name in sorted(task.labels.items()))]
     shared = {"type": "image", "modality": task.modality or "unknown", "dtype": "float32", "is_patch_data": True}

@@ -98,7 +98,7 @@ def write_onnx(run: Path | str, output: Path) -> Path:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps back what torch's exporter says of its own inside, and of a torchvision that nobody asked for."""
+    """Keeps back what torch's exporter says of its own inside, and of a missing torchvision."""
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(action="ignore"):

@@ -24,7 +24,7 @@ def objective_class(name: str) -> type[Objective]:
     """The objective of that name, or at that place (``module:Class``).
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: There is no such objective.
     """
     return OBJECTIVES.subclass(name, Objective)
 

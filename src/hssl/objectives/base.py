@@ -108,7 +108,7 @@ class Objective(nn.Module):
         """Checks that a batch holds images of as many tasks as the objective needs.
 
         Raises:
-            ConfigError: It holds too few.
+            ConfigError: The batch holds too few tasks.
         """
         return
 

@@ -13,7 +13,7 @@ class Codebooks(nn.Module):
 
     Sculley, *Web-scale k-means clustering*, WWW 2010: a centre is the mean of all points that were ever nearest to it,
     so it moves less and less. A centre that was never the nearest is put on a random point of its task. There is no
-    data-dependent control flow, hence no host synchronisation on a GPU; all ranks keep the same centres.
+    data-dependent control flow, so there is no host synchronisation on a GPU; all ranks keep the same centres.
 
     Args:
         tasks: Number of tasks.

@@ -144,7 +144,7 @@ class Hierarchical(Objective):
         self.described: tuple[Tensor, Tensor, Tensor] | None = None
 
     def check_domains(self, per_batch: int) -> None:
-        """The group and task levels need images of two tasks: what all images of a batch share is taken away there.
+        """The group and task levels need images of two tasks: they remove what all images of a batch share.
 
         Raises:
             ConfigError: A batch holds images of one task.

@@ -34,7 +34,7 @@ def write_phantoms(
     """Writes phantom challenges into `root`, one folder each.
 
     A subject depends on the seed, the size and its number alone, so a smaller set is part of a larger one.
-    Folders that are there already, from the same arguments, are left as they are.
+    Existing folders, from the same arguments, are left as they are.
 
     Args:
         root: Folder to write into; made if missing.
@@ -49,7 +49,7 @@ def write_phantoms(
 
     Raises:
         ConfigError: A task is unknown, or a number is too small.
-        SourceError: A folder is there already and holds something else.
+        SourceError: A folder already exists and holds something else.
     """
     unknown = sorted(set(tasks or ()) - set(PHANTOMS))
     if unknown:
@@ -70,7 +70,7 @@ def _write_domain(folder: Path, number: int, domain: Domain, settings: dict[str,
         listing = folder / "dataset.json"
         if listing.is_file() and read_json(listing).get("phantom") == settings:
             return folder
-        raise SourceError("is there already and holds something else", path=folder, hint="choose another folder")
+        raise SourceError("already exists and holds something else", path=folder, hint="choose another folder")
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     for part in ("imagesTr", "labelsTr"):

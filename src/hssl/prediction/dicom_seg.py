@@ -129,7 +129,7 @@ def _header(series: Series, path: Path) -> Any:
 
 
 def _make_regular(header: Any, series: Series) -> None:
-    """Puts right in a header what the reader forgives, and highdicom does not."""
+    """Corrects in a header what the reader accepts and highdicom does not."""
     from pydicom.valuerep import DA, TM
 
     header.decode()

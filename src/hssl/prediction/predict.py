@@ -55,7 +55,7 @@ def predict(
     by the series' id (:attr:`hssl.sources.Series.id`). Localizers and pictures beside other
     series are left out, and a warning names them and each series that is no CT where the task was one, or the other way
     round. Every header is checked before the first image is predicted. Masks appear one by one, each complete; one that
-    is there already is replaced.
+    already exists is replaced.
 
     Args:
         run: Folder of a fine-tuning run, or several of one task, whose probabilities are averaged.
@@ -212,7 +212,9 @@ def _listed(path: Path, task: TaskInfo) -> Sequence[Path | Series]:
     if path.is_dir():
         raise SourceError("holds no images", path=path, hint="give the folder that the files are in")
     if not path.name.lower().endswith((*NIFTI, *PICTURES)):
-        raise SourceError("is no image that can be predicted", path=path, hint="give NIfTI, PNG, TIFF, JPEG or DICOM")
+        raise SourceError(
+            "is not an image that can be predicted", path=path, hint="give NIfTI, PNG, TIFF, JPEG or DICOM"
+        )
     return [path]
 
 
@@ -224,7 +226,7 @@ def _images(files: list[Path], folder: Path, task: TaskInfo) -> list[Path]:
         raise SourceError("holds files of several channels, as nnU-Net numbers them", path=folder, hint=hint)
     masks = masks_beside(files)
     if masks:
-        logger.warning("%s: %s and what else is called a mask is left out", folder, next(iter(masks)).name)
+        logger.warning("%s: %s and other files named as masks are left out", folder, next(iter(masks)).name)
     return [file for file in files if file not in masks]
 
 
@@ -272,7 +274,9 @@ def _check_targets(images: list[_Input], output: Path) -> None:
             raise ConfigError("the mask would replace an image", path=target, hint="choose another output folder")
         if target in taken:
             raise ConfigError(
-                f"{taken[target]} and {image.path} give masks of one name", path=target, hint="predict them apart"
+                f"{taken[target]} and {image.path} give masks of the same name",
+                path=target,
+                hint="predict them separately",
             )
         taken[target] = image.path
 

@@ -29,7 +29,7 @@ class Prediction(NamedTuple):
 
     Attributes:
         mask: Label values, uint8 ``[slices, rows, columns]`` on the store's grid, or of the shape of a file.
-        probabilities: Probability of each class, float16 ``[classes, ...]`` of the same shape; None unless asked for.
+        probabilities: Probability of each class, float16 ``[classes, ...]`` of the same shape; None unless requested.
     """
 
     mask: NDArray[np.uint8]
@@ -105,7 +105,7 @@ class Predictor:
     def predictions(
         self, images: Iterable[tuple[NDArray[np.floating], Geometry | None]], *, probabilities: bool = False
     ) -> Iterator[Prediction]:
-        """Masks and, if asked for, the probability of each class, for one image after the other.
+        """Masks and, if requested, the probability of each class, for one image after the other.
 
         Args:
             images: As for :meth:`mask`.
@@ -167,7 +167,7 @@ class Predictor:
 
 
 class _Slab(NamedTuple):
-    """Some slices of an image: classes of its pixels and, if asked for, their probabilities."""
+    """Some slices of an image: classes of its pixels and, if requested, their probabilities."""
 
     geometry: Geometry | None
     last: bool

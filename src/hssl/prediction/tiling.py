@@ -35,7 +35,7 @@ def predict_volume(
 ) -> NDArray[np.float32]:
     """Scores every voxel of a volume, slice by slice, in overlapping tiles.
 
-    Tiles are spread evenly, as close as `overlap` asks for, and averaged with Gaussian weights, in float32.
+    Tiles are spread evenly, as close as `overlap` requires, and averaged with Gaussian weights, in float32.
     An image smaller than a tile is padded with 0 on all sides, as in training.
 
     Args:

@@ -22,7 +22,9 @@ def fetch(run: Path | str) -> Path:
     run = re.sub(r"^hf:/(?!/)", "hf://", str(run))  # one slash is what pathlib leaves of two
     address = _ADDRESS.fullmatch(run)
     if address is None:
-        raise RunError(f"'{run}' is no address on the hub", hint="write hf://OWNER/NAME or hf://OWNER/NAME@REVISION")
+        raise RunError(
+            f"'{run}' is not an address on the hub", hint="write hf://OWNER/NAME or hf://OWNER/NAME@REVISION"
+        )
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # that of its transport

@@ -1,10 +1,10 @@
-"""Run folders: what a training was asked, what it saw, and the weights that came out.
+"""Run folders: the options of a training, what it saw, and the weights that came out.
 
 RUN/config.json           the stage's configuration, as validated
 RUN/run.json              stage, task, subjects and masks seen, provenance, whether it is complete
 RUN/weights.safetensors   the network
 RUN/metrics.csv           one line every few steps
-RUN/tensorboard/          the same as curves; also RUN/wandb/ and RUN/mlflow/, where those are asked for
+RUN/tensorboard/          the same as curves; also RUN/wandb/ and RUN/mlflow/, if configured
 RUN/checkpoint/step-N/    all that is needed to continue; gone once the run is complete
 """
 
@@ -499,7 +499,7 @@ def _load_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
     """Tensors of a file, on the CPU: as they were written, and finite.
 
     Raises:
-        RunError: They are not, or the file cannot be read.
+        RunError: They have changed or are not finite, or the file cannot be read.
     """
     again = "copy the run again from where it came, or train again"
     try:

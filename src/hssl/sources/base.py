@@ -50,11 +50,11 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Case:
-    """One image, with its mask if there is one. Nothing is read until asked for.
+    """One image, with its mask if there is one. Nothing is read until it is needed.
 
     Attributes:
         id: Unique within its task; also the name of its files in a store.
-        subject: Whom it shows. Several cases of one subject are never split.
+        subject: The person that it shows. Several cases of one subject are never split.
         task: The challenge, or channel of a challenge, that it belongs to.
         image_path: The file the image comes from (for a DICOM series, its folder).
         label_path: The file the mask comes from; None without a mask.

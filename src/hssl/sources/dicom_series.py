@@ -230,7 +230,7 @@ class Series:
         return next((float(plane.rescaled(plane.padding[0])) for plane in self.planes if plane.padding), None)
 
     def _check_same(self, first: Plane, plane: Plane) -> None:
-        """Checks the fields that decide what the values of a slice mean and whom they show."""
+        """Checks the fields that decide what the values of a slice mean and which patient they show."""
         for keyword, one, other in zip(_SAME, first.same, plane.same, strict=True):
             if one != other:
                 hint = "one series shows one patient in one scan; sort its files, or export it again"
@@ -297,7 +297,7 @@ def read_header(path: Path, **options: Any) -> Any:
             if lacks_header(path):
                 hint = "add one, for example with dcmconv, or move the file away"
                 raise SourceError("is DICOM without a file header", path=path, hint=hint) from error
-            raise SourceError("is called a DICOM file and is none", path=path, hint="move it away") from error
+            raise SourceError("has the name of a DICOM file, but is not one", path=path, hint="move it away") from error
 
 
 def read_file(path: Path) -> Any:

@@ -112,7 +112,7 @@ def check_no_patients(sources: Sequence[Source]) -> None:
             + ("with files of the same names" if alike else "of one subject each")
             + ", which seem to be patients and not challenges",
             path=os.path.commonpath(folders),
-            hint="link their files into one folder, or add each by a command of its own if it is a challenge",
+            hint="link their files into one folder, or add each with a separate command if it is a challenge",
         )
 
 

@@ -89,7 +89,7 @@ def read_geometry(path: Path, channel: int | None = None) -> Geometry:
         channel: Index along the fourth axis of a 4D NIfTI; None for a file with one channel.
 
     Raises:
-        SourceError: The file is missing or damaged, or has other dimensions than asked for.
+        SourceError: The file is missing or damaged, or has other dimensions than requested.
     """
     with name_bad_file(path):
         if _is_nifti(path):
@@ -247,7 +247,9 @@ def _nifti_array(image: nib.Nifti1Image, path: Path, channel: int | None) -> NDA
         while filled < size:
             read = stream.readinto(view[filled : filled + _CHUNK])
             if not read:
-                raise SourceError(f"ends after {filled:,} of {size:,} bytes of voxels", path=path, hint="get it again")
+                raise SourceError(
+                    f"ends after {filled:,} of {size:,} bytes of voxels", path=path, hint="download or copy it again"
+                )
             filled += read
         if _is_gzip(path):
             behind = math.prod(image.shape) * proxy.dtype.itemsize - (start - int(proxy.offset)) - size + _BEHIND
@@ -262,10 +264,10 @@ def _skip(stream: io.BufferedIOBase, count: int, path: Path, *, to_the_end: bool
         if not (read := len(stream.read(min(count, _CHUNK)))):
             if to_the_end:
                 return
-            raise SourceError("ends before its voxels", path=path, hint="get it again")
+            raise SourceError("ends before its voxels", path=path, hint="download or copy it again")
         count -= read
     if to_the_end and stream.read(1):
-        raise SourceError("holds far more than its header says", path=path, hint="see what it is")
+        raise SourceError("holds far more than its header says", path=path, hint="check the file")
 
 
 def _is_gzip(path: Path) -> bool:
@@ -345,5 +347,5 @@ def _whole(values: NDArray[np.generic], path: Path) -> NDArray[np.integer]:
         listed = ", ".join(f"{value:g}" for value in found[:3].tolist())
         raise SourceError(f"the mask holds values that are not whole numbers, such as {listed}", path=path)
     if (largest := float(np.abs(whole).max(initial=0))) >= 2**31:
-        raise SourceError(f"the mask holds {largest:g}, which is no label", path=path, hint="renumber the mask")
+        raise SourceError(f"the mask holds {largest:g}, which is not a label", path=path, hint="renumber the mask")
     return np.asarray(whole).astype(np.int32)

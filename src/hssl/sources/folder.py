@@ -81,7 +81,7 @@ class FolderSource:
         path: The folder.
         layout: Name of the layout.
         files: The files of each case.
-        find_labels: Returns the labels; called once, when they are first asked for.
+        find_labels: Returns the labels; called once, when they are first needed.
         modality: As the source names it; empty where unknown.
         channel: Index along the fourth axis of each image file; None for files with one channel.
         subject: Regular expression for the subject; None for the default rule of :func:`subject_of`.
@@ -143,7 +143,7 @@ def task_name(path: Path, options: Options) -> str:
 
 
 def subject_of(case_id: str, rule: str | None, path: Path) -> str:
-    """Whom a case shows.
+    """The subject of a case.
 
     Without a rule it is the case id; from ``sub-X_...`` it is ``sub-X``, and trailing marks of a repeat
     (``_frame12``, ``_t3``, ``_visit2``, ``_ses-2``, ``_slice040``, ``_ED``, ``_4d``) or of a sequence (``_t1w``,
@@ -175,7 +175,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     with name_bad_file(path):
         if (size := path.stat().st_size) > _LARGEST_JSON:
-            raise SourceError(f"has {size:,} bytes, and is no list of a challenge", path=path, hint="see what it is")
+            raise SourceError(f"has {size:,} bytes, and is no list of a challenge", path=path, hint="check the file")
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
@@ -218,7 +218,7 @@ def parse_labels(listed: object, path: Path) -> dict[int, str]:
     """Labels by value without background, from ``{"1": "liver"}`` or from ``{"liver": 1}``.
 
     A name with several values (a region, as nnU-Net has them) names none of them: a value that has no name
-    of its own is called ``label_<value>``. A label called ``ignore``, as nnU-Net has it, marks what nobody has drawn.
+    of its own is called ``label_<value>``. A label called ``ignore``, as nnU-Net has it, marks what is not annotated.
 
     Raises:
         SourceError: `listed` is neither.

@@ -58,7 +58,7 @@ def read(path: Path, options: Options) -> list[Source]:
 
 
 def _check_labels(labels: Labels, files: list[CaseFiles]) -> None:
-    """Refuses values that nobody listed and that are greys: many of them, or those of smooth edges.
+    """Refuses values that are not listed and that are greys: many of them, or those of smooth edges.
 
     Raises:
         SourceError: The message has the values found.

@@ -1,4 +1,4 @@
-"""Files beside the images and masks of a source that nobody reads: listed once with why, not passed over."""
+"""Files beside the images and masks of a source that nobody reads: listed once with the reason."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def unused_files(path: Path, sources: Sequence[Source]) -> list[Unused]:
     Documents and tables are left out, and what is hidden.
 
     Args:
-        path: The folder that `sources` were found in; of a single file nothing is said.
+        path: The folder that `sources` were found in; for a single file nothing is listed.
         sources: The sources.
 
     Raises:

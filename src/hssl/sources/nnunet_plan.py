@@ -68,7 +68,9 @@ def options_like_nnunet(plans: Path | str, source: Path | str, *, fold: int | No
         raise ConfigError(f"holds no configuration '{CONFIGURATION}'", path=plans, hint=hint)
     found = _checked(TypeAdapter(_Configuration), plan.configurations[CONFIGURATION], plans)
     if sorted(plan.transpose_forward) != [0, 1, 2]:
-        raise ConfigError("'transpose_forward' is no order of three axes", path=plans, hint="plan the data set again")
+        raise ConfigError(
+            "'transpose_forward' is not an order of three axes", path=plans, hint="plan the data set again"
+        )
     options: dict[str, Any] = {"spacing": found.spacing}
     if found.normalization_schemes[:1] == [_CT]:
         given = plan.foreground_intensity_properties_per_channel.get("0")
@@ -131,4 +133,4 @@ def _checked(model: TypeAdapter[Any], value: Any, path: Path) -> Any:
 
 
 def _unfit(error: ValidationError, path: Path) -> ConfigError:
-    return ConfigError(f"is no file of nnU-Net's: {first_mistake(error)}", path=path, hint="plan the data set again")
+    return ConfigError(f"is not a file of nnU-Net: {first_mistake(error)}", path=path, hint="plan the data set again")

@@ -1,4 +1,4 @@
-"""What plain folders share: images paired with masks by file name, and labels that nobody listed."""
+"""What plain folders share: images paired with masks by file name, and labels that are not listed."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def aggregate(
     skip_bad: bool | None = None,
     **options: Any,
 ) -> Store:
-    """Aggregates folders of raw data into one store; a store that is there already is added to.
+    """Aggregates folders of raw data into one store; an existing store is extended.
 
     Nothing is written unless all is well: a bad case stops the command, after all of them have been logged,
     or is left out and listed with ``config.skip_bad``. Two cases with the same image count as one subject, so
@@ -55,7 +55,7 @@ def aggregate(
     Args:
         sources: Folders of raw data, or one, each in any layout that :func:`hssl.sources.find_sources` knows.
         output: The store, new or to be added to.
-        config: Options; those given by name go over them.
+        config: Options; those given by name override them.
         layout: Reader to use; found from the folder by default.
         subject: Regular expression that finds the subject in a case id.
         channel: Channel of multi-channel sources, by name or number.
@@ -114,7 +114,7 @@ def aggregate_sources(sources: Sequence[Source], output: Path | str, *, config: 
     names = {folder_name(task.source) for task in tasks}
     if stray := sorted({*(config.splits or {})} - names):
         raise StoreError(f"splits: no folder is called '{stray[0]}'", hint=f"there are {', '.join(sorted(names))}")
-    for task in tasks:  # a typing mistake is told before the long work
+    for task in tasks:  # a typing mistake is reported before the long work
         if given := split_given_for(task.source, config):
             masked = {case.subject for case in task.cases if case.label_path}
             check_given(task.source.task, given, masked, {case.subject for case in task.cases} - masked)
@@ -165,7 +165,7 @@ def _check_window(source: Source, config: AggregateConfig) -> None:
         raise StoreError(
             f"'{source.task}' is {source.modality}, and a window is in Hounsfield units",
             path=source.path,
-            hint="aggregate CT by itself, then the others by a second command; if it is CT, say so in its dataset.json",
+            hint="aggregate CT alone, then the others with a second command; if it is CT, say so in its dataset.json",
         )
 
 
@@ -210,7 +210,7 @@ def _is_stored(task: PendingTask, existing: Store | None) -> bool:
         return False
     if known.fingerprint != task.fingerprint:
         raise StoreError(
-            f"task '{known.name}' is in the store already, made from other files or options "
+            f"task '{known.name}' is already in the store, made from other files or options "
             f"(files changed since, or another folder: {known.origin})",
             path=task.source.path,
             hint="aggregate into a new store, or under another name with --task",
@@ -295,7 +295,7 @@ def _usable(tasks: list[PendingTask], names: set[str], existing: Store | None) -
     """Those of `tasks` that have cases left; the others are bad as a whole, and were reported case by case.
 
     Raises:
-        StoreError: None has, and there is no store that they were to be added to.
+        StoreError: No task has cases left, and there is no store to add to.
     """
     kept = [task for task in tasks if task.source.task in names]
     for task in tasks:
@@ -359,5 +359,5 @@ def _report(bad: list[BadCase], config: AggregateConfig) -> None:
         raise StoreError(
             f"{first.what} ({count}; nothing was written)",
             path=first.path,
-            hint="put right what is wrong, or leave bad cases out with --skip-bad",
+            hint="correct what is wrong, or leave bad cases out with --skip-bad",
         )

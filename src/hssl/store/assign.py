@@ -1,4 +1,4 @@
-"""Who is one subject, and which part of the split a subject belongs to."""
+"""Which cases show one subject, and which part of the split it belongs to."""
 
 from __future__ import annotations
 

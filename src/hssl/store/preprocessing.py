@@ -225,7 +225,7 @@ class Preprocessing(BaseModel):
     def check_units(self, geometry: Geometry) -> None:
         """Refuses a header whose pixels are so much larger or smaller than the task's that its unit must be wrong.
 
-        For a spacing that nobody has set.
+        For a spacing that the user has not set.
 
         Raises:
             StoreError: They are eight times as large, or more, or as small.
@@ -236,7 +236,7 @@ class Preprocessing(BaseModel):
             raise self._scaled(spacing, "correct the spacing in its header, or see whether that of the others is wrong")
 
     def check_scale(self, geometry: Geometry) -> None:
-        """Refuses an image of which preprocessing would make next to nothing, or more than a memory holds.
+        """Refuses an image that preprocessing would make far too small, or too large for memory.
 
         Raises:
             StoreError: A side of 64 pixels or more would become one of less than eight, or any one eight times as long.

@@ -1,4 +1,4 @@
-"""Who trains, who validates, who tests: by subject, made once, stored with the data."""
+"""The split into training, validation and test: by subject, made once, stored with the data."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def make_split(
     if n < 3:
         val, test = 0, min(test, n - 1) if n else 0
     most = n - 1 if fractions[0] > 0 else n
-    while n and val + test > most:  # rounding up has left nobody to train, or asks for more than there are
+    while n and val + test > most:  # rounding up has left no subject to train, or takes more than there are
         val, test = (val - 1, test) if val >= test else (val, test - 1)
     train = n - val - test
     return Split(
@@ -76,12 +76,12 @@ def check_given(task: str, given: GivenSplit, with_masks: Collection[str], witho
 
     Args:
         task: Name of the task, for messages.
-        given: Who validates and who tests.
+        given: Subjects for validation and test.
         with_masks: Subjects with at least one mask.
         without_masks: The others.
 
     Raises:
-        StoreError: One who validates or tests is not there or has no mask, or nobody with a mask is left to train.
+        StoreError: A subject for validation or test is missing or has no mask, or none with a mask is left to train.
     """
     named = {*given.val, *given.test}
     if missing := sorted(named.difference(with_masks)):
@@ -91,7 +91,7 @@ def check_given(task: str, given: GivenSplit, with_masks: Collection[str], witho
             hint=f"subjects with masks: {', '.join(sorted(with_masks)[:5])}{' ...' if len(with_masks) > 5 else ''}",
         )
     if with_masks and named == {*with_masks}:
-        raise StoreError(f"splits: task '{task}' has nobody with a mask left to train")
+        raise StoreError(f"splits: task '{task}' has no subject with a mask left to train")
 
 
 def given_split(
@@ -105,7 +105,7 @@ def given_split(
 
     Args:
         task: Name of the task, for messages.
-        given: Who validates and who tests, by the names that the files have.
+        given: Subjects for validation and test, by the names that the files have.
         merged: Subject that each of these names stands for now.
         with_masks: Subjects with at least one mask, by the names of now.
         without_masks: The others.
@@ -144,7 +144,7 @@ def labelled_subjects(
         path: The store, for messages.
 
     Raises:
-        StoreError: More or fewer are asked for than there are, or one is no training subject with a mask.
+        StoreError: More are requested than there are, or one is no training subject with a mask.
     """
     if not candidates:
         raise StoreError(f"task '{task}' has no training subject with a mask", path=path)
@@ -157,7 +157,7 @@ def labelled_subjects(
     if isinstance(labels, int):
         if not 1 <= labels <= len(order):
             raise StoreError(
-                f"{labels} labelled subjects asked for, task '{task}' has {len(order)} for training",
+                f"{labels} labelled subjects requested, task '{task}' has {len(order)} for training",
                 path=path,
                 hint=f"write '{labels},' for the subject of this name" if str(labels) in order else None,
             )

@@ -33,7 +33,7 @@ from hssl.store.splits import Split, Splits, labelled_subjects
 INDEX, SPLITS = "index.json", "splits.json"
 FORMAT: Literal[2] = 2
 IGNORE_NAME = "ignore"
-"""Name of the label, as nnU-Net has it, that marks what nobody has drawn."""
+"""Name of the label, as nnU-Net has it, that marks what is not annotated."""
 Part = Literal["train", "val", "test"]
 _BLOCKS, _BLOCK = 16, 1024
 _NPY_HEADER = range(64, 1024)  # bytes
@@ -49,7 +49,7 @@ Model = TypeVar("Model", bound=BaseModel)
 def _file_name(name: str) -> str:
     """Refuses a name that would lead out of the store: an index may come from anybody."""
     if name != Path(name).name or name.startswith(".") or "\0" in name:
-        raise ValueError("is no plain name of a file")
+        raise ValueError("is not a plain file name")
     return name
 
 
@@ -77,7 +77,7 @@ class TaskInfo(_Entry):
         channel: Index of the channel in files that hold several; else the channel given, if any.
         renamed: The task name given, if any.
         follow_links: Whether its list may name files outside of its folder.
-        ignore: Value in the masks of what nobody has drawn; None without one. No loss and no score counts it.
+        ignore: Value in the masks of what is not annotated; None without one. No loss and no score counts it.
         fingerprint: SHA-256 of the list of source files, their sizes and times, and the options.
         skipped: Bad cases that were left out, one line each.
         duplicates: Cases with the image of another case, one line each; both count as one subject.
@@ -106,7 +106,7 @@ class TaskInfo(_Entry):
     def to_channels(self, mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Channel of the label value of each voxel, any shape; values may have gaps (0, 1, 255), channels do not.
 
-        What nobody has drawn is :data:`hssl.metrics.IGNORE`.
+        What is not annotated is :data:`hssl.metrics.IGNORE`.
         """
         table = np.zeros(256, np.uint8)
         if self.ignore is not None:
@@ -127,7 +127,7 @@ class CaseRecord(_Entry):
     Attributes:
         id: Unique within its task.
         task: Its task.
-        subject: Whom it shows.
+        subject: The person that it shows.
         image_path: The source file of the image (a folder for a DICOM series).
         label_path: The source file of the mask; None without one.
         shape: Stored slices, rows and columns.
@@ -490,7 +490,7 @@ def file_hash(*paths: Path) -> str:
     """SHA-256 of the bytes of a file, or of several, one after the other.
 
     Raises:
-        StoreError: One cannot be read.
+        StoreError: A file cannot be read.
     """
     digest = hashlib.sha256()
     for path in paths:

@@ -31,7 +31,7 @@ LEGEND = (
 _ONE_SLICE = (
     "one slice a case, and directions as of a body scan: if these are radiographs or photographs, ignore the letters"
 )
-_LOST = "the headers say nothing of directions that can be relied on: compare the letters with the pictures"
+_LOST = "the headers give no reliable directions: compare the letters with the pictures"
 
 
 class LabelSummary(BaseModel):

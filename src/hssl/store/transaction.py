@@ -1,4 +1,4 @@
-"""One writer at a time, and a store that is there whole or not at all."""
+"""One writer at a time, and a store that is complete or absent."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KINDS = ("images", "labels")
 
 @contextmanager
 def exclusive(output: Path) -> Iterator[Store | None]:
-    """Holds a store, new or not, against other commands; of one that has not come about nothing stays behind.
+    """Locks a store, new or not, against other commands; after an error nothing of a new store is left.
 
     What is being made lies in the store's own folder, so that it is on the same disk, and that folder may be the root
     of one.
@@ -57,7 +57,7 @@ def existing_store(output: Path) -> Store | None:
         return Store.open(output)
     names = {path.name for path in output.iterdir()} if output.is_dir() else {output.name} if output.exists() else set()
     if names - ({STAGING, LOCK, SPLITS, *KINDS} if STAGING in names else {LOCK}):
-        raise StoreError("is there already and is not a store", path=output, hint="choose another output")
+        raise StoreError("already exists and is not a store", path=output, hint="choose another output")
     return None
 
 

@@ -12,7 +12,7 @@ from hssl.networks import UNet
 
 
 def check_batch_size(size: int, config: TrainingConfig, name: str, hint: str | None = None, *, least: int = 2) -> None:
-    """Checks that every device gets as many images as any other, and at least so many; `name` is for the message.
+    """Checks that every device gets the same number of images, and at least so many; `name` is for the message.
 
     Raises:
         ConfigError: It does not.

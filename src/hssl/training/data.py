@@ -186,7 +186,7 @@ class FinetuneData(Dataset[FinetuneBatch]):
             self.slices.append(drawn)
             self.voxels.append(_voxels_by_label(store.label(case), self.task, drawn, rng))
         if not any(len(drawn) for drawn in self.slices):
-            raise StoreError(f"task '{config.task}': no slice of the chosen subjects is drawn", path=store.path)
+            raise StoreError(f"task '{config.task}': no slice of the chosen subjects is annotated", path=store.path)
         self.drawn = [number for number, drawn in enumerate(self.slices) if len(drawn)]
 
     def __len__(self) -> int:
@@ -257,11 +257,11 @@ def draw_corner(shape: tuple[int, ...], size: int, rng: Generator) -> tuple[int,
 
 
 def drawn_slices(label: NDArray[np.uint8], task: TaskInfo, count: int | None) -> NDArray[np.intp]:
-    """Slices of a mask that are trained on: those of which something is drawn, or `count` of them, evenly spread.
+    """Slices of a mask that are trained on: those of which something is annotated, or `count` of them, evenly spread.
 
     Args:
         label: Label values ``[slices, rows, columns]``.
-        task: Its task, with the value of what nobody has drawn.
+        task: Its task, with the value of what is not annotated.
         count: How many; None is all, and so is more than there are.
     """
     drawn = np.arange(len(label))

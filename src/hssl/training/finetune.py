@@ -244,7 +244,7 @@ def finetune(
     Args:
         store: The aggregated data.
         output: Run folder.
-        config: Options; those given by name go over them.
+        config: Options; those given by name override them.
         task: The task.
         labels: Label budget: a share (``"5%"``), a number of subjects, or their ids.
         init: A run folder, usually of pre-training, ``hf://OWNER/NAME`` or ``"scratch"``.
@@ -379,10 +379,10 @@ def _announce_cost(stage: Finetuning) -> None:
 
 
 def validation_subjects(config: FinetuneConfig, store: Store) -> list[str]:
-    """Whose masks choose the checkpoint; none without validation.
+    """Subjects whose masks choose the checkpoint; none without validation.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: There is no validation subject with a mask.
     """
     if not config.validation:
         return []

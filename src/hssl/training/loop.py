@@ -234,7 +234,7 @@ def check(values: dict[str, float], step: int) -> None:
             )
     if values.get(SPREAD, 1.0) < 0.01:
         raise TrainingError(
-            f"the projections of all images have become one (spread {values[SPREAD]:.4f}) at step {step}",
+            f"the projections of all images have collapsed to one point (spread {values[SPREAD]:.4f}) at step {step}",
             hint=f"{RESTART}, or raise the batch size or the temperature",
         )
 
@@ -302,7 +302,7 @@ def fit(stage: Stage, trainer: pl.Trainer) -> float:
         RunError: Another process trains this run.
         HsslError: The data cannot be read.
         KeyboardInterrupt: The user has stopped it.
-        SystemExit: Somebody else has, by SIGTERM.
+        SystemExit: SIGTERM has stopped it.
     """
     config = stage.config
     stage.began = time.monotonic()
@@ -347,7 +347,7 @@ def oom_as_error() -> Iterator[None]:
     """Says in one line that a step has not found the memory it needs.
 
     Raises:
-        TrainingError: It has not.
+        TrainingError: The step does not fit into memory.
     """
     try:
         yield

@@ -129,7 +129,7 @@ def pretrain(
     Args:
         store: The aggregated data.
         output: Run folder.
-        config: Options; those given by name go over them.
+        config: Options; those given by name override them.
         tasks: Tasks to learn from; all of the store by default.
         init: A run folder to start from, ``hf://OWNER/NAME`` or ``"scratch"``.
         objective: Name of the pretext objective, or ``module:Class``.

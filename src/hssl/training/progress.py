@@ -23,7 +23,7 @@ class ProgressPicture:
     """Draws ``progress.png`` now and then. That it cannot be written never ends a training.
 
     Args:
-        run: Whose curves.
+        run: The run.
     """
 
     def __init__(self, run: Run) -> None:
@@ -31,7 +31,7 @@ class ProgressPicture:
         self.drawn = time.monotonic()
 
     def update(self, *, last: bool) -> None:
-        """Draws it anew if the last time is long ago, and at the end."""
+        """Draws it again if the last time is long ago, and at the end."""
         if not last and time.monotonic() - self.drawn < PAUSE:
             return
         self.drawn = time.monotonic()

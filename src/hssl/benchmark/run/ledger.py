@@ -19,7 +19,7 @@ LEDGER, PRETRAINING = "ledger.jsonl", "pretraining.jsonl"
 
 
 def row_key(row: Row) -> tuple[str, str, str, int, str]:
-    """Whose result a line is, as :attr:`hssl.benchmark.experiment.Cell.key` has it."""
+    """The cell that a line belongs to, as :attr:`hssl.benchmark.experiment.Cell.key` has it."""
     return (row["arm"], row["task"], row["label_budget"], row["seed"], row["config_hash"])
 
 

@@ -20,7 +20,7 @@ class _Record(BaseModel):
 
 
 class Order(StageConfig):
-    """What a worker is asked to do.
+    """What a worker has to do.
 
     Attributes:
         store: The aggregated data.
@@ -42,7 +42,7 @@ class Score(_Record):
 
     Attributes:
         case: Its id.
-        subject: Whose it is.
+        subject: Its subject.
         label: Value in the mask.
         name: What the label shows.
         dice: In [0, 1]; None where neither the truth nor the mask shows the label, as for the other two.
@@ -76,7 +76,7 @@ class Groups(_Record):
     def _is_a_tree_of_these_tasks(self) -> Self:
         if self.tree is not None:
             if len(self.tree) != len(self.groups) - 1 or not is_valid_linkage(np.array(self.tree, np.float64)):
-                raise ValueError("'tree' is no tree of the tasks of 'groups'")
+                raise ValueError("'tree' is not a tree of the tasks of 'groups'")
             if len(set(self.groups.values())) >= len(self.groups):
                 raise ValueError("there are as many groups as tasks")
         return self
@@ -144,7 +144,7 @@ class PretrainOutcome(Outcome):
         tasks: What it learned from.
         steps: Of training.
         losses: The last weighted losses, by name.
-        groups: Groups of tasks, where the objective asks for them.
+        groups: Groups of tasks, where the objective uses them.
     """
 
     objective: str
@@ -208,5 +208,5 @@ class Recorded(BaseModel):
         for cell in self.cells:
             for name, known in (("arm", experiment.arms), ("label_budget", budgets), ("seed", experiment.seeds)):
                 if getattr(cell, name) not in known:
-                    raise ValueError(f"a cell has {name} '{getattr(cell, name)}', which the experiment has not")
+                    raise ValueError(f"a cell has {name} '{getattr(cell, name)}', which the experiment does not have")
         return self

@@ -65,7 +65,7 @@ def run_benchmark(
 
     Raises:
         ConfigError: The experiment is not valid.
-        StoreError: There is no store, or it lacks what the experiment asks for, or its sources have moved.
+        StoreError: There is no store, or it lacks what the experiment needs, or its sources have moved.
         RunError: Another benchmark is running in `output`, or a file in it is damaged.
         TrainingError: Some runs have failed; all others are in the ledger.
     """

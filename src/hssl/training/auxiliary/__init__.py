@@ -15,7 +15,7 @@ def auxiliary_class(name: str) -> type[Auxiliary]:
     """The auxiliary of that name, or at that place (``module:Class``).
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: There is no such auxiliary.
     """
     return AUXILIARIES.subclass(name, Auxiliary)
 

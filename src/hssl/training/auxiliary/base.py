@@ -51,7 +51,7 @@ class LabelledView(NamedTuple):
 
     Attributes:
         image: What the network sees, float32 ``[B, 1, P, P]``.
-        label: Class of each pixel, int64 ``[B, P, P]``; :data:`hssl.metrics.IGNORE` where nobody has labelled it.
+        label: Class of each pixel, int64 ``[B, P, P]``; :data:`hssl.metrics.IGNORE` where it is not labelled.
     """
 
     image: Tensor

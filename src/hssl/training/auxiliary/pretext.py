@@ -53,7 +53,7 @@ class Pretext(Auxiliary):
     """A pretext objective with new heads: those of pre-training were thrown away.
 
     Raises:
-        ConfigError: There is no such objective, or it has nothing to ask of a single task.
+        ConfigError: There is no such objective, or it cannot learn from a single task.
     """
 
     Options = PretextOptions
