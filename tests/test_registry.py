@@ -184,9 +184,9 @@ class Entropy(Auxiliary):
         super().__init__(options, setting)
         self.register_buffer("steps", torch.zeros(1))
 
-    def forward(self, network, average, labelled, windows, step, generator):
-        side = labelled.image.shape[-1]
-        scores = network(windows.window[..., :side, :side].float()).float().softmax(1)
+    def forward(self, network, batch):
+        side = batch.labelled.image.shape[-1]
+        scores = network(batch.windows.window[..., :side, :side].float()).float().softmax(1)
         return {"entropy": -(scores * scores.clamp(min=1e-6).log()).sum(1).mean()}
 
     def after_step(self, network):

@@ -16,7 +16,7 @@ from hssl.config import NetworkConfig
 from hssl.distributed import gather
 from hssl.metrics import IGNORE, dice_ce_loss
 from hssl.networks import build_network
-from hssl.objectives import Domains, PretrainBatch, build_objective
+from hssl.objectives import Domains, Origin, PretrainBatch, build_objective
 from hssl.objectives.codebook import Codebooks
 from hssl.objectives.ntxent import nt_xent
 from hssl.views import View
@@ -57,7 +57,7 @@ def objective(name: str, loss_name: str, head: str, mine: slice, world: int, **o
     index, position = torch.tensor([3, 3, 3, 4, 5, 6])[mine], torch.linspace(0, 1, COUNT)[mine]
     frame = torch.full((len(index), 2, 2), 0.5)
     slices = torch.full((len(index),), 9)
-    loss = asked(network, PretrainBatch(view(), view(), *where, index, slices, position, frame))[loss_name]
+    loss = asked(network, PretrainBatch(view(), view(), Origin(*where, index, slices, position, frame)))[loss_name]
     loss.backward()
     weight = network.encoder.stages[0][0].conv.weight  # type: ignore[index,union-attr]
     found = {"loss": loss, "encoder": weight.grad, "head": asked.get_parameter(f"{head}.inner.weight").grad}

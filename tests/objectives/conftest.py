@@ -7,7 +7,7 @@ import torch
 
 from hssl.config import NetworkConfig, ViewConfig
 from hssl.networks import UNet, build_network
-from hssl.objectives import Domains, PretrainBatch
+from hssl.objectives import Domains, Origin, PretrainBatch
 from hssl.views import make_view
 
 MakeBatch = Callable[..., PretrainBatch]
@@ -33,7 +33,8 @@ def make_batch() -> MakeBatch:
         position = torch.rand(count, generator=generator)
         whole = torch.tensor([[0.5, 0.5], [0.5, 0.5]]).expand(count, 2, 2)  # the window is the slice
         slices = torch.full((count,), 9)
-        return PretrainBatch(first, second, number % tasks, number, number, number, slices, position, whole)
+        origin = Origin(number % tasks, number, number, number, slices, position, whole)
+        return PretrainBatch(first, second, origin)
 
     return make
 

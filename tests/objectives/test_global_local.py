@@ -116,7 +116,8 @@ class Given(torch.nn.Module):
 
 
 def test_volumes_are_cut_along_their_slices(network: UNet, make_batch: Callable[..., PretrainBatch]) -> None:
-    batch = replace(make_batch(6, tasks=1), position=torch.tensor([0.0, 0.24, 0.26, 0.5, 0.99, 1.0]))
+    batch = make_batch(6, tasks=1)
+    batch = replace(batch, origin=batch.origin._replace(position=torch.tensor([0.0, 0.24, 0.26, 0.5, 0.99, 1.0])))
     objective = build_objective("global_local", network, Domains(("A",), (0,)), {"local_stage": 0})
     torch.manual_seed(0)
     projected = torch.randn(12, 5)
@@ -129,12 +130,13 @@ def test_volumes_are_cut_along_their_slices(network: UNet, make_batch: Callable[
 def test_pictures_attract_those_of_their_own_subject(network: UNet, make_batch: Callable[..., PretrainBatch]) -> None:
     batch = make_batch(4, tasks=1)
     one = torch.ones(4, dtype=torch.int64)
-    batch = replace(batch, slices=one, position=torch.zeros(4), subject=torch.tensor([0, 0, 1, 2]))
+    origin = batch.origin._replace(slices=one, position=torch.zeros(4), subject=torch.tensor([0, 0, 1, 2]))
+    batch = replace(batch, origin=origin)
     objective = build_objective("global_local", network, Domains(("A",), (0,)), {"local_stage": 0})
     torch.manual_seed(0)
     projected = torch.randn(8, 5)
     objective.global_head = Given(projected)
     found = objective(network, batch)["global"]
-    expected = global_contrast(F.normalize(projected, dim=1), one.repeat(2), batch.subject.repeat(2), 0.1)
+    expected = global_contrast(F.normalize(projected, dim=1), one.repeat(2), batch.origin.subject.repeat(2), 0.1)
     torch.testing.assert_close(found, expected)
     assert found.item() > 0

@@ -39,6 +39,11 @@ def alone(level: str, network: UNet, domains: Domains, **options: Any) -> Hierar
     return cast("Hierarchical", build_objective("hierarchical", network, domains, options))
 
 
+def from_elsewhere(batch: PretrainBatch, **origin: Tensor) -> PretrainBatch:
+    """The batch, its images said to come from elsewhere."""
+    return replace(batch, origin=batch.origin._replace(**origin))
+
+
 def value(objective: Hierarchical, stub: Stub, batch: PretrainBatch) -> Tensor:
     return cast("Tensor", objective(cast("UNet", stub), batch)[next(n for n, w in objective.weights.items() if w)])
 
@@ -61,7 +66,7 @@ def test_image_level_is_one_contrast_per_task(
     expected = 0.0
     for task in range(3):
         first, second = features[:6][task::3], features[6:][task::3]
-        apart = batch.position[task] - batch.position[task + 3]
+        apart = batch.origin.position[task] - batch.origin.position[task + 3]
         affinity = position_affinity * torch.exp(-0.5 * (apart / 0.3) ** 2).expand(2, 2)
         expected += nt_xent(first, second, 0.1, affinity=affinity).item() / 3
     options = {"position_affinity": position_affinity, "position_width": 0.3}
@@ -71,19 +76,19 @@ def test_image_level_is_one_contrast_per_task(
 def test_pictures_have_no_mates_at_the_same_place(network: UNet, make_batch: MakeBatch) -> None:
     batch = make_batch(4, tasks=1)
     one = torch.ones(4, dtype=torch.int64)
-    batch = replace(batch, slices=one, slice=one * 0, position=torch.zeros(4))
+    batch = from_elsewhere(batch, slices=one, slice=one * 0, position=torch.zeros(4))
     features = random_features(8)
     first, second = features.reshape(2, 4, 5)
     loss = image_value(network, ONE_TASK, batch, features)
     torch.testing.assert_close(loss, nt_xent(first, second, 0.1))
-    volumes = image_value(network, ONE_TASK, replace(batch, slices=one * 9), features)
+    volumes = image_value(network, ONE_TASK, from_elsewhere(batch, slices=one * 9), features)
     assert abs(volumes.item() - loss.item()) > 1e-3
 
 
 def test_neighbours_in_a_case_are_no_negatives(network: UNet, make_batch: MakeBatch) -> None:
     batch = make_batch(4, tasks=1)
     same = torch.zeros(4, dtype=torch.int64)
-    batch = replace(batch, subject=same, case=same, slice=torch.tensor([0, 3, 7, 20]))
+    batch = from_elsewhere(batch, subject=same, case=same, slice=torch.tensor([0, 3, 7, 20]))
     features = random_features(8).requires_grad_()
     rows = features.reshape(2, 4, 5)
     ignore = torch.tensor([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], dtype=torch.bool)
@@ -105,10 +110,10 @@ def coordinates(batch: PretrainBatch, tasks: int) -> Tensor:
     views = []
     for view in (batch.first, batch.second):
         inside = 0.5 + 0.5 * view.grid.permute(0, 3, 1, 2)
-        place = batch.position.view(-1, 1, 1, 1).expand(-1, 1, *inside.shape[2:])
+        place = batch.origin.position.view(-1, 1, 1, 1).expand(-1, 1, *inside.shape[2:])
         own = torch.cat((inside, place), 1)
         every = torch.full((len(own), tasks, *own.shape[1:]), 9.0)
-        every[torch.arange(len(own)), batch.task] = own
+        every[torch.arange(len(own)), batch.origin.task] = own
         views.append(every.flatten(1, 2))
     return torch.cat(views)
 
@@ -220,7 +225,7 @@ def test_beyond_the_edge_of_the_slice_no_cluster_is_asked_for(network: UNet, mak
     batch = make_batch(4, tasks=1)
     beyond = torch.tensor([[2.0, 0.0], [0.5, 0.5]]).expand(4, 2, 2)
     objective = alone("cluster", network, ONE_TASK, clusters=5)
-    assert value(objective, cast("Any", network), replace(batch, frame=beyond)).item() == 0
+    assert value(objective, cast("Any", network), from_elsewhere(batch, frame=beyond)).item() == 0
     objective.after_step(network)
     assert not objective.codebooks.counts.any()
 
@@ -353,7 +358,7 @@ def test_points_beyond_the_slice_are_no_positives_and_no_negatives(network: UNet
     objective = alone("local", network, ONE_TASK)
     objective.local_head = cast("Any", nn.Identity())
     features = torch.randn(4, 8, 32, 32)
-    assert value(objective, Stub(decoded=features), replace(batch, frame=nowhere)).item() == 0
+    assert value(objective, Stub(decoded=features), from_elsewhere(batch, frame=nowhere)).item() == 0
     assert value(objective, Stub(decoded=features), batch).item() > 0
 
 
@@ -363,7 +368,9 @@ def test_what_a_turned_view_takes_from_beyond_the_window_is_no_cluster(network: 
     large = torch.tensor([[0.5, 0.1], [0.5, 0.1]]).expand(2, 2, 2)  # the slice is ten times the window
     beyond = replace(batch.first, grid=batch.first.grid + 3, clean=torch.zeros_like(batch.first.clean))
     objective = alone("cluster", network, ONE_TASK, clusters=5)
-    found = value(objective, cast("Any", network), replace(batch, first=beyond, second=beyond, frame=large))
+    found = value(
+        objective, cast("Any", network), from_elsewhere(replace(batch, first=beyond, second=beyond), frame=large)
+    )
     assert found.item() == 0
     objective.after_step(network)
     assert not objective.codebooks.counts.any()

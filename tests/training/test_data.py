@@ -11,8 +11,13 @@ from hssl.training.data import FLAT, FinetuneData, cut, drawn_slices
 from hssl.training.pretrain import pretrain_windows
 
 
+def flat(batch):
+    """All tensors of a batch."""
+    return [*batch[:-1], *batch[-1]] if isinstance(batch[-1], tuple) else [*batch]
+
+
 def same(first, second):
-    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    return all(torch.equal(a, b) for a, b in zip(flat(first), flat(second), strict=True))
 
 
 def test_a_batch_is_a_function_of_seed_and_step(make_store, pretrain_config):
@@ -36,9 +41,11 @@ def test_types_and_shapes(make_store, pretrain_config):
     batch = pretrain_windows(make_store({"A": 5, "B": 5}), ["A", "B"], pretrain_config(batch_size=6))[0]
     assert batch.window.shape == (6, 1, 24, 24)
     assert batch.window.dtype == torch.float16
-    assert {part.dtype for part in (batch.task, batch.subject, batch.case, batch.slice)} == {torch.int64}
-    assert batch.position.dtype == torch.float32
-    torch.testing.assert_close(batch.position, batch.slice / 4)
+    assert {
+        part.dtype for part in (batch.origin.task, batch.origin.subject, batch.origin.case, batch.origin.slice)
+    } == {torch.int64}
+    assert batch.origin.position.dtype == torch.float32
+    torch.testing.assert_close(batch.origin.position, batch.origin.slice / 4)
 
 
 def test_ranks_share_out_the_global_batch(make_store, pretrain_config):
@@ -47,7 +54,7 @@ def test_ranks_share_out_the_global_batch(make_store, pretrain_config):
     whole = pretrain_windows(store, ["A", "B"], config)
     ranks = [pretrain_windows(store, ["A", "B"], config, rank=rank, world_size=2) for rank in range(2)]
     for step in range(3):
-        for everything, *parts in zip(whole[step], *(rank[step] for rank in ranks), strict=True):
+        for everything, *parts in zip(flat(whole[step]), *(flat(rank[step]) for rank in ranks), strict=True):
             assert torch.equal(everything[0::2], parts[0])
             assert torch.equal(everything[1::2], parts[1])
 
@@ -55,7 +62,7 @@ def test_ranks_share_out_the_global_batch(make_store, pretrain_config):
 def test_only_training_subjects_are_seen(make_store, pretrain_config):
     store = make_store({"A": 6, "B": 4})
     data = pretrain_windows(store, ["A", "B"], pretrain_config(batch_size=8))
-    seen = {data.cases[case].subject for step in range(6) for case in data[step].case.tolist()}
+    seen = {data.cases[case].subject for step in range(6) for case in data[step].origin.case.tolist()}
     assert seen == {*store.split("A").train, *store.split("B").train}
 
 
@@ -69,11 +76,14 @@ def test_rows_name_the_image_that_they_show(make_store, pretrain_config):
     store = make_store({"A": 5, "B": 5}, shape=(5, 24, 24))
     data = pretrain_windows(store, ["B", "A"], pretrain_config(batch_size=8))
     batch = data[0]
-    for window, task, case, index in zip(batch.window, batch.task, batch.case, batch.slice, strict=True):
+    origin = batch.origin
+    for window, task, case, index in zip(batch.window, origin.task, origin.case, origin.slice, strict=True):
         record = data.cases[case]
         assert record.task == ["B", "A"][task]
         np.testing.assert_array_equal(window[0].numpy(), store.image(record)[index])
-    assert len(set(zip(batch.subject.tolist(), batch.task.tolist(), strict=True))) == len(set(batch.subject.tolist()))
+    assert len(set(zip(origin.subject.tolist(), origin.task.tolist(), strict=True))) == len(
+        set(origin.subject.tolist())
+    )
 
 
 def test_the_frame_tells_where_a_window_lies(make_store, pretrain_config):
@@ -84,7 +94,9 @@ def test_the_frame_tells_where_a_window_lies(make_store, pretrain_config):
     batch = pretrain_windows(store, ["Blobs"], pretrain_config())[0]
     size = batch.window.shape[-1]
     across = (torch.arange(size) + 0.5) / size * 2 - 1
-    for window, index, ((left, width), (top, height)) in zip(batch.window, batch.slice, batch.frame, strict=True):
+    for window, index, ((left, width), (top, height)) in zip(
+        batch.window, batch.origin.slice, batch.origin.frame, strict=True
+    ):
         expected = (top + height * across)[:, None] if index == 0 else (left + width * across)[None]
         shown = window[0].float()
         inside = shown > 0  # beyond the edge of the slice a window is 0
@@ -104,7 +116,7 @@ def test_tempering_decides_how_often_a_task_comes(make_store, pretrain_config):
     store = make_store({"A": 5, "B": 5}, shapes={"A": (27, 8, 8), "B": (3, 8, 8)})
     config = pretrain_config(task_sampling_exponent=1.0, domains_per_batch=1, batch_size=1)
     data = pretrain_windows(store, ["A", "B"], config)
-    share = np.mean([data[step].task.item() == 0 for step in range(400)])
+    share = np.mean([data[step].origin.task.item() == 0 for step in range(400)])
     assert abs(share - 0.9) < 0.05
 
 
@@ -113,26 +125,26 @@ def test_domains_per_batch(make_store, pretrain_config, domains):
     store = make_store({"A": 5, "B": 5, "C": 5})
     data = pretrain_windows(store, ["A", "B", "C"], pretrain_config(batch_size=6, domains_per_batch=domains))
     for step in range(4):
-        tasks = data[step].task.tolist()
+        tasks = data[step].origin.task.tolist()
         assert [tasks.count(task) for task in set(tasks)] == [6 // domains] * domains
 
 
 def test_more_domains_than_tasks_is_all_tasks(make_store, pretrain_config):
     data = pretrain_windows(make_store({"A": 5}), ["A"], pretrain_config(domains_per_batch=3))
-    assert data[0].task.tolist() == [0] * 4
+    assert data[0].origin.task.tolist() == [0] * 4
 
 
 def test_no_more_domains_than_images(make_store, pretrain_config):
     store = make_store({"A": 5, "B": 5})
     data = pretrain_windows(store, ["A", "B"], pretrain_config(batch_size=1, domains_per_batch=2))
-    assert data[0].task.shape == (1,)
+    assert data[0].origin.task.shape == (1,)
 
 
 def test_every_subject_before_any_comes_twice(make_store, pretrain_config):
     store = make_store({"A": 6})  # four to train on
     data = pretrain_windows(store, ["A"], pretrain_config(batch_size=6))
     for step in range(5):
-        subjects = data[step].subject.tolist()
+        subjects = data[step].origin.subject.tolist()
         assert sorted(subjects[:4]) == [0, 1, 2, 3]
         assert len(set(subjects[4:])) == 2
 
@@ -149,7 +161,7 @@ def test_flat_slices_are_avoided(make_store, pretrain_config):
     image[1:3] = rng.random((2, 28, 32))
     store = make_store({"A": 3}, images={"a0": image})
     data = pretrain_windows(store, ["A"], pretrain_config(batch_size=1))
-    flat = sum(float(image[data[step].slice.item()].std(dtype=np.float32)) <= FLAT for step in range(100))
+    flat = sum(float(image[data[step].origin.slice.item()].std(dtype=np.float32)) <= FLAT for step in range(100))
     assert flat < 15  # half of the slices are flat; five tries leave one in 32
     assert FLAT > 0
 
@@ -195,7 +207,7 @@ def test_a_window_shows_the_whole_of_a_small_image(make_store, pretrain_config):
     tops = set()
     for step in range(8):
         batch = data[step]
-        for window, case, index in zip(batch.window, batch.case, batch.slice, strict=True):
+        for window, case, index in zip(batch.window, batch.origin.case, batch.origin.slice, strict=True):
             rows = np.flatnonzero(window[0].numpy().any(1))
             image = store.image(data.cases[case])[index]
             tops.add(rows[0])

@@ -44,7 +44,7 @@ from pydantic import (
 from hssl.config import SCRATCH, FinetuneConfig, NetworkConfig, PretrainConfig, StageConfig, merge, split_slices
 from hssl.errors import ConfigError, StoreError
 from hssl.networks import SegmentationNetwork, UNet, build_network
-from hssl.objectives import Domains, Objective, build_objective, objective_options
+from hssl.objectives import Domains, Objective, build_objective, checked_options
 from hssl.store import CaseRecord, Store
 from hssl.training.auxiliary import AuxiliaryOptions, Setting, build_auxiliaries, resolve_auxiliaries
 from hssl.training.checks import check_batch_size, check_groups, check_patch
@@ -364,7 +364,11 @@ def _pretraining(options: dict[str, Any], data: dict[str, str], needs: str | Non
     check_batch_size(config.batch_size, config, "batch size")
     check_groups(config.tasks or (), config.groups)
     _check_stage(config, config.network)
-    content = [config.fingerprint_fields(), objective_options(config.objective, config.options), data]
+    content = [
+        config.fingerprint_fields(),
+        checked_options(config.objective, config.options).model_dump(mode="json"),
+        data,
+    ]
     domains = Domains(config.tasks or (), groups_at_start(config, config.tasks or ()))
     objective = _objective(config.objective, json.dumps(config.options), config.network, domains)
     objective.check_domains(config.domains_per_batch)

@@ -162,12 +162,12 @@ class StageConfig(BaseModel):
         return cls.checked(merge(values, given, ("auxiliary",)))
 
     @classmethod
-    def checked(cls, values: dict[str, Any], *, path: Path | str | None = None) -> Self:
-        """Validates `values`; a mistake becomes a one-line :class:`ConfigError`."""
+    def checked(cls, values: dict[str, Any], *, path: Path | str | None = None, owner: str = "") -> Self:
+        """Validates `values`; a mistake becomes a one-line :class:`ConfigError`, which begins with `owner`."""
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise ConfigError(_told(error, cls), path=path) from error
+            raise ConfigError(f"{owner}: " * bool(owner) + _told(error, cls), path=path) from error
 
 
 def read_mapping(

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from hssl.config import StageConfig
-from hssl.errors import ConfigError
 from hssl.networks import UNet
 from hssl.objectives.base import (
     SPREAD,
     WATCH,
     Domains,
     Objective,
+    Origin,
     PretrainBatch,
     WindowBatch,
     compute_losses,
@@ -44,16 +44,7 @@ def checked_options(name: str, options: dict[str, Any]) -> StageConfig:
     Raises:
         ConfigError: There is no such objective, or an option is not one of its own.
     """
-    kind = objective_class(name)
-    try:
-        return kind.Options.checked(options)
-    except ConfigError as error:
-        raise ConfigError(f"objective '{name}': {error.what}", hint=error.hint) from error
-
-
-def objective_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
-    """The same as JSON has them."""
-    return checked_options(name, options).model_dump(mode="json")
+    return objective_class(name).Options.checked(options, owner=f"objective '{name}'")
 
 
 __all__ = [
@@ -61,12 +52,12 @@ __all__ = [
     "WATCH",
     "Domains",
     "Objective",
+    "Origin",
     "PretrainBatch",
     "WindowBatch",
     "build_objective",
     "checked_options",
     "compute_losses",
     "objective_class",
-    "objective_options",
     "total",
 ]

@@ -32,26 +32,10 @@ class Domains:
     groups: tuple[int, ...]
 
 
-class WindowBatch(NamedTuple):
-    """Windows ``[B, 1, S, S]`` float16 without masks; numbers as in :class:`PretrainBatch`."""
-
-    window: Tensor
-    task: Tensor
-    subject: Tensor
-    case: Tensor
-    slice: Tensor
-    slices: Tensor
-    position: Tensor
-    frame: Tensor
-
-
-@dataclass(frozen=True)
-class PretrainBatch:
-    """Two views of each image, and where each image comes from.
+class Origin(NamedTuple):
+    """Where each image of a batch comes from.
 
     Attributes:
-        first: One view of the batch.
-        second: The other.
         task: Task number, int64 ``[B]``.
         subject: Subject number, unique over all tasks, int64 ``[B]``.
         case: Case number, unique over all tasks, int64 ``[B]``.
@@ -62,8 +46,6 @@ class PretrainBatch:
             [-1, 1] of the window lies at offset + scale * w, 0 and 1 being the edges of the slice.
     """
 
-    first: View
-    second: View
     task: Tensor
     subject: Tensor
     case: Tensor
@@ -71,6 +53,22 @@ class PretrainBatch:
     slices: Tensor
     position: Tensor
     frame: Tensor
+
+
+class WindowBatch(NamedTuple):
+    """Windows ``[B, 1, S, S]`` float16 without masks, and where they come from."""
+
+    window: Tensor
+    origin: Origin
+
+
+@dataclass(frozen=True)
+class PretrainBatch:
+    """Two views of each image, and where each image comes from."""
+
+    first: View
+    second: View
+    origin: Origin
 
 
 class Objective(nn.Module):
@@ -134,9 +132,8 @@ def compute_losses(
         view: Ranges of the augmentation.
         generator: Random state on the device of the windows.
     """
-    window, *where = batch
-    first, second = (make_view(window, patch, view, generator) for _ in range(2))
-    losses: dict[str, Tensor] = objective(network, PretrainBatch(first, second, *where))
+    first, second = (make_view(batch.window, patch, view, generator) for _ in range(2))
+    losses: dict[str, Tensor] = objective(network, PretrainBatch(first, second, batch.origin))
     return losses
 
 

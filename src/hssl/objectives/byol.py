@@ -60,7 +60,7 @@ class BYOL(Objective):
         with torch.no_grad():
             target = self.target_projector(grid_pool(self.target_encoder(images)[-1], GRID))
             target = F.normalize(target.float(), dim=1)
-        other_view = target.roll(len(batch.task), 0)
+        other_view = target.roll(len(batch.origin.task), 0)
         return {"image": 2 - 2 * (predicted * other_view).sum(1).mean(), SPREAD: spread(projected)}
 
     @torch.no_grad()

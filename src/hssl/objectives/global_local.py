@@ -76,17 +76,17 @@ class GlobalLocal(Objective):
         projected = F.normalize(self.global_head(features[-1]).float(), dim=1)
         decoded = network.decode([stage.detach() for stage in features])
         regions = self.local_head(decoded[-1 - self.options.local_stage]).float()
-        partition = (batch.position * self.options.partitions).long().clamp(max=self.options.partitions - 1)
-        partition = torch.where(batch.slices > 1, partition, self.options.partitions + batch.subject)
+        partition = (batch.origin.position * self.options.partitions).long().clamp(max=self.options.partitions - 1)
+        partition = torch.where(batch.origin.slices > 1, partition, self.options.partitions + batch.origin.subject)
         temperature = self.options.temperature
         # In bf16 a coordinate would be off by a quarter of a pixel.
         with torch.autocast(projected.device.type, enabled=False):
-            points, real = draw_points(batch.first, batch.frame, self.options.regions)
+            points, real = draw_points(batch.first, batch.origin.frame, self.options.regions)
             there = map_points(points, batch.first.theta, batch.second.theta)
             seen = real & (there.abs() < 1).all(-1)
             first, second = regions.chunk(2)
             return {
-                "global": global_contrast(projected, batch.task.repeat(2), partition.repeat(2), temperature),
+                "global": global_contrast(projected, batch.origin.task.repeat(2), partition.repeat(2), temperature),
                 "local": local_contrast(first, second, points, there, seen, temperature),
                 SPREAD: spread(projected),
             }

@@ -167,17 +167,17 @@ class Hierarchical(Objective):
 
     def forward(self, network: UNet, batch: PretrainBatch) -> dict[str, Tensor]:
         """Weighted losses of the levels that are on, and ``watch/spread`` and ``watch/cluster``."""
-        count = len(batch.task)
+        count = len(batch.origin.task)
         features = network.encode(torch.cat((batch.first.image, batch.second.image)))
         losses: dict[str, Tensor] = {}
         if self.weights["group"]:
             # Group -1 is "not found yet": such rows count 0.
-            group = self.group_of_task[batch.task].repeat(2)
+            group = self.group_of_task[batch.origin.task].repeat(2)
             logits = self.group_head(features[self.options.group_stage]).float()
             losses["group"] = F.cross_entropy(logits, group, ignore_index=-1, reduction="sum") / len(group)
         if self.weights["task"]:
             logits = self.task_head(features[self.options.task_stage]).float()
-            losses["task"] = F.cross_entropy(logits, batch.task.repeat(2))
+            losses["task"] = F.cross_entropy(logits, batch.origin.task.repeat(2))
         if self.weights["image"]:
             first, second = self.image_head(features[-1]).float().split(count)
             losses["image"] = self._image_loss(first, second, batch)
@@ -195,7 +195,7 @@ class Hierarchical(Objective):
                 with torch.autocast(first.device.type, enabled=False):
                     losses["local"] = self._local_loss(first, second, batch)
             if self.weights["cluster"]:
-                with torch.autocast(batch.task.device.type, enabled=False):
+                with torch.autocast(batch.origin.task.device.type, enabled=False):
                     losses["cluster"], losses["watch/cluster"] = self._cluster_loss(decoded, batch)
             if self.weights["restoration"]:
                 first, second = self.restoration_head(decoded[-1]).float().split(count)
@@ -206,11 +206,11 @@ class Hierarchical(Objective):
 
     def _image_loss(self, first: Tensor, second: Tensor, batch: PretrainBatch) -> Tensor:
         # Images of other tasks are too easy: as negatives they would teach nothing.
-        other_task = batch.task[:, None] != gather(batch.task)[None]
-        ignore = other_task | near_neighbours(batch.case, batch.slice, self.options.neighbours)
-        other_subject = batch.subject[:, None] != gather(batch.subject)[None]
-        apart = batch.position[:, None] - gather(batch.position)[None]
-        several = (batch.slices > 1)[:, None] & (gather(batch.slices) > 1)[None]
+        other_task = batch.origin.task[:, None] != gather(batch.origin.task)[None]
+        ignore = other_task | near_neighbours(batch.origin.case, batch.origin.slice, self.options.neighbours)
+        other_subject = batch.origin.subject[:, None] != gather(batch.origin.subject)[None]
+        apart = batch.origin.position[:, None] - gather(batch.origin.position)[None]
+        several = (batch.origin.slices > 1)[:, None] & (gather(batch.origin.slices) > 1)[None]
         same_position = torch.exp(-0.5 * (apart / self.options.position_width) ** 2) * other_subject * several
         affinity = self.options.position_affinity * same_position
         return nt_xent(first, second, self.options.temperature, ignore=ignore, affinity=affinity)
@@ -218,7 +218,7 @@ class Hierarchical(Objective):
     def _position_loss(self, found: Tensor, view: View, batch: PretrainBatch) -> Tensor:
         count, _, rows, columns = found.shape
         # Scans of one task are acquired in the same way, those of two are not: each task has its own coordinates.
-        found = found.view(count, -1, 3, rows, columns)[torch.arange(count, device=found.device), batch.task]
+        found = found.view(count, -1, 3, rows, columns)[torch.arange(count, device=found.device), batch.origin.task]
         positions = _positions(view, batch)
         target = F.adaptive_avg_pool2d(positions, (rows, columns))
         error = F.smooth_l1_loss(found, target, beta=0.05, reduction="none").mean(1)
@@ -229,7 +229,7 @@ class Hierarchical(Objective):
 
     def _local_loss(self, first: Tensor, second: Tensor, batch: PretrainBatch) -> Tensor:
         count, points = len(first), self.options.local_points
-        here, real = draw_points(batch.first, batch.frame, points)
+        here, real = draw_points(batch.first, batch.origin.frame, points)
         there = map_points(here, batch.first.theta, batch.second.theta)
         seen = real & (there.abs() < 1).all(-1)
         left = F.normalize(at_points(first, here), dim=-1)
@@ -247,7 +247,7 @@ class Hierarchical(Objective):
         return ((forth + back) / 2 * weight).sum() / weight.sum().clamp(min=1)
 
     def _cluster_loss(self, decoded: list[Tensor], batch: PretrainBatch) -> tuple[Tensor, Tensor]:
-        views, task = (batch.first, batch.second), batch.task.repeat(2)
+        views, task = (batch.first, batch.second), batch.origin.task.repeat(2)
         positions = torch.cat([_positions(view, batch) for view in views])
         real = torch.cat([_inside(each, view) for each, view in zip(positions.chunk(2), views, strict=True)])
         clean = torch.cat([view.clean for view in views])
@@ -275,8 +275,8 @@ class Hierarchical(Objective):
 def _positions(view: View, batch: PretrainBatch) -> Tensor:
     """Relative column, row and slice of each pixel of a view in its scan, ``[B, 3, P, P]``; 0 and 1 are the edges."""
     grid = view.grid.permute(0, 3, 1, 2)
-    inside = batch.frame[:, :, 0, None, None] + batch.frame[:, :, 1, None, None] * grid
-    return torch.cat((inside, batch.position.view(-1, 1, 1, 1).expand(-1, 1, *grid.shape[2:])), 1)
+    inside = batch.origin.frame[:, :, 0, None, None] + batch.origin.frame[:, :, 1, None, None] * grid
+    return torch.cat((inside, batch.origin.position.view(-1, 1, 1, 1).expand(-1, 1, *grid.shape[2:])), 1)
 
 
 def _inside(positions: Tensor, view: View) -> Tensor:

@@ -33,14 +33,22 @@ def cost_in_words(stage: Stage, *, besides: float = 0.0) -> str:
         TrainingError: A step does not fit into memory.
     """
     config = stage.config
-    with oom_as_error(), alone():  # the first rank measures, and the others do not
-        seconds, memory = _measure(stage)
+    seconds, memory = measure_step(stage)
     time_needed = duration(seconds * config.steps + besides)
     return f"about {time_needed} and {memory / 2**30:.1f} GiB{' a device' * (config.devices * config.nodes > 1)}"
 
 
+def measure_step(stage: Stage) -> tuple[float, float]:
+    """Seconds and bytes of a step on one device: reading, losses, gradient and update.
+
+    Raises:
+        TrainingError: A step does not fit into memory.
+    """
+    with oom_as_error(), alone():  # the first rank measures, and the others do not
+        return _measure(stage)
+
+
 def _measure(stage: Stage) -> tuple[float, float]:
-    """Seconds and bytes of a step on one device: reading, losses, gradient and update."""
     config, device = stage.config, expected_device(stage.config)
     cuda = device.type == "cuda"
     if cuda:

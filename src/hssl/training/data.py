@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from hssl.config import FinetuneConfig
 from hssl.errors import StoreError
-from hssl.objectives import WindowBatch
+from hssl.objectives import Origin, WindowBatch
 from hssl.store import CaseRecord, Store, TaskInfo
 
 Scalar = TypeVar("Scalar", bound=np.generic)
@@ -117,8 +117,7 @@ class WindowData(Dataset[WindowBatch]):
                 numbers = (task, self.subject_of_case[case], case, index, self.cases[case].shape[0])
                 rows.append((cut(image, corner, size), *numbers, place, frame))
         windows, tasks, subjects, cases, indices, slices, positions, frames = zip(*rows, strict=True)
-        return WindowBatch(
-            window=torch.from_numpy(np.stack(windows)[:, None]),
+        origin = Origin(
             task=torch.tensor(tasks),
             subject=torch.tensor(subjects),
             case=torch.tensor(cases),
@@ -127,6 +126,7 @@ class WindowData(Dataset[WindowBatch]):
             position=torch.tensor(positions, dtype=torch.float32),
             frame=torch.tensor(frames, dtype=torch.float32),
         )
+        return WindowBatch(torch.from_numpy(np.stack(windows)[:, None]), origin)
 
     def _draw_cases(self, rng: Generator) -> list[tuple[int, int]]:
         count = min(self.domains_per_batch, len(self.by_subject), self.batch_size)

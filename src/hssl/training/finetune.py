@@ -27,11 +27,12 @@ from hssl.runs.run import ComponentRule, Run, RunInfo, provenance
 from hssl.store import Store
 from hssl.training.auxiliary import (
     Auxiliary,
+    AuxiliaryBatch,
     AuxiliaryOptions,
     LabelledView,
     Setting,
-    auxiliary_options,
     build_auxiliaries,
+    checked_options,
     resolve_auxiliaries,
 )
 from hssl.training.checks import check_batch_size, check_patch
@@ -105,7 +106,8 @@ class Finetuning(Stage):
         losses = {"dice_ce": dice_ce_loss(self.network(labelled.image).float(), labelled.label)}
         for name, auxiliary in self.auxiliary.items():
             windows, weight = batch.unlabelled[name], self.auxiliary_options[name].weight
-            for each, loss in auxiliary(self.network, self.kept, labelled, windows, step, generator).items():
+            given = AuxiliaryBatch(labelled, windows, self.kept, step, generator)
+            for each, loss in auxiliary(self.network, given).items():
                 if each.startswith(WATCH):
                     losses[f"{WATCH}{name}/{each.removeprefix(WATCH)}"] = loss
                 else:
@@ -182,13 +184,16 @@ class Finetuning(Stage):
         if not self.config.validation:
             return 0.0
         cases = self.store.cases(self.config.task, part="val", labelled=True)
+        times = math.ceil(self.config.steps / self.config.validate_every)
+        return self.slice_seconds() * sum(case.shape[0] for case in cases) * times
+
+    def slice_seconds(self) -> float:
+        """What the prediction of a slice takes, from a few slices of one case."""
         network = copy.deepcopy(self.kept).to(expected_device(self.config)).eval()
-        some = self.store.image(cases[0])[:SLICES_TIMED]
+        some = self.store.image(self.store.cases(self.config.task)[0])[:SLICES_TIMED]
         began = time.monotonic()
         predict_volume(network, some, **self.tiling)
-        each = (time.monotonic() - began) / len(some)
-        times = math.ceil(self.config.steps / self.config.validate_every)
-        return each * sum(case.shape[0] for case in cases) * times
+        return (time.monotonic() - began) / len(some)
 
     def validate(self) -> float:
         """Mean Dice over validation cases and labels, in the store's grid; 0 where there is nothing to score."""
@@ -269,7 +274,7 @@ def finetune(
     named |= {"validation": validation, "steps": steps, "patch_size": patch_size, "batch_size": batch_size}
     config = FinetuneConfig.over(config, **options, **named, seed=seed, auxiliary=auxiliary)
     # Spelled out, for the record and for the comparison with a run to continue.
-    spelled = {name: auxiliary_options(name, given) for name, given in config.auxiliaries.items()}
+    spelled = {name: checked_options(name, given).model_dump(mode="json") for name, given in config.auxiliaries.items()}
     config = config.model_copy(update={"auxiliary": dict.fromkeys(config.auxiliary, False) | spelled})
     return _finetune(store if isinstance(store, Store) else Store.open(store), Path(output), config)
 

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from hssl.config import NetworkConfig, PretrainConfig
 from hssl.grouping import GROUPS, Grouping, find_groups, given_groups
 from hssl.networks import UNet, build_network
-from hssl.objectives import Domains, WindowBatch, build_objective, compute_losses, objective_options
+from hssl.objectives import Domains, WindowBatch, build_objective, checked_options, compute_losses
 from hssl.runs.run import Run, RunInfo, provenance
 from hssl.store import Store
 from hssl.training.checks import check_batch_size, check_groups, check_patch
@@ -158,7 +158,9 @@ def pretrain(
     named |= {"groups": groups, "steps": steps, "patch_size": patch_size, "batch_size": batch_size, "seed": seed}
     config = PretrainConfig.over(config, **options, **named)
     # Spelled out, for the record and for the comparison with a run to continue.
-    config = config.model_copy(update={"options": objective_options(config.objective, config.options)})
+    config = config.model_copy(
+        update={"options": checked_options(config.objective, config.options).model_dump(mode="json")}
+    )
     return _pretrain(store if isinstance(store, Store) else Store.open(store), Path(output), config)
 
 

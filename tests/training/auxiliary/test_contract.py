@@ -15,7 +15,14 @@ from hssl.errors import ConfigError
 from hssl.networks import SegmentationNetwork, build_network
 from hssl.registry import AUXILIARIES
 from hssl.store import Store
-from hssl.training.auxiliary import Auxiliary, LabelledView, Setting, build_auxiliaries, resolve_auxiliaries
+from hssl.training.auxiliary import (
+    Auxiliary,
+    AuxiliaryBatch,
+    LabelledView,
+    Setting,
+    build_auxiliaries,
+    resolve_auxiliaries,
+)
 from hssl.training.data import FinetuneData, WindowData
 from hssl.views import follow, make_view
 
@@ -49,9 +56,8 @@ class Bench:
     def losses(self, auxiliary: Auxiliary | None = None, step: int = LATE) -> dict[str, Tensor]:
         torch.manual_seed(2)
         generator = torch.Generator().manual_seed(3)
-        found: dict[str, Tensor] = (auxiliary or self.auxiliary)(
-            self.network, self.average, self.labelled, self.windows, step, generator
-        )
+        batch = AuxiliaryBatch(self.labelled, self.windows, self.average, step, generator)
+        found: dict[str, Tensor] = (auxiliary or self.auxiliary)(self.network, batch)
         return found
 
 

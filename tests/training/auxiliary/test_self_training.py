@@ -140,6 +140,7 @@ def test_the_guard_says_what_it_sees(make: Make, monkeypatch: Any) -> None:
     auxiliary.covered[1] = 100 * auxiliary.expected[1]
     for _ in range(200):
         auxiliary.after_step(build_network)  # type: ignore[arg-type]
+        auxiliary._tell()
     assert len(told) == 1
     assert "'square' covers 1e+02 times" in told[0][1]
 

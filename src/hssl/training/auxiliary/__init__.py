@@ -7,7 +7,7 @@ from typing import Any
 from hssl.config import FinetuneConfig, PretrainConfig
 from hssl.errors import ConfigError
 from hssl.registry import AUXILIARIES
-from hssl.training.auxiliary.base import Auxiliary, AuxiliaryOptions, LabelledView, Setting
+from hssl.training.auxiliary.base import Auxiliary, AuxiliaryBatch, AuxiliaryOptions, LabelledView, Setting
 from hssl.training.checks import check_batch_size
 
 
@@ -64,25 +64,16 @@ def checked_options(name: str, given: dict[str, Any]) -> AuxiliaryOptions:
     Raises:
         ConfigError: There is no such auxiliary, or an option is not one of its own.
     """
-    kind = auxiliary_class(name)
-    try:
-        return kind.Options.checked(given)
-    except ConfigError as error:
-        raise ConfigError(f"auxiliary '{name}': {error.what}", hint=error.hint) from error
-
-
-def auxiliary_options(name: str, given: dict[str, Any]) -> dict[str, Any]:
-    """The same as JSON has them."""
-    return checked_options(name, given).model_dump(mode="json")
+    return auxiliary_class(name).Options.checked(given, owner=f"auxiliary '{name}'")
 
 
 __all__ = [
     "Auxiliary",
+    "AuxiliaryBatch",
     "AuxiliaryOptions",
     "LabelledView",
     "Setting",
     "auxiliary_class",
-    "auxiliary_options",
     "build_auxiliaries",
     "checked_options",
     "resolve_auxiliaries",

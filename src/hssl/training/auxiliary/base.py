@@ -58,6 +58,24 @@ class LabelledView(NamedTuple):
     label: Tensor
 
 
+class AuxiliaryBatch(NamedTuple):
+    """What an auxiliary is given in a step.
+
+    Attributes:
+        labelled: The patches with masks of this step, as the network has seen them.
+        windows: Windows of training subjects without masks, on the network's device.
+        average: The moving average of the network's weights, without gradient; the network itself where there is none.
+        step: Steps taken before.
+        generator: Random state on the network's device; it depends on the seed and the step alone.
+    """
+
+    labelled: LabelledView
+    windows: WindowBatch
+    average: SegmentationNetwork
+    step: int
+    generator: Generator
+
+
 class Auxiliary(nn.Module):
     """Losses on images without masks, beside those on masks.
 
@@ -83,24 +101,12 @@ class Auxiliary(nn.Module):
         """
         return options
 
-    def forward(
-        self,
-        network: SegmentationNetwork,
-        average: SegmentationNetwork,
-        labelled: LabelledView,
-        windows: WindowBatch,
-        step: int,
-        generator: Generator,
-    ) -> dict[str, Tensor]:
+    def forward(self, network: SegmentationNetwork, batch: AuxiliaryBatch) -> dict[str, Tensor]:
         """Computes the losses of a step, weighted among each other.
 
         Args:
             network: The network in training.
-            average: The moving average of its weights, without gradient; `network` itself where there is none.
-            labelled: The patches with masks of this step, as the network has seen them.
-            windows: Windows of training subjects without masks, on the network's device.
-            step: Steps taken before.
-            generator: Random state on the network's device; it depends on the seed and the step alone.
+            batch: Patches with masks, windows without, the average of the weights, step and random state.
 
         Returns:
             Finite scalar losses by name. Names that start with :data:`hssl.objectives.WATCH` are logged and not added.

@@ -9,13 +9,13 @@ from __future__ import annotations
 from typing import Any, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
-from torch import Generator, Tensor
+from torch import Tensor
 
 from hssl.config import PretrainConfig, ViewConfig
 from hssl.errors import ConfigError
 from hssl.networks import SegmentationNetwork
-from hssl.objectives import WATCH, Domains, WindowBatch, build_objective, compute_losses, objective_options
-from hssl.training.auxiliary.base import Auxiliary, AuxiliaryOptions, LabelledView, Setting
+from hssl.objectives import WATCH, Domains, build_objective, checked_options, compute_losses
+from hssl.training.auxiliary.base import Auxiliary, AuxiliaryBatch, AuxiliaryOptions, Setting
 
 
 class PretextOptions(AuxiliaryOptions):
@@ -41,9 +41,10 @@ class PretextOptions(AuxiliaryOptions):
             return None
         same = before is not None and self.objective in (None, before.objective)
         start = before if before is not None and same else PretrainConfig.checked({"objective": self.objective})
+        options = start.options if self.options is None else self.options
         given = {
             "objective": start.objective,
-            "options": objective_options(start.objective, start.options if self.options is None else self.options),
+            "options": checked_options(start.objective, options).model_dump(mode="json"),
             "view": start.view if self.view is None else self.view,
         }
         return self.model_copy(update=given)
@@ -76,17 +77,11 @@ class Pretext(Auxiliary):
         """The options with those of the pre-training `before`; None without an objective."""
         return options.after(before)
 
-    def forward(
-        self,
-        network: SegmentationNetwork,
-        average: SegmentationNetwork,
-        labelled: LabelledView,
-        windows: WindowBatch,
-        step: int,
-        generator: Generator,
-    ) -> dict[str, Tensor]:
+    def forward(self, network: SegmentationNetwork, batch: AuxiliaryBatch) -> dict[str, Tensor]:
         """The objective's losses on two views of each window."""
-        losses = compute_losses(self.objective, network.unet, windows, self.patch_size, self.view, generator)
+        losses = compute_losses(
+            self.objective, network.unet, batch.windows, self.patch_size, self.view, batch.generator
+        )
         return {name: loss for name, loss in losses.items() if not name.startswith(WATCH)}
 
     def after_step(self, network: SegmentationNetwork) -> None:

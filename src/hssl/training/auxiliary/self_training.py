@@ -26,13 +26,15 @@ from hssl.distributed import gather
 from hssl.errors import ConfigError
 from hssl.metrics import IGNORE, dice_ce_loss
 from hssl.networks import SegmentationNetwork
-from hssl.objectives import WATCH, WindowBatch
-from hssl.training.auxiliary.base import Auxiliary, AuxiliaryOptions, LabelledView, Setting
+from hssl.objectives import WATCH
+from hssl.training.auxiliary.base import Auxiliary, AuxiliaryBatch, AuxiliaryOptions, LabelledView, Setting
 from hssl.training.data import cut, draw_corner, drawn_slices
 from hssl.views import make_view
 
 MEMORY = 0.99
 """Decay per step of what the teacher is known to reach, and of what the classes cover."""
+TELL_EVERY = 50
+"""Steps between looks at the guard; each waits for the device."""
 logger = logging.getLogger(__name__)
 
 
@@ -95,22 +97,16 @@ class SelfTraining(Auxiliary):
         self.register_buffer("held", torch.ones(()))
         self.told = False
 
-    def forward(
-        self,
-        network: SegmentationNetwork,
-        average: SegmentationNetwork,
-        labelled: LabelledView,
-        windows: WindowBatch,
-        step: int,
-        generator: Generator,
-    ) -> dict[str, Tensor]:
+    def forward(self, network: SegmentationNetwork, batch: AuxiliaryBatch) -> dict[str, Tensor]:
         """Dice and cross-entropy against the believed pixels of the teacher's labels; nothing before the start."""
-        rise = self._rise(step)
+        rise = self._rise(batch.step)
         if rise == 0:
             return {}
-        view = make_view(windows.window, self.patch_size, self.view, generator)
-        label, believed = self._teach(average, view.clean)
-        image, label, believed = self._mix(view.image, label, believed, labelled, generator)
+        if batch.step % TELL_EVERY == 0:
+            self._tell()
+        view = make_view(batch.windows.window, self.patch_size, self.view, batch.generator)
+        label, believed = self._teach(batch.average, view.clean)
+        image, label, believed = self._mix(view.image, label, believed, batch.labelled, batch.generator)
         loss = dice_ce_loss(network(image).float(), label, believed)
         return {
             "dice_ce": rise * self.held * loss,
@@ -122,18 +118,8 @@ class SelfTraining(Auxiliary):
         """Lowers or raises what the guard leaves of the weight."""
         if not self.options.guard:
             return
-        known = self.expected > 0
-        ratio = (self.covered + 1e-7) / (self.expected + 1e-7)
-        off = ((ratio > self.options.guard) | (ratio < 1 / self.options.guard)) & known
-        off[0] = False  # the background is what the others leave
+        _, off = self._compare()
         self.held.copy_(torch.where(off.any(), self.held * 0.98, self.held + 0.02).clamp(0, 1))
-        if not self.told and bool(self.held < 0.5):
-            self.told = True
-            names = ", ".join(
-                f"'{self.class_names[number]}' covers {float(ratio[number]):.2g} times"
-                for number in torch.nonzero(off).flatten().tolist()
-            )
-            logger.warning("self-training is held back: %s what it covers in the labelled masks", names)
 
     def describe(self) -> str:
         """What it starts with."""
@@ -144,6 +130,25 @@ class SelfTraining(Auxiliary):
     def _rise(self, step: int) -> float:
         start, ramp = self.options.start * self.steps, self.options.ramp * self.steps
         return 0.0 if step < start else min(1.0, (step - start + 1) / max(ramp, 1))
+
+    def _compare(self) -> tuple[Tensor, Tensor]:
+        """How many times what it covers in the labelled masks each class covers, and whether that is too far off."""
+        ratio = (self.covered + 1e-7) / (self.expected + 1e-7)
+        off = ((ratio > self.options.guard) | (ratio < 1 / self.options.guard)) & (self.expected > 0)
+        off[0] = False  # the background is what the others leave
+        return ratio, off
+
+    def _tell(self) -> None:
+        """Warns, once, where the guard holds back."""
+        if self.told or not bool(self.held < 0.5):
+            return
+        self.told = True
+        ratio, off = self._compare()
+        names = ", ".join(
+            f"'{self.class_names[number]}' covers {float(ratio[number]):.2g} times"
+            for number in torch.nonzero(off).flatten().tolist()
+        )
+        logger.warning("self-training is held back: %s what it covers in the labelled masks", names)
 
     @torch.no_grad()
     def _teach(self, teacher: SegmentationNetwork, image: Tensor) -> tuple[Tensor, Tensor]:
