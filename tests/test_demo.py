@@ -16,7 +16,7 @@ from hssl.benchmark.run.runner import LEDGER
 from hssl.prediction import predict
 from hssl.runs import Run
 
-FINETUNED = ("Task02_HeartMR", "Task05_ChestXray")
+FINETUNED = ("Task01_AbdomenCT", "Task02_HeartMR")
 
 
 @pytest.fixture(autouse=True)

@@ -37,7 +37,7 @@ ORDERS = {
     "training": ["progress", "checks", "data", "loggers", "start", "auxiliary", "loop", "cost", "pretrain", "finetune"],
     "training/auxiliary": ["base", "pretext", "self_training"],
     "benchmark": ["experiment", "run.records", "run.ledger", "statistics", "run", "report"],
-    "benchmark/run": ["records", "ledger", "worker", "executors", "runner"],
+    "benchmark/run": ["records", "ledger", "worker", "executors", "forecast", "runner"],
 }
 # What fine-tuning and the loop must not know by name: they go by the contracts.
 CHOSEN_BY_NAME = {*OBJECTIVES, *AUXILIARIES}

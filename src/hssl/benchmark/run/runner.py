@@ -23,12 +23,13 @@ import rich
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hssl.benchmark.experiment import Cell, Experiment, Grid, Job, check_sources, expand
-from hssl.benchmark.run.executors import ClusterExecutor, Executor, Handle, LocalExecutor, threads_each
+from hssl.benchmark.run.executors import ClusterExecutor, Executor, Handle, LocalExecutor
+from hssl.benchmark.run.forecast import Forecast
 from hssl.benchmark.run.ledger import LEDGER, PRETRAINING, Ledger, Row, row_key
 from hssl.benchmark.run.records import FinetuneOutcome, Order, PretrainOutcome, Recorded
 from hssl.benchmark.run.worker import AGAIN, OUTCOME
 from hssl.benchmark.statistics import same_cells
-from hssl.config import FinetuneConfig, PretrainConfig, read_mapping
+from hssl.config import FinetuneConfig, read_mapping
 from hssl.errors import TrainingError, first_line
 from hssl.files import locked, read_json, write_text
 from hssl.machine import ends_as_interrupted
@@ -74,13 +75,13 @@ def run_benchmark(
     store = Store.open(experiment.store)
     grid = expand(experiment, store)
     bench = Path(output).absolute()
-    board = _Board(experiment, grid, bench)
+    board = _Board(experiment, grid, store, bench)
     check_sources(experiment, store, board.tasks())
     if dry_run:
         return board.forecast(workers)
     executor = _executor(bench, workers, cluster)
     with locked(bench, "benchmark"), ends_as_interrupted():
-        board = _Board(experiment, grid, bench)
+        board = _Board(experiment, grid, store, bench)
         write_text(bench / EXPERIMENT, Recorded(experiment=experiment, cells=grid.cells).model_dump_json(indent=1))
         board.run(executor, workers)
     if board.failed:
@@ -105,7 +106,7 @@ def _executor(bench: Path, workers: int, cluster: Path | str | None) -> Executor
 class _Board:
     """What is done, what is running and what is left."""
 
-    def __init__(self, experiment: Experiment, grid: Grid, bench: Path) -> None:
+    def __init__(self, experiment: Experiment, grid: Grid, store: Store, bench: Path) -> None:
         self.experiment, self.grid, self.bench = experiment, grid, bench
         self.store = str(Path(experiment.store).absolute())
         self.ledger, self.pretraining = Ledger(bench / LEDGER), Ledger(bench / PRETRAINING)
@@ -118,7 +119,7 @@ class _Board:
         self.failed: dict[str, str] = {}
         self.left = self._left()
         self.total = len(self.left)
-        self.clock = _Clock(grid, done, self.pretraining.rows())
+        self.clock = Forecast(experiment, grid, store, done, self.pretraining.rows())
 
     def _left(self) -> dict[str, Job]:
         """Fine-tunings that are not in the ledger, and the pre-trainings that they still need."""
@@ -145,6 +146,7 @@ class _Board:
         """Makes all that is left; leaves no process behind."""
         running: dict[int, tuple[Job, Handle, float]] = {}
         console = rich.get_console()
+        self._announce(executor, workers)
         columns = (TextColumn("benchmark"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._adopt()
         try:
@@ -265,6 +267,14 @@ class _Board:
         count = f"[{self.total - len(self.left)}/{self.total}]"
         rich.get_console().print(f"{count} {text}", highlight=False, markup=False, soft_wrap=True)
 
+    def _announce(self, executor: Executor, workers: int) -> None:
+        """Says what the runs will take. On a cluster, and on GPUs, which the runs need, nothing is measured for it."""
+        import torch
+
+        if self.left and not executor.queues and not torch.cuda.is_available():
+            self.clock.measure(self.left.values(), workers)
+            self._tell(f"{len(self.left)} runs to make, {self._left_text(workers)}")
+
     def _left_text(self, workers: int) -> str:
         seconds = self.clock.together(self.left.values(), workers)
         return f"about {duration(seconds)} left" if self.left else "nothing left"
@@ -297,100 +307,6 @@ class _Board:
             }
             for (task, label_budget, arm), rows in found.items()
         ]
-
-
-class _Clock:
-    """Seconds per pixel that a stage trains on: from finished runs, else measured."""
-
-    def __init__(self, grid: Grid, *ledgers: list[Row]) -> None:
-        self._spent = {"pretrain": (0.0, 0.0), "finetune": (0.0, 0.0)}
-        self._measured: dict[str, float] = {}
-        seconds = {row["config_hash"]: row["seconds"] for rows in ledgers for row in rows}
-        for hash_, job in grid.jobs.items():
-            if hash_ in seconds:
-                self.add(job, seconds[hash_])
-
-    def add(self, job: Job, seconds: float) -> None:
-        """Learns from a finished run."""
-        spent, pixels = self._spent[job.stage]
-        self._spent[job.stage] = (spent + seconds, pixels + _pixels(job))
-
-    def seconds(self, jobs: Iterable[Job]) -> float:
-        """What these runs will take, one after the other."""
-        total = 0.0
-        for job in jobs:
-            spent, pixels = self._spent[job.stage]
-            rate = spent / pixels if pixels else self._measured.get(job.stage) or self._other(job.stage)
-            total += rate * _pixels(job)
-        return total
-
-    def together(self, jobs: Collection[Job], workers: int) -> float:
-        """What these runs will take, so many at a time: at least as long as those that need one another.
-
-        Args:
-            jobs: Each after the one that it needs.
-            workers: Runs at the same time.
-        """
-        ends: dict[str | None, float] = {}
-        for job in jobs:
-            ends[job.hash] = ends.get(job.needs, 0.0) + self.seconds([job])
-        return max(self.seconds(jobs) / workers, *ends.values(), 0.0)
-
-    def _other(self, stage: str) -> float:
-        spent, pixels = self._spent["finetune" if stage == "pretrain" else "pretrain"]
-        return spent / pixels if pixels else 0.0
-
-    def measure(self, jobs: Iterable[Job], workers: int) -> None:
-        """Times a training step of the bare network for stages that nothing is known of; evaluation is not in it."""
-        for job in jobs:
-            if not self._spent[job.stage][1] and job.stage not in self._measured:
-                seconds = _step_seconds(job, threads_each(workers)) * _sharing(job, workers)
-                self._measured[job.stage] = seconds * job.config.steps / _pixels(job)
-
-
-def _views(job: Job) -> int:
-    """Images that the network sees in a step: two views of a scan that is asked about, one of a labelled one."""
-    config = job.config
-    if isinstance(config, PretrainConfig):
-        return 2 * config.batch_size
-    return config.batch_size + 2 * sum(each.batch_size for each in job.auxiliaries.values())
-
-
-def _pixels(job: Job) -> float:
-    return float(job.config.steps * _views(job) * job.config.patch_size**2)
-
-
-def _sharing(job: Job, workers: int) -> float:
-    """How many workers share a GPU; on a CPU the threads tell."""
-    import torch
-
-    from hssl.training.loop import expected_device
-
-    return max(1.0, workers / torch.cuda.device_count()) if expected_device(job.config).type == "cuda" else 1.0
-
-
-def _step_seconds(job: Job, threads: int) -> float:
-    import torch
-
-    from hssl.networks import build_network
-    from hssl.training.loop import expected_device, wants_bf16
-
-    config = job.config
-    device = expected_device(config)
-    network = build_network(config.network).to(device)
-    batch = torch.rand((_views(job), 1, config.patch_size, config.patch_size), device=device)
-    seconds, before = [], torch.get_num_threads()
-    torch.set_num_threads(threads)
-    for _ in range(3):
-        began = time.monotonic()
-        with torch.autocast(device.type, torch.bfloat16, enabled=wants_bf16(config)):
-            loss = network(batch).float().mean()
-        loss.backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.monotonic() - began)
-    torch.set_num_threads(before)
-    return min(seconds)
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
