@@ -30,12 +30,13 @@ ROOMS = [
         "sources",
     ),
     *("phantoms", "store", "views", "networks", "objectives", "features", "grouping", "runs", "prediction"),
-    *("training", "evaluation", "probing", "benchmark", "export", "demo", "viewer", "cli"),
+    *("training", "evaluation", "probing", "suggestion", "benchmark", "export", "demo", "viewer", "cli"),
 ]
 # Rooms with rooms of their own, or with an order that matters: files and folders, from before to after.
 ORDERS = {
     "training": ["progress", "checks", "data", "loggers", "start", "auxiliary", "loop", "cost", "pretrain", "finetune"],
     "training/auxiliary": ["base", "pretext", "self_training"],
+    "suggestion": ["selection", "ranking", "export", "suggest"],
     "benchmark": ["experiment", "run.records", "run.ledger", "statistics", "run", "report"],
     "benchmark/run": ["records", "ledger", "worker", "executors", "forecast", "runner"],
 }

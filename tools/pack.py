@@ -160,7 +160,7 @@ def _unpacked(contents: dict[str, bytes], case: CaseRecord, parts: Path, path: P
     hashes: dict[str, str | None] = {"stored_image_sha256": array("images", image.astype(np.float16))}
     if label is not None:
         hashes["stored_label_sha256"] = array("labels", np.frombuffer(lzma.decompress(label), np.uint8))
-    return case.model_copy(update=hashes)
+    return case.model_copy(update={**hashes, "stored_label": None})
 
 
 def _chunks(case: CaseRecord) -> Iterator[slice]:

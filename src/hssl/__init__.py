@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hssl.probing import probe
     from hssl.runs import Run, load
     from hssl.store import Store, aggregate
+    from hssl.suggestion.suggest import suggest
     from hssl.training.finetune import finetune
     from hssl.training.pretrain import pretrain
     from hssl.viewer import show, view
@@ -44,6 +45,7 @@ _ROOMS = {
     "run_benchmark": "benchmark",
     "run_demo": "demo",
     "show": "viewer",
+    "suggest": "suggestion",
     "view": "viewer",
     "write_phantoms": "phantoms",
     "write_report": "benchmark",
@@ -67,6 +69,7 @@ __all__ = [
     "run_benchmark",
     "run_demo",
     "show",
+    "suggest",
     "view",
     "write_phantoms",
     "write_report",

@@ -199,12 +199,15 @@ def aggregate(
     follow_links: Annotated[
         bool | None, typer.Option("--follow-links", help="Read files that a dataset.json lists outside of its folder.")
     ] = None,
+    accept_unchanged: Annotated[
+        bool | None, typer.Option("--accept-unchanged", help="Take masks that are as they were exported, too.")
+    ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads; every core by default.")] = None,
     config: ConfigFile = None,
     options: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Put raw challenges into one store."""
+    """Put raw challenges into one store, or corrected masks of hssl suggest --export back into it."""
     from hssl import store
 
     below = _like_nnunet(like_nnunet, fold, sources, splits)
@@ -223,6 +226,7 @@ def aggregate(
         splits=read_mapping(splits, "splits", "FOLDER: {val: [...], test: [...]}") if splits else None,
         skip_bad=skip_bad,
         follow_links=follow_links,
+        accept_unchanged=accept_unchanged,
         workers=workers,
     )
     _print_store(store.aggregate(sources, output, config=checked), as_json=as_json)
@@ -520,6 +524,58 @@ def probe(
         console.print_json(result.model_dump())
     else:
         console.print_rows(result.rows(), title="Dice of read-outs of the frozen network, validation subjects")
+
+
+@app.command()
+def suggest(
+    store: StorePath,
+    task: Annotated[str, typer.Option(help="The task to draw masks for.")],
+    count: Annotated[int, typer.Option("--number", "-n", min=1, help="How many to suggest.")] = 5,
+    slices: Annotated[bool, typer.Option("--slices", help="Suggest single slices, and not subjects.")] = False,
+    run: Annotated[
+        list[str] | None,
+        typer.Option(help="A pre-trained or a fine-tuned run; several fine-tuned ones are averaged. None needs none."),
+    ] = None,
+    by: Annotated[
+        Literal["k-medoids", "k-center"],
+        typer.Option(help="The most typical of what is not drawn, or the one farthest from all that is drawn."),
+    ] = "k-medoids",
+    labels: Annotated[
+        str | None, typer.Option(help="Regard these as drawn, as hssl finetune --labels; all with a mask by default.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the label budget.")] = 0,
+    sheet: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Write a picture of what is suggested.")
+    ] = None,
+    export: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write images, and masks to be drawn or corrected.")
+    ] = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Rank the subjects or slices whose masks would help most, and write them to be drawn."""
+    from hssl import console
+    from hssl.config import parse_label_budget
+    from hssl.suggestion import suggest as run_suggest
+
+    budget = labels if labels is None or "@" in labels else parse_label_budget(labels)
+    found = run_suggest(
+        store,
+        task=task,
+        count=count,
+        slices=slices,
+        run=run,
+        by=by,
+        labels=budget,
+        seed=seed,
+        sheet=sheet,
+        export=export,
+        device=device,
+    )
+    if as_json:
+        console.print_json(found.model_dump())
+    else:
+        console.print_rows(found.rows(), title=f"What to draw next in {task}")
 
 
 @app.command()

@@ -10,12 +10,15 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from hssl.networks import UNet, grid_pool
-from hssl.store import CaseRecord
+from hssl.store import CaseRecord, Store
 
 GRID = 3
 """Cells per axis: instance normalisation fixes the mean of a channel, so pooling over the whole map says nothing."""
 SIDE = 96
 """Pixels that a slice is brought to, about."""
+THUMBNAIL = 12
+"""Side of the picture that describes a slice where there is no network."""
+_AT_ONCE = 64  # bounds the memory of slices that have been read
 
 
 def spread_slices(cases: Sequence[CaseRecord], count: int) -> list[tuple[CaseRecord, int]]:
@@ -58,6 +61,33 @@ def pooled_features(
         rows.append(grid_pool(network.encode(torch.cat(pictures).to(device))[-1].float(), GRID).double().cpu())
     features: NDArray[np.float64] = torch.cat(rows).numpy()
     return features
+
+
+def slice_features(
+    store: Store, slices: Sequence[tuple[CaseRecord, int]], network: UNet | None = None
+) -> NDArray[np.float64]:
+    """Features of slices of a store.
+
+    Args:
+        store: The store.
+        slices: Case and number of each.
+        network: Gives :func:`pooled_features`; None takes the brightness of a small picture of each slice.
+
+    Returns:
+        float64 ``[slices, features]``.
+
+    Raises:
+        StoreError: A slice cannot be read.
+    """
+    parts = []
+    for start in range(0, len(slices), _AT_ONCE):
+        images = [store.image_slice(case, number) for case, number in slices[start : start + _AT_ONCE]]
+        if network is not None:
+            parts.append(pooled_features(network, images))
+        else:
+            small = [_resized(image, (THUMBNAIL, THUMBNAIL)) for image in images]
+            parts.append(torch.cat(small).flatten(1).double().numpy())
+    return np.concatenate(parts)
 
 
 def _resized(image: NDArray[np.floating], size: Sequence[int]) -> torch.Tensor:

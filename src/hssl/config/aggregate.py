@@ -55,6 +55,7 @@ class AggregateConfig(StageConfig):
         splits: Split of your own, by name of the source's folder; those without one are split at random.
         skip_bad: Leave bad cases out and list them, instead of stopping before anything is written.
         follow_links: Read files that a ``dataset.json`` lists outside of its folder, too.
+        accept_unchanged: Of corrected masks: take those that are as they were exported, too.
         workers: Threads; None uses every core.
     """
 
@@ -70,6 +71,7 @@ class AggregateConfig(StageConfig):
     splits: dict[str, GivenSplit] | None = None
     skip_bad: bool = False
     follow_links: bool = False
+    accept_unchanged: bool = False
     workers: PositiveInt | None = None
 
     @field_validator("layout")

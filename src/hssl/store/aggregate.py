@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hssl.config import AggregateConfig
-from hssl.errors import StoreError, attempt, name_bad_file
+from hssl.errors import ConfigError, StoreError, attempt, name_bad_file
 from hssl.machine import cores
 from hssl.sources.base import Case, Geometry, Source, is_ct
 from hssl.sources.discovery import check_no_patients, find_sources
@@ -20,6 +20,7 @@ from hssl.sources.files import check_name
 from hssl.sources.leftovers import unused_files
 from hssl.store.assign import BadCase, PendingTask, folder_name, split_by_folder, split_given_for
 from hssl.store.convert import convert_case, image_files_of, in_parallel
+from hssl.store.corrections import LIST, take_back
 from hssl.store.preprocessing import Preprocessing, check_geometry, make_preprocessing
 from hssl.store.splits import Split, Splits, check_given
 from hssl.store.store import IGNORE_NAME, CaseRecord, Index, Store, TaskInfo
@@ -52,6 +53,9 @@ def aggregate(
     again on the same files with the same options changes nothing. Options that are not given are those of `config`, or
     the defaults of :class:`hssl.config.AggregateConfig`.
 
+    A folder that :func:`hssl.suggest` exported is another matter: its corrected masks go back into the store, to the
+    cases that they are called after, and the split stays as it is (:func:`hssl.store.corrections.take_back`).
+
     Args:
         sources: Folders of raw data, or one, each in any layout that :func:`hssl.sources.find_sources` knows.
         output: The store, new or to be added to.
@@ -81,6 +85,8 @@ def aggregate(
     named |= {"spacing": spacing, "splits": splits, "seed": seed, "skip_bad": skip_bad}
     config = AggregateConfig.over(config, **options, **named)
     folders = [sources] if isinstance(sources, Path | str) else sources
+    if any((Path(folder) / LIST).is_file() for folder in folders):
+        return _take_back([Path(folder) for folder in folders], Path(output), config)
     found = []
     for path in map(Path, folders):
         here = find_sources(
@@ -96,6 +102,17 @@ def aggregate(
     if len(folders) > 1:  # those of one path have been looked at
         check_no_patients(found)
     return aggregate_sources(found, output, config=config)
+
+
+def _take_back(folders: Sequence[Path], output: Path, config: AggregateConfig) -> Store:
+    """Takes corrected masks; what only new sources need is refused."""
+    if len(folders) > 1:
+        hint = "give each folder of corrected masks by a command of its own"
+        raise ConfigError(f"{len(folders)} folders, and corrected masks in them", hint=hint)
+    if others := sorted(config.model_fields_set - {"accept_unchanged", "skip_bad"}):
+        hint = "they go into the task that they were exported from; leave it out"
+        raise ConfigError(f"option '{others[0]}' does not suit corrected masks", path=folders[0], hint=hint)
+    return take_back(folders[0], output.resolve(), accept_unchanged=config.accept_unchanged, skip_bad=config.skip_bad)
 
 
 def aggregate_sources(sources: Sequence[Source], output: Path | str, *, config: AggregateConfig) -> Store:

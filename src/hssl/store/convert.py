@@ -39,7 +39,7 @@ def convert_case(case: Case, source: Source, preprocessing: Preprocessing, folde
         image = preprocessing.prepare_image(pixels, geometry, intensity=intensity)
         image_sha256 = file_hash(*image_files_of(case))
     del pixels
-    label, voxels, label_sha256 = _label(case, source, preprocessing, geometry)
+    label, voxels, label_sha256 = _label(case, source.labels, preprocessing, geometry)
     image_path, label_path = (array_path(folder, kind, source.task, case.id) for kind in ("images", "labels"))
     np.save(image_path, image, allow_pickle=False)
     if label is not None:
@@ -66,18 +66,38 @@ def convert_case(case: Case, source: Source, preprocessing: Preprocessing, folde
 
 
 def _label(
-    case: Case, source: Source, preprocessing: Preprocessing, geometry: Geometry
+    case: Case, labels: Mapping[int, str], preprocessing: Preprocessing, geometry: Geometry
 ) -> tuple[NDArray[np.uint8] | None, dict[int, int] | None, str | None]:
     """The prepared mask, the voxels of each label in its file, and the file's SHA-256; None without a mask."""
     if case.label_path is None or case.read_label is None:
         return None, None, None
     with name_bad_file(case.label_path, StoreError):
-        mask = case.read_label()
-        if mask.shape != geometry.shape:
-            raise StoreError(f"the mask has the shape {mask.shape}, its image {geometry.shape}")
-        check_same_place(case.label_path, geometry)
-        voxels = _counted(mask, source.labels)
+        mask, voxels = checked_label(case.label_path, case.read_label, labels, geometry)
         return preprocessing.prepare_label(mask, geometry), voxels, file_hash(case.label_path)
+
+
+def checked_label(
+    path: Path, read: Callable[[], NDArray[np.integer]], labels: Mapping[int, str], geometry: Geometry
+) -> tuple[NDArray[np.integer], dict[int, int]]:
+    """Reads the mask of an image.
+
+    Args:
+        path: The mask.
+        read: Reads it.
+        labels: Name of each label value of the task, the one of what nobody has drawn among them.
+        geometry: The grid of the image.
+
+    Returns:
+        The mask, ``geometry.shape``, and the voxels of each label in it.
+
+    Raises:
+        HsslError: It is damaged, of another grid, or holds a value that is no label.
+    """
+    mask = read()
+    if mask.shape != geometry.shape:
+        raise StoreError(f"the mask has the shape {mask.shape}, its image {geometry.shape}")
+    check_same_place(path, geometry)
+    return mask, _counted(mask, labels)
 
 
 def _counted(mask: NDArray[np.integer], labels: Mapping[int, str]) -> dict[int, int]:

@@ -7,6 +7,8 @@ import json
 import math
 import re
 from collections.abc import Collection, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -27,6 +29,7 @@ from hssl.errors import StoreError, first_mistake
 from hssl.metrics import IGNORE
 from hssl.sources import find_sources
 from hssl.sources.base import Case, Geometry
+from hssl.sources.files import read_label
 from hssl.store.preprocessing import Preprocessing
 from hssl.store.splits import Split, Splits, labelled_subjects
 
@@ -35,13 +38,14 @@ FORMAT: Literal[2] = 2
 IGNORE_NAME = "ignore"
 """Name of the label, as nnU-Net has it, that marks what is not annotated."""
 Part = Literal["train", "val", "test"]
+Kind = Literal["images", "labels"]
 _BLOCKS, _BLOCK = 16, 1024
 _NPY_HEADER = range(64, 1024)  # bytes
 _NOT_FINITE = np.uint16(0x7C00)  # the exponent bits of float16: all set in NaN and infinity
 # Where the data came from differs between machines; the checksum of a part says no more than that of the whole.
 _ORIGIN = {
     "tasks": {"__all__": {"origin", "follow_links", "fingerprint", "skipped", "duplicates"}},
-    "cases": {"__all__": {"image_path", "label_path", "stored_image_sample", "stored_label_sample"}},
+    "cases": {"__all__": {"image_path", "label_path", "stored_image_sample", "stored_label_sample", "stored_label"}},
 }
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -142,6 +146,8 @@ class CaseRecord(_Entry):
         stored_label_sha256: Of the bytes of the stored ``.npy`` file; None without a mask.
         stored_image_sample: Checksum of a part of the stored image (:func:`file_sample`); None checks its size alone.
         stored_label_sample: The same of the stored mask.
+        stored_label: Name of the stored mask without ``.npy``, where a corrected one has taken the place of the first;
+            None is `id`.
     """
 
     id: FileName
@@ -161,6 +167,7 @@ class CaseRecord(_Entry):
     stored_label_sha256: str | None
     stored_image_sample: str | None = None
     stored_label_sample: str | None = None
+    stored_label: FileName | None = None
 
     @property
     def geometry(self) -> Geometry:
@@ -298,7 +305,7 @@ class Store:
         if ((image.view(np.uint16) & _NOT_FINITE) == _NOT_FINITE).any():  # several times as fast as isfinite
             raise StoreError(
                 f"case '{record.id}' holds NaN or infinity in slice {index}",
-                path=array_path(self.path, "images", record.task, record.id),
+                path=self.array_file("images", record),
                 hint="aggregate again",
             )
         return image
@@ -334,7 +341,10 @@ class Store:
         case = self._source_cases[info.name].get(record.id)
         if case is None:
             raise StoreError(f"has no case '{record.id}' any more", path=info.origin, hint="put it back")
-        return case
+        if record.stored_label is None and (case.label_path is not None or record.label_path is None):
+            return case
+        corrected = Path(record.label_path or "")
+        return replace(case, label_path=corrected, read_label=partial(read_label, corrected))
 
     def siblings(self, task: str) -> list[str]:
         """`task` and the other channels of its source: tasks with the same subjects."""
@@ -378,11 +388,12 @@ class Store:
             StoreError: An array is missing or has changed; the message names the file.
         """
         for case in self.index.cases:
-            for kind, expected in (
+            arrays: tuple[tuple[Kind, str | None], ...] = (
                 ("images", case.stored_image_sha256),
                 ("labels", case.stored_label_sha256),
-            ):
-                path = array_path(self.path, kind, case.task, case.id)
+            )
+            for kind, expected in arrays:
+                path = self.array_file(kind, case)
                 if expected is not None and file_hash(path) != expected:
                     raise StoreError("has changed since it was written", path=path, hint="aggregate again")
 
@@ -405,8 +416,13 @@ class Store:
                 if case.has_label:
                     self._check_array("labels", case, voxels, case.stored_label_sample)
 
-    def _check_array(self, kind: str, case: CaseRecord, size: int, sample: str | None) -> None:
-        path = array_path(self.path, kind, case.task, case.id)
+    def array_file(self, kind: Kind, record: CaseRecord) -> Path:
+        """The file of the image or the mask of a case."""
+        name = record.stored_label if kind == "labels" and record.stored_label is not None else record.id
+        return array_path(self.path, kind, record.task, name)
+
+    def _check_array(self, kind: Kind, case: CaseRecord, size: int, sample: str | None) -> None:
+        path = self.array_file(kind, case)
         try:
             found = path.stat().st_size
         except OSError as error:
@@ -416,8 +432,8 @@ class Store:
         if sample is not None and file_sample(path) != sample:
             raise StoreError("has changed since it was written", path=path, hint="aggregate again")
 
-    def _array(self, kind: str, record: CaseRecord) -> NDArray[Any]:
-        path = array_path(self.path, kind, record.task, record.id)
+    def _array(self, kind: Kind, record: CaseRecord) -> NDArray[Any]:
+        path = self.array_file(kind, record)
         try:
             array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
@@ -426,9 +442,9 @@ class Store:
             raise StoreError(f"has the shape {array.shape}, the index says {record.shape}", path=path)
         return array
 
-    def _slice(self, kind: str, record: CaseRecord, index: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+    def _slice(self, kind: Kind, record: CaseRecord, index: int, dtype: np.dtype[Any]) -> NDArray[Any]:
         # Opening a map costs more than the read, and page by page a cold disk is slow: seek and read once.
-        path = array_path(self.path, kind, record.task, record.id)
+        path = self.array_file(kind, record)
         slices, rows, columns = record.shape
         size = rows * columns * dtype.itemsize
         if not 0 <= index < slices:

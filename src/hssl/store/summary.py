@@ -152,6 +152,36 @@ def contact_sheet(store: Store, output: Path | str, *, columns: int = 6) -> Path
     return output
 
 
+def slice_sheet(
+    store: Store, slices: Sequence[tuple[CaseRecord, int]], titles: Sequence[str], output: Path, *, columns: int = 5
+) -> Path:
+    """Draws chosen slices without their masks, a title above each, and writes a PNG in one step.
+
+    Args:
+        store: The store.
+        slices: Case and number of each, at least one.
+        titles: A line for each.
+        output: The PNG.
+        columns: Slices in a row.
+
+    Returns:
+        `output`.
+    """
+    from matplotlib.figure import Figure  # slow to import, and needed here only
+
+    rows = -(-len(slices) // columns)
+    figure = Figure(figsize=(1.9 * columns, 2.2 * rows), dpi=110, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes:
+        axis.axis("off")
+    for axis, (case, number), title in zip(axes, slices, titles, strict=False):
+        _draw(axis, store, case, number, {})
+        axis.set_title(f"{title}\n{axis.get_title()}", fontsize=6)
+    with replacing(output) as partial:
+        figure.savefig(partial, format="png")
+    return output
+
+
 def telling_slices(store: Store, task: str, count: int) -> list[tuple[CaseRecord, int]]:
     """Up to `count` slices that show what a task holds, every label of its masks at least once where they suffice.
 
@@ -201,7 +231,7 @@ def _draw(axis: Axes, store: Store, case: CaseRecord, number: int, colours: dict
     _, height, width = store.tasks[case.task].preprocessing.stored_spacing(case.geometry)
     axis.imshow(store.image_slice(case, number).astype(np.float32), "gray", vmin=0, vmax=1, aspect=height / width)
     axis.set_title(f"{case.id}\nslice {number + 1} of {case.shape[0]}", fontsize=6)
-    if case.has_label:
+    if case.has_label and colours:
         mask = store.label_slice(case, number)
         for value, colour in colours.items():
             if (mask == value).any():
