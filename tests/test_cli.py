@@ -37,6 +37,7 @@ from hssl.registry import AUXILIARIES, EXPORTS, LAYOUTS, OBJECTIVES, Registry
 from hssl.runs import Run, RunInfo
 from hssl.store import Preprocessing, Store, TaskInfo
 from hssl.store.summary import summarise
+from hssl.suggestion import Suggestions
 from hssl.training.auxiliary import auxiliary_class
 
 
@@ -435,6 +436,9 @@ SCORES = EvaluationResult(
     labels=[],
     mean=Mean(name="mean", cases=0, dice=None, hd95=None, surface_dice=None),
 )
+SUGGESTED = Suggestions(
+    task="Heart", slices=False, by="k-medoids", features="brightness", drawn=["a"], compared=2, items=[]
+)
 # Of each command: its arguments, the twin that does the work, what that gives, and the JSON of it.
 JSON: dict[str, tuple[str, str, object, object]] = {
     "phantoms": ("-o raw", "hssl.phantoms.write_phantoms", [Path("raw/Heart")], ["raw/Heart"]),
@@ -458,6 +462,12 @@ JSON: dict[str, tuple[str, str, object, object]] = {
         "hssl.probing.probe",
         ProbeResult(run="run", subjects=1, repeats=2, seed=0, scores=[]),
         {"run": "run", "subjects": 1, "repeats": 2, "seed": 0, "scores": []},
+    ),
+    "suggest": (
+        "store --task Heart",
+        "hssl.suggestion.suggest",
+        SUGGESTED,
+        SUGGESTED.model_dump(),
     ),
     "predict": ("run scans -o masks", "hssl.prediction.predict", [Path("masks/a.nii")], ["masks/a.nii"]),
     "evaluate": ("run", "hssl.evaluation.evaluate", SCORES, SCORES.model_dump()),

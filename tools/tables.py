@@ -10,12 +10,15 @@ text are checked against the ledgers by tests/benchmark/test_published.py.
 from __future__ import annotations
 
 import base64
+import json
 import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
+
+from scipy.stats import t as student_t
 
 from hssl.benchmark import Experiment
 from hssl.benchmark.report.claims import check_claims, claim_table
@@ -35,6 +38,8 @@ EXPERIMENTS = ROOT / "experiments"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "experiments.md")
 PICTURE = ROOT / "docs" / "images" / "gains.svg"
 
+FINETUNED = "fine-tuned"
+"""Unit of the lines of experiments/suggestion.jsonl that were fine-tuned."""
 SHARE = "5%"
 ARMS = ("scratch", "single", "joint")
 PAIRS = (("joint", "scratch"), ("single", "scratch"), ("joint", "single"))
@@ -264,6 +269,55 @@ def self_training() -> str:
     return body(Table("", ["task", *arms, "difference"], lines))
 
 
+def suggested() -> dict[tuple[str, str, int, str], dict[int, float]]:
+    """Dice (%) by seed of each task, unit, number and arm in experiments/suggestion.jsonl."""
+    found: dict[tuple[str, str, int, str], dict[int, float]] = {}
+    for line in (EXPERIMENTS / "suggestion.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        found.setdefault((row["task"], row["unit"], row["number"], row["arm"]), {})[row["seed"]] = 100 * row["dice"]
+    return found
+
+
+def suggestion() -> str:
+    """Mean Dice (%) over tasks of what each way to choose draws, and its difference from random."""
+    dice = {key: by_seed for key, by_seed in suggested().items() if key[1] != FINETUNED}
+    tasks, arms = (dict.fromkeys(key[place] for key in dice) for place in (0, 3))
+    columns = [("subjects", 3), ("subjects", 5), ("slices", 3), ("slices", 5)]
+
+    def cell(arm: str, unit: str, number: int) -> TableCell:
+        if (next(iter(tasks)), unit, number, arm) not in dice:
+            return TableCell("–")
+        own, other = ([dice[task, unit, number, name] for task in tasks] for name in (arm, "random"))
+        mean = f"{fmean(fmean(each.values()) for each in own):.1f}"
+        if arm == "random":
+            return TableCell(mean)
+        differences = [fmean(a[seed] - b[seed] for a, b in zip(own, other, strict=True)) for seed in own[0]]
+        middle, reach = fmean(differences), stdev(differences) / len(differences) ** 0.5
+        reach *= float(student_t.ppf(0.975, len(differences) - 1))
+        return TableCell(f"{mean} ({signed(middle, 1)}; {signed(middle - reach, 1)} to {signed(middle + reach, 1)})")
+
+    header = [f"{number} subjects" if unit == "subjects" else f"{5 * number} slices" for unit, number in columns]
+    lines = [[TableCell(arm), *(cell(arm, *column) for column in columns)] for arm in arms]
+    return body(Table("", ["drawn by", *header], lines))
+
+
+def suggestion_finetuned() -> str:
+    """Dice (%) of fine-tuned networks for each repetition, and the mean difference from random."""
+    dice = {key: by_seed for key, by_seed in suggested().items() if key[1] == FINETUNED}
+    tasks = dict.fromkeys(key[0] for key in dice)
+    lines = []
+    for task in tasks:
+        random = dice[task, FINETUNED, 3, "random"]
+        for (name, _, number, arm), own in dice.items():
+            if name == task:
+                pairs = [own[seed] - random[seed] for seed in own if seed in random]
+                more = signed(fmean(pairs), 1) if pairs and arm not in ("random", "first") else ""
+                figures = ", ".join(f"{own[seed]:.1f}" for seed in sorted(own))
+                title = "the first subject alone" if arm == "first" else arm
+                lines.append([*map(TableCell, (task, title, str(number), figures, more))])
+    return body(Table("", ["task", "drawn by", "subjects", "Dice", "− random"], lines))
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "gains": gains,
     "seeds": seeds,
@@ -276,6 +330,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "ablation": ablation,
     "adapted": partial(differences, "five-tasks", [("adapted", "joint")]),
     "self-training": self_training,
+    "suggestion": suggestion,
+    "suggestion-fine-tuned": suggestion_finetuned,
 }
 """What fills each place."""
 

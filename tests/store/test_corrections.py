@@ -142,7 +142,7 @@ def test_a_mask_that_lies_elsewhere_or_is_of_another_kind(store: Store, folder: 
     moved = AFFINE.copy()
     moved[0, 3] = 4
     save(folder, "u", drawn(), moved)
-    with pytest.raises(StoreError, match="puts it 4.0 voxels away"):
+    with pytest.raises(StoreError, match=r"puts it 4.0 voxels away"):
         aggregate(folder, store.path)
     (folder / "masks" / "u.nii.gz").write_bytes(b"damaged")
     with pytest.raises(StoreError, match="cannot be read"):

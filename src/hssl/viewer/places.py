@@ -13,7 +13,7 @@ from hssl.errors import ConfigError, HsslError
 from hssl.runs import Run
 from hssl.runs.run import INFO, WEIGHTS
 from hssl.store import CaseRecord, Store
-from hssl.store.store import INDEX, SPLITS, array_path
+from hssl.store.store import INDEX, SPLITS
 
 Kind = Literal["store", "run", "benchmark"]
 EXPERIMENT = "experiment.json"
@@ -136,7 +136,7 @@ class Places:
         Raises:
             OutsideError: It does not.
         """
-        self.guard(array_path(store.path, kind, case.task, case.id))
+        self.guard(store.array_file(kind, case))
         return case
 
     def store_of(self, run: Run) -> Place | None:
