@@ -2,6 +2,7 @@
 
     python experiments/suggestion.py STORE PRETRAINED      # adds what is missing to experiments/suggestion.jsonl
     python experiments/suggestion.py STORE finetune RUNS   # the same for fine-tuned networks; RUNS keeps them
+    python experiments/suggestion.py STORE finetune RUNS 3,4          # some repetitions
     make tables
 
 A repetition begins with one labelled training subject that its seed draws, the same for all arms; an arm then adds
@@ -21,7 +22,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -159,10 +160,10 @@ def score(
     return np.array(dice).mean(axis=0)
 
 
-def finetuned(store: Store, folder: Path) -> None:
+def finetuned(store: Store, folder: Path, seeds: Iterable[int]) -> None:
     """Fine-tunes on what each arm draws; the ledger gets a line for each that it does not have."""
     done = {(row["task"], row["seed"], row["arm"]) for row in ledger() if row["unit"] == FINETUNED}
-    for task, seed in product(FINETUNED_TASKS, SEEDS):
+    for task, seed in product(FINETUNED_TASKS, seeds):
         order = store.labelled(task, "100%", seed)
 
         def train(names: Sequence[str], arm: str, task: str = task, seed: int = seed) -> Run:
@@ -206,7 +207,7 @@ def main() -> None:
     """Runs the tasks that the ledger does not have yet."""
     store = Store.open(sys.argv[1])
     if sys.argv[2] == "finetune":
-        finetuned(store, Path(sys.argv[3]))
+        finetuned(store, Path(sys.argv[3]), map(int, sys.argv[4].split(",")) if len(sys.argv) > 4 else SEEDS)
         return
     network, done = load_unet(sys.argv[2])[0], {row["task"] for row in ledger() if row["unit"] != FINETUNED}
     tasks = sys.argv[3].split(",") if len(sys.argv) > 3 else list(store.tasks)
