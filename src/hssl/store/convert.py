@@ -84,7 +84,7 @@ def checked_label(
     Args:
         path: The mask.
         read: Reads it.
-        labels: Name of each label value of the task, the one of what nobody has drawn among them.
+        labels: Name of each label value of the task, the one of what is not annotated among them.
         geometry: The grid of the image.
 
     Returns:

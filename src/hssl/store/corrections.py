@@ -97,7 +97,7 @@ class _Taken(NamedTuple):
 
 
 def ignore_value(task: TaskInfo) -> int:
-    """The value that marks what nobody has drawn: the task's, or the highest that is no label.
+    """The value that marks what is not annotated: the task's, or the highest that is no label.
 
     Raises:
         StoreError: The task has a label for every value.

@@ -44,7 +44,7 @@ def export_cases(store: Store, found: Suggestions, folder: Path, predictor: Pred
 
     Images are those of the raw files, on their own grids; where these are gone, those of the store, brought back to
     these grids. Masks begin with the predictions of a fine-tuned run, or empty. Where slices are suggested, all others
-    have the value of what nobody has drawn, but for those that have been drawn before.
+    have the value of what is not annotated, but for those that have been drawn before.
 
     Args:
         store: The store.
@@ -235,7 +235,7 @@ def _in_words(listed: ExportList, found: Suggestions, store: Store) -> str:
         f"# What to draw: {listed.task}",
         "",
         f"Draw in `{MASKS}/`, over the images of the same name in `{IMAGES}/`; keep names, grid and format.",
-        f"The masks begin with {begun}. Values: 0 background, {labels}; {listed.ignore} is what nobody has drawn.",
+        f"The masks begin with {begun}. Values: 0 background, {labels}; {listed.ignore} is what is not annotated.",
         f"Label names and colours: `{ITK_SNAP}` for ITK-SNAP, `{SLICER}` for 3D Slicer. Then:",
         "",
         f"    hssl aggregate THIS_FOLDER -o {store.path}",
