@@ -92,8 +92,17 @@ def test_a_few_drawn_slices_are_enough(
         begun = np.asarray(nib.load(folder / "masks" / f"{each['case']}.nii.gz").dataobj)
         # What is to be drawn is whole slices of the file, along the axis that the list names.
         to_draw = np.moveaxis(begun != 255, each["axis"], 0)
-        assert np.flatnonzero(to_draw.all(axis=(1, 2))).tolist() == each["slices"]
-        assert np.flatnonzero(to_draw.any(axis=(1, 2))).tolist() == each["slices"]
+        assert np.flatnonzero(to_draw.all(axis=(1, 2))).tolist() == sorted(each["slices"])
+        assert np.flatnonzero(to_draw.any(axis=(1, 2))).tolist() == sorted(each["slices"])
+        for rank, number in zip(each["ranks"], each["slices"], strict=True):
+            assert f"| {rank} | {each['case']} | " in (folder / "README.md").read_text()
+            # The slice of this rank in the store is this one of the file.
+            item = found["items"][rank - 1]
+            record = next(case for case in store.cases(TASK) if case.id == each["case"])
+            marked = np.zeros(record.source_shape, np.uint8)
+            np.moveaxis(marked, each["axis"], 0)[number] = 1
+            stored = store.tasks[TASK].preprocessing.prepare_label(marked, record.geometry)
+            assert np.flatnonzero(stored.any(axis=(1, 2))).tolist() == [item["slice"]]
         drawn = np.where(begun == 255, 255, few_masks.truth[each["case"]])
         few_masks.draw(folder, each["case"], drawn.astype(np.uint8))
 

@@ -109,7 +109,7 @@ def test_features_of_a_run_and_uncertainty_of_a_fine_tuned_one(
         ({"task": "Z"}, StoreError, "has no task 'Z'"),
         ({"count": 0}, ConfigError, "nothing is to be suggested"),
         ({"run": "nowhere"}, RunError, "nowhere"),
-        ({"labels": 99}, StoreError, "99 labelled subjects asked for"),
+        ({"labels": 99}, StoreError, "99 labelled subjects requested"),
     ],
 )
 def test_what_cannot_be_suggested(make_store: MakeStore, given: Any, error: type[Exception], message: str) -> None:

@@ -48,7 +48,7 @@ class ExportedCase(_Entry):
         case: The case.
         subject: Whom it shows.
         ranks: Its places in the order in which to draw, 1 first; a case of several suggested slices has several.
-        slices: Numbers of the slices to draw, from 0, along `axis` of the file; None for all.
+        slices: For each rank the number of the slice to draw, from 0, along `axis` of the file; None for all slices.
         axis: The axis of the file, from 0.
         stands_for: For each rank how many training subjects, or slices, are nearest to it.
         uncertainty: For each rank the mean entropy; None without a fine-tuned run.

@@ -133,7 +133,8 @@ def _begin(
     if record.has_label and record.subject in found.drawn and info.ignore is not None:
         before = _drawn_before(store, record)
     chosen = np.isin(lie, numbers)
-    return _Begun(np.where(chosen, mask, before), np.flatnonzero(chosen.ravel()).tolist(), axis)
+    places = np.argsort(lie.ravel())
+    return _Begun(np.where(chosen, mask, before), [int(places[number]) for number in numbers], axis)
 
 
 def _drawn_before(store: Store, record: CaseRecord) -> NDArray[np.uint8]:
@@ -245,13 +246,14 @@ def _in_words(listed: ExportList, found: Suggestions, store: Store) -> str:
     ]
     if found.slices:
         lines += ["Slices are counted from 0 along the named axis of the file (i, j, k).", ""]
-    lines += [f"| case | subject | rank | {'slices | ' if found.slices else ''}stands for | uncertainty |"]
-    lines += ["|---|---|---|---|---|" + ("---|" if found.slices else "")]
-    for case in listed.cases:
-        cells = [case.case, case.subject, ", ".join(map(str, case.ranks))]
+    head = ["rank", "case", "subject", *(["slice"] if found.slices else []), "stands for", "uncertainty"]
+    lines += [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    rows = [(rank, case, place) for case in listed.cases for place, rank in enumerate(case.ranks)]
+    for rank, case, place in sorted(rows, key=lambda row: (row[0], row[1].case)):
+        cells = [str(rank), case.case, case.subject]
         if case.slices is not None:
-            cells.append(f"{_AXES[case.axis]} = {', '.join(map(str, case.slices))}")
-        cells.append(", ".join(f"{count} of {found.compared}" for count in case.stands_for))
-        cells.append(", ".join(f"{value:.2f}" for value in case.uncertainty or ()) or "–")
+            cells.append(f"{_AXES[case.axis]} = {case.slices[place]}")
+        cells.append(f"{case.stands_for[place]} of {found.compared}")
+        cells.append("–" if case.uncertainty is None else f"{case.uncertainty[place]:.2f}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

@@ -26,6 +26,7 @@ PLACES = 8
 """Slices that describe a case, evenly spread."""
 MOST_SLICES = 1500
 """Slices of a task that are compared with each other; of more, so many are taken, evenly spread."""
+_TIMED = 64  # slices after which the cost is known
 _LONG = 60.0  # seconds from which on the cost is told
 Labels = str | int | Sequence[str]
 logger = logging.getLogger(__name__)
@@ -207,7 +208,12 @@ def _features(store: Store, units: Sequence[_Unit], network: UNet | None) -> NDA
         for case in unit.cases
         for number in (_places(case) if unit.slice is None else [unit.slice])
     ]
-    rows = iter(slice_features(store, slices, network))
+    began = time.monotonic()
+    first = slice_features(store, slices[:_TIMED], network)
+    if (total := (time.monotonic() - began) * len(slices) / len(first)) > _LONG:
+        logger.info("%d slices are compared: about %s", len(slices), duration(total))
+    rest = slices[_TIMED:]
+    rows = iter(np.concatenate((first, slice_features(store, rest, network))) if rest else first)
     found = []
     for unit in units:
         own = [np.concatenate([next(rows) for _ in range(1 if unit.slice is not None else PLACES)]) for _ in unit.cases]
