@@ -74,6 +74,7 @@ class ProbeResult(_Entry):
         subjects: Labelled subjects of each sample.
         repeats: Requested samples; a task with fewer training subjects has fewer.
         seed: Of the samples.
+        drawn: Subjects of each sample, for each task.
         scores: For each task its labels, then their mean.
     """
 
@@ -81,6 +82,7 @@ class ProbeResult(_Entry):
     subjects: int
     repeats: int
     seed: int
+    drawn: dict[str, list[tuple[str, ...]]]
     scores: list[ProbeScore]
 
     def rows(self) -> list[dict[str, str | int | float | None]]:
@@ -107,17 +109,19 @@ def probe(
     subjects: int = 1,
     repeats: int = 10,
     seed: int = 0,
+    network: NetworkConfig | None = None,
     device: str | None = None,
 ) -> ProbeResult:
     """Scores what a frozen network knows of each task.
 
     Args:
-        run: A complete run folder, ``hf://OWNER/NAME``, or ``scratch`` for a network of the default shape as it starts.
+        run: A complete run folder, ``hf://OWNER/NAME``, or ``scratch`` for a network as it starts.
         store: The data.
         tasks: Tasks to probe; None is all that have masks to learn from and to score.
         subjects: Labelled training subjects that each read-out learns from.
         repeats: Samples of these subjects; the same for every run with the same seed.
         seed: Of the samples and of the pixels that are drawn.
+        network: Shape of the network from scratch; None is the default.
         device: As torch names it; None is a GPU where there is one.
 
     Returns:
@@ -132,8 +136,8 @@ def probe(
         raise ConfigError("a probe needs at least 1 labelled subject and 1 repeat")
     store = store if isinstance(store, Store) else Store.open(store)
     torch.manual_seed(seed)
-    network = build_network(NetworkConfig()) if str(run) == SCRATCH else load_unet(run)[0]
-    network = to_device(network.eval(), device)
+    unet = build_network(network or NetworkConfig()) if str(run) == SCRATCH else load_unet(run)[0]
+    unet = to_device(unet.eval(), device)
     chosen = tasks if tasks is not None else [task for task in store.tasks if _has_masks(store, task, subjects)]
     for task in chosen:
         if not _has_masks(store, task, subjects):
@@ -142,12 +146,13 @@ def probe(
                 path=store.path,
                 hint="it needs as many labelled training subjects and a labelled validation subject",
             )
+    drawn = {task: _samples(store, task, subjects, repeats, seed) for task in chosen}
     scores = [
         score
         for task in track(chosen, "probe")
-        for score in _probe_task(network, store, store.tasks[task], subjects, repeats, seed)
+        for score in _probe_task(unet, store, store.tasks[task], drawn[task], seed)
     ]
-    return ProbeResult(run=str(run), subjects=subjects, repeats=repeats, seed=seed, scores=scores)
+    return ProbeResult(run=str(run), subjects=subjects, repeats=repeats, seed=seed, drawn=drawn, scores=scores)
 
 
 def _has_masks(store: Store, task: str, subjects: int) -> bool:
@@ -156,9 +161,8 @@ def _has_masks(store: Store, task: str, subjects: int) -> bool:
 
 
 def _probe_task(
-    network: UNet, store: Store, task: TaskInfo, subjects: int, repeats: int, seed: int
+    network: UNet, store: Store, task: TaskInfo, groups: Sequence[tuple[str, ...]], seed: int
 ) -> list[ProbeScore]:
-    groups = _samples(store, task.name, subjects, repeats, seed)
     rng = np.random.default_rng((seed, 7))
     pixels = {name: _pixels(network, store, task, name, rng) for name in sorted({s for group in groups for s in group})}
     read_outs = []

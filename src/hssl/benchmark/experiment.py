@@ -113,17 +113,33 @@ class Arm(StageConfig):
 
 
 class Scoring(StageConfig):
-    """How fine-tuned networks are scored.
+    """How networks are scored.
 
     Attributes:
+        method: ``finetune`` fine-tunes and scores what it gives; ``probe`` reads out the frozen network
+            (:func:`hssl.probing.probe`), in minutes, to choose by.
+        samples: Of the labelled subjects, for a probe.
         part: ``val`` while anything is still being chosen, ``test`` for a table to publish.
         space: ``source`` is the grid of the mask files, ``store`` the store's: quicker, for tuning.
         tolerance: Of surface Dice, in mm.
     """
 
+    method: Literal["finetune", "probe"] = "finetune"
+    samples: PositiveInt = 10
     part: Literal["val", "test"] = "test"
     space: Literal["source", "store"] = "source"
     tolerance: NonNegativeFloat = 2.0
+
+    @model_validator(mode="after")
+    def _a_probe_is_to_choose_by(self) -> Self:
+        if self.method == "probe" and (self.part, self.space) != ("val", "store"):
+            raise ValueError("a probe scores validation subjects in the store: set 'part: val' and 'space: store'")
+        return self
+
+    def fingerprint_fields(self) -> dict[str, Any]:
+        """What decides a result."""
+        unused = {"method", "samples"} if self.method == "finetune" else {"tolerance"}
+        return self.model_dump(mode="json", exclude=unused)
 
 
 class Experiment(StageConfig):
@@ -333,7 +349,9 @@ def check_sources(experiment: Experiment, store: Store, tasks: Iterable[str]) ->
 
 
 def _check_scoring(scoring: Scoring, job: Job, store: Store) -> None:
-    if scoring.part == "val" and validation_subjects(cast("FinetuneConfig", job.config), store):
+    if scoring.method == "probe" or scoring.part == "test":
+        return
+    if validation_subjects(cast("FinetuneConfig", job.config), store):
         raise ConfigError(
             "scores validation subjects, whose masks fine-tuning uses",
             hint="set 'validation: false' under 'finetune', or 'part: test' under 'scoring'",
@@ -442,7 +460,10 @@ def _finetuning(
         network = SegmentationNetwork(_on_paper(shape), store.tasks[task].classes, config.head)
         build_auxiliaries(auxiliaries, Setting(config, before, network, store, labelled))
     spelled = {name: each.model_dump(mode="json") for name, each in auxiliaries.items()}
-    content = [config.fingerprint_fields() | {"auxiliary": spelled}, experiment.scoring.model_dump(mode="json"), data]
+    fields = config.fingerprint_fields() | {"auxiliary": spelled}
+    if experiment.scoring.method == "probe":  # which does not fine-tune, and draws subjects of its own
+        fields = {name: fields[name] for name in ("task", "seed", "init", "network")} | {"subjects": len(labelled)}
+    content = [fields, experiment.scoring.fingerprint_fields(), data]
     needs = None if pretraining is None else pretraining.hash
     return Job("finetune", _hash(content), config, needs=needs, auxiliaries=auxiliaries)
 

@@ -21,6 +21,8 @@ from hssl.config import FinetuneConfig, PretrainConfig, TrainingConfig
 from hssl.errors import ConfigError, RunError, StoreError, TrainingError
 from hssl.files import locked
 from hssl.objectives import objective_class
+from hssl.probing import probe
+from hssl.runs import Run
 from hssl.store import Store
 
 MakeExperiment = Callable[..., Experiment]
@@ -522,3 +524,31 @@ def test_a_failure_is_told_and_stops_nobody_else(make_experiment: MakeExperiment
         run_benchmark(make_experiment(arms=arms), bench)
     assert [row["arm"] for row in Ledger(bench / "ledger.jsonl").rows()] == ["scratch"]
     assert json.loads((bench / "experiment.json").read_text())["cells"][0]["arm"] == "bad"
+
+
+def test_a_probe_in_place_of_fine_tuning(make_experiment: MakeExperiment, store: Store, tmp_path: Path) -> None:
+    """Each sample of labelled subjects counts as a case, and the figures are those of the command."""
+    scoring = {"method": "probe", "samples": 2, "part": "val", "space": "store"}
+    experiment = make_experiment(scoring=scoring, label_budgets=[1])
+    summary = run_benchmark(experiment, tmp_path)
+    rows = {row["arm"]: row for row in Ledger(tmp_path / "ledger.jsonl").rows()}
+    assert [row["arm"] for row in summary] == list(rows) == ["scratch", "joint"]
+    pretrained = next((tmp_path / "pretrain").iterdir())
+    alone = probe(pretrained, store, tasks=experiment.tasks, repeats=2)
+    assert rows["joint"]["dice"] == pytest.approx(alone.scores[-1].linear)
+    assert rows["joint"]["init_weights"] == Run.open(pretrained).info.weights_sha256
+    assert rows["joint"]["dice"] != rows["scratch"]["dice"]
+    (task,) = alone.drawn
+    subjects = [", ".join(sample) for sample in alone.drawn[task]]
+    assert [score["subject"] for score in rows["joint"]["scores"]][:2] == subjects
+    assert {subject for row in rows.values() for subject in row["labelled"]} <= {*store.split(task).train}
+    assert write_report(tmp_path).exists()
+    # Options of fine-tuning do not matter, so what is done counts.
+    longer = {"steps": 9, "patch_size": 16, "batch_size": 2}
+    other = make_experiment(scoring=scoring, label_budgets=[1], finetune=longer)
+    assert {cell.hash for cell in expand(other, store).cells} == {row["config_hash"] for row in rows.values()}
+
+
+def test_a_probe_reads_no_test_subject(make_experiment: MakeExperiment) -> None:
+    with pytest.raises(ConfigError, match="part: val"):
+        make_experiment(scoring={"method": "probe", "part": "test", "space": "store"})

@@ -28,7 +28,7 @@ class Forecast:
     """
 
     def __init__(self, experiment: Experiment, grid: Grid, store: Store, *ledgers: list[Row]) -> None:
-        self.part, self.store = experiment.scoring.part, store
+        self.scoring, self.store = experiment.scoring, store
         self._expected: dict[str, float] = {}
         self._taken = {"pretrain": (0.0, 0.0), "finetune": (0.0, 0.0)}
         seconds = {row["config_hash"]: row["seconds"] for rows in ledgers for row in rows}
@@ -70,13 +70,15 @@ class Forecast:
                 known[kind] = _measure(job, self.store, workers)
             step, each = known[kind]
             slices = sum(case.shape[0] for case in self._scored(job))
-            self._expected[job.hash] = STARTING + step * job.config.steps + each * slices
+            steps = job.config.steps if job.stage == "pretrain" or self.scoring.method == "finetune" else 0
+            self._expected[job.hash] = STARTING + step * steps + each * slices
         self._taken = {"pretrain": (0.0, 0.0), "finetune": (0.0, 0.0)}
 
     def _scored(self, job: Job) -> list[Any]:
         if isinstance(job.config, PretrainConfig):
             return []
-        return list(self.store.cases(job.config.task, part=self.part, labelled=True))
+        part = None if self.scoring.method == "probe" else self.scoring.part  # a probe reads the training subjects too
+        return list(self.store.cases(job.config.task, part=part, labelled=True))
 
     def _units(self, job: Job) -> float:
         """Seconds where they are measured, otherwise pixels that the network sees."""

@@ -107,7 +107,7 @@ class Outcome(_Record):
 
 
 class FinetuneOutcome(Outcome):
-    """What a scored fine-tuning leaves.
+    """What a scored fine-tuning leaves; or a probe, whose cases are samples of subjects, and which has no steps.
 
     Attributes:
         dice: Mean over cases and labels, in [0, 1]; None where there is nothing to score, as for the other two.
@@ -130,7 +130,7 @@ class FinetuneOutcome(Outcome):
     space: Literal["source", "store"]
     tolerance: NonNegativeFloat
     labelled: list[str]
-    steps: PositiveInt
+    steps: NonNegativeInt
     loss: float | None
     training_seconds: NonNegativeFloat
     scores: list[Score]

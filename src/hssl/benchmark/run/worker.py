@@ -18,15 +18,17 @@ import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from hssl import console
-from hssl.benchmark.run.records import FinetuneOutcome, Groups, Order, Outcome, PretrainOutcome
-from hssl.config import FinetuneConfig, PretrainConfig
+from hssl.benchmark.experiment import Scoring
+from hssl.benchmark.run.records import FinetuneOutcome, Groups, Order, Outcome, PretrainOutcome, Score
+from hssl.config import SCRATCH, FinetuneConfig, PretrainConfig
 from hssl.errors import HsslError, RunError, first_mistake, name_bad_file
 from hssl.evaluation import EvaluationResult, evaluate
 from hssl.files import read_json, write_text
 from hssl.grouping import GROUPS
 from hssl.prediction import Predictor
+from hssl.probing import probe
 from hssl.runs import Run
-from hssl.runs.run import INFO, INIT_HASH, METRICS, WEIGHTS
+from hssl.runs.run import INFO, INIT_HASH, METRICS, WEIGHTS, provenance
 from hssl.store import Part, Store, widest_slice
 from hssl.training.finetune import finetune
 from hssl.training.loop import expected_device
@@ -46,6 +48,9 @@ def work(order: Order) -> None:
     outcome: Outcome
     if isinstance(order.config, PretrainConfig):
         outcome = _pretrained(pretrain(store, order.folder, config=order.config), order.config)
+    elif order.scoring.method == "probe":
+        path.parent.mkdir(exist_ok=True)  # it leaves no run
+        outcome = _probed(order.config, order.scoring, store)
     else:
         run = finetune(store, order.folder, config=order.config)
         began = time.monotonic()
@@ -98,6 +103,54 @@ def _finetuned(run: Run, result: EvaluationResult, seconds: float) -> FinetuneOu
                 "nsd": score.surface_dice,
             }
             for score in result.scores
+        ],
+    )
+
+
+def _probed(config: FinetuneConfig, scoring: Scoring, store: Store) -> FinetuneOutcome:
+    """What a probe finds, as the outcome of a fine-tuning without steps: each sample of subjects counts as a case."""
+    began = time.monotonic()
+    found = probe(
+        config.init,
+        store,
+        tasks=[config.task],
+        subjects=len(config.label_budget) if isinstance(config.label_budget, tuple) else 1,
+        repeats=scoring.samples,
+        seed=config.seed,
+        network=config.network,
+        device=str(expected_device(config)),
+    )
+    *labels, mean = found.scores
+    known = provenance(config, store)
+    source = None if config.init == SCRATCH else Run.open(config.init)
+    return FinetuneOutcome(
+        **{name: known[name] for name in ("versions", "git", "machine", "started")},
+        store_hash=store.hash,
+        split_hash=store.split_hash,
+        init_weights=None if source is None else source.info.weights_sha256,
+        dice=mean.linear,
+        hd95=None,
+        nsd=None,
+        part=scoring.part,
+        space=scoring.space,
+        tolerance=scoring.tolerance,
+        labelled=sorted({subject for sample in found.drawn[config.task] for subject in sample}),
+        steps=0,
+        loss=None,
+        seconds=round(time.monotonic() - began, 1),
+        training_seconds=0.0,
+        scores=[
+            Score(
+                case=f"sample {number}",
+                subject=", ".join(found.drawn[config.task][number]),
+                label=label,
+                name=score.label,
+                dice=dice,
+                hd95=None,
+                nsd=None,
+            )
+            for label, score in zip(sorted(store.tasks[config.task].labels), labels, strict=True)
+            for number, dice in enumerate(score.samples)
         ],
     )
 
