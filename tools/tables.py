@@ -278,6 +278,13 @@ def suggested() -> dict[tuple[str, str, int, str], dict[int, float]]:
     return found
 
 
+def with_interval(differences: Sequence[float]) -> str:
+    """The mean of differences and its 95 % t interval."""
+    middle, reach = fmean(differences), stdev(differences) / len(differences) ** 0.5
+    reach *= float(student_t.ppf(0.975, len(differences) - 1))
+    return f"{signed(middle, 1)}; {signed(middle - reach, 1)} to {signed(middle + reach, 1)}"
+
+
 def suggestion() -> str:
     """Mean Dice (%) over tasks of what each way to choose draws, and its difference from random."""
     dice = {key: by_seed for key, by_seed in suggested().items() if key[1] != FINETUNED}
@@ -292,9 +299,7 @@ def suggestion() -> str:
         if arm == "random":
             return TableCell(mean)
         differences = [fmean(a[seed] - b[seed] for a, b in zip(own, other, strict=True)) for seed in own[0]]
-        middle, reach = fmean(differences), stdev(differences) / len(differences) ** 0.5
-        reach *= float(student_t.ppf(0.975, len(differences) - 1))
-        return TableCell(f"{mean} ({signed(middle, 1)}; {signed(middle - reach, 1)} to {signed(middle + reach, 1)})")
+        return TableCell(f"{mean} ({with_interval(differences)})")
 
     header = [f"{number} subjects" if unit == "subjects" else f"{5 * number} slices" for unit, number in columns]
     lines = [[TableCell(arm), *(cell(arm, *column) for column in columns)] for arm in arms]
@@ -311,7 +316,7 @@ def suggestion_finetuned() -> str:
         for (name, _, number, arm), own in dice.items():
             if name == task:
                 pairs = [own[seed] - random[seed] for seed in own if seed in random]
-                more = signed(fmean(pairs), 1) if pairs and arm not in ("random", "first") else ""
+                more = with_interval(pairs) if len(pairs) > 1 and arm not in ("random", "first") else ""
                 figures = ", ".join(f"{own[seed]:.1f}" for seed in sorted(own))
                 title = "the first subject alone" if arm == "first" else arm
                 lines.append([*map(TableCell, (task, title, str(number), figures, more))])
