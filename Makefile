@@ -34,8 +34,8 @@ test-browser: $(VENV)/.installed-browser ## look at the pages of hssl view in he
 	$(BIN)/python tools/niivue.py
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m browser tests/viewer
 
-test-reliability: $(VENV)/.installed-dev ## the tests of reliability at full length: 1,000 damaged files of each kind
-	HSSL_MUTATIONS=1000 OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(JOBS) tests/reliability
+test-reliability: $(VENV)/.installed-dev ## the tests of reliability at full length: 1,000 damaged files of each kind, 25 kills of each stage
+	HSSL_MUTATIONS=1000 HSSL_KILLS=25 OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(JOBS) tests/reliability
 
 lint: $(VENV)/.installed-dev ## check style and types
 	$(BIN)/ruff check .

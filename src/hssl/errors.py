@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+"""Numbers of the errors of a full disk."""
 
 
 def install(extra: str) -> str:
@@ -38,7 +42,7 @@ def first_mistake(error: ValidationError) -> str:
 
 def write_hint(error: OSError) -> str | None:
     """What to do where a disk is full or may not be written to; None for any other error."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in NO_SPACE:
         return "free some space on this disk, and give the same command again"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return "check the rights of file and folder, or give another place"
@@ -51,17 +55,20 @@ class HsslError(Exception):
     Args:
         what: What is wrong, without a trailing full stop.
         path: The file or folder it concerns, if there is one.
-        hint: What to do about it, if that is known.
+        hint: What to do about it. Every refusal has one.
     """
 
-    def __init__(self, what: str, *, path: Path | str | None = None, hint: str | None = None) -> None:
+    def __init__(self, what: str, *, path: Path | str | None = None, hint: str) -> None:
         self.what = what
         self.path = Path(path) if path is not None else None
         self.hint = hint
         where = f"{self.path}: " if self.path is not None else ""
-        todo = f" ({hint})" if hint else ""
-        text = f"{where}{what}{todo}".replace("\n", " ")
+        text = f"{where}{what} ({hint})".replace("\n", " ")
         super().__init__(text.encode("utf-8", "backslashreplace").decode())  # a file's name need not be UTF-8
+
+    def __reduce__(self) -> tuple[Callable[[], HsslError], tuple[()]]:
+        """Lets it come out of another process as it is; exceptions are made again from their text by default."""
+        return partial(type(self), self.what, path=self.path, hint=self.hint), ()
 
 
 class ConfigError(HsslError):
@@ -106,13 +113,21 @@ def name_bad_file(path: Path | str, kind: type[HsslError] = SourceError) -> Iter
             raise
         raise kind(error.what, path=path, hint=error.hint) from error
     except FileNotFoundError as error:
-        raise kind("no such file", path=path) from error
+        raise kind("no such file", path=path, hint="check the name, and that its disk is there") from error
     except PermissionError as error:
         raise kind("may not be read", path=path, hint="change its permissions") from error
     except MemoryError as error:
-        raise kind("needs more memory than there is", path=path) from error
+        raise kind(
+            "needs more memory than there is",
+            path=path,
+            hint="close other programs, crop the image, or take a larger machine",
+        ) from error
     except Exception as error:
-        raise kind(f"cannot be read, it may be truncated or damaged: {first_line(error)}", path=path) from error
+        raise kind(
+            f"cannot be read, it may be truncated or damaged: {first_line(error)}",
+            path=path,
+            hint="get it again from where it came, or export it again",
+        ) from error
 
 
 def attempt(function: Callable[[Item], Result], item: Item) -> Result | HsslError:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean
@@ -22,9 +22,11 @@ from rich.progress import track
 from hssl.errors import ConfigError, LeakError, RunError, SourceError, StoreError, first_mistake
 from hssl.files import replacing, write_text
 from hssl.metrics import SURFACE_TOLERANCE_MM, score_labels
-from hssl.prediction import Predictor, ahead
+from hssl.prediction import Predictor, ahead, dicom_seg
 from hssl.prediction.sheet import DrawnCase, draw_sheet
 from hssl.runs import Run, versions
+from hssl.sources.dicom import list_series
+from hssl.sources.dicom_series import Series
 from hssl.sources.files import (
     NIFTI,
     PICTURES,
@@ -123,10 +125,12 @@ class EvaluationResult(_Entry):
         try:
             return cls.model_validate_json(path.read_bytes())
         except OSError as error:
-            raise RunError(f"cannot be read: {error.strerror}", path=path) from error
+            raise RunError(f"cannot be read: {error.strerror}", path=path, hint="evaluate again") from error
         except ValidationError as error:
             raise RunError(
-                f"is not an evaluation of this version of hssl: {first_mistake(error)}", path=path
+                f"is not an evaluation of this version of hssl: {first_mistake(error)}",
+                path=path,
+                hint="evaluate again",
             ) from error
 
     def rows(self) -> list[dict[str, str | int | float | None]]:
@@ -172,7 +176,7 @@ def evaluate(
         part: ``test``, ``val`` or ``train``.
         allow_leak: Evaluate subjects that training has seen as well, and mark the result.
         predictions: Folder of ready masks to score instead of the network's, each named like its case or like
-            its image file, on the grid of the true mask.
+            its image file, on the grid of the true mask; of DICOM series also segmentations (``CASE.dcm``).
         space: ``store`` compares on the store's grid: quick, and possible without the source files.
         tolerance: Of surface Dice, in mm.
         components: As for :class:`hssl.prediction.Predictor`.
@@ -403,19 +407,42 @@ def _predicted(
 def _ready_masks(folder: Path, cases: Sequence[CaseRecord], task: TaskInfo) -> Iterable[Callable[[], Mask]]:
     """Finds the mask of every case, by the id of the case or the name of its image file."""
     if not folder.is_dir():
-        raise SourceError("no such folder", path=folder)
-    found = {stem(path): path for path in list_files(folder, (*NIFTI, *PICTURES))}
+        raise SourceError("no such folder", path=folder, hint="give the folder that holds the masks")
+    endings = (*NIFTI, *PICTURES, *([dicom_seg.ENDING] if task.layout == "dicom" else []))
+    found = {stem(path): path for path in list_files(folder, endings)}
+    series_in = cache(lambda folder: {series.id: series for series in list_series(folder)})
     masks = []
     for case in cases:
         path = found.get(case.id) or found.get(stem(Path(case.image_path)))
         if path is None:
-            raise SourceError(f"has no mask of case '{case.id}'", path=folder)
+            raise SourceError(
+                f"has no mask of case '{case.id}'",
+                path=folder,
+                hint="a mask is called as its case or as the file of its image",
+            )
+        if path.suffix == dicom_seg.ENDING:
+            masks.append(partial(_ready_segmentation, path, case, task, series_in))
+            continue
         shape = read_geometry(path).shape
         if shape != case.source_shape:
-            raise SourceError(f"has the shape {shape}, case '{case.id}' has {case.source_shape}", path=path)
+            raise SourceError(
+                f"has the shape {shape}, case '{case.id}' has {case.source_shape}",
+                path=path,
+                hint="bring the mask to the grid of its image",
+            )
         check_same_place(path, case.geometry)
         masks.append(partial(_ready_mask, path, task))
     return masks
+
+
+def _ready_segmentation(
+    path: Path, case: CaseRecord, task: TaskInfo, series_in: Callable[[Path], Mapping[str, Series]]
+) -> Mask:
+    """Reads a DICOM segmentation of a case, whose series says where it lies."""
+    series = series_in(Path(case.image_path)).get(case.id)
+    if series is None:
+        raise StoreError(f"has no series '{case.id}' any more", path=case.image_path, hint="put it back")
+    return dicom_seg.read_segmentation(path, series, task.labels)
 
 
 def _ready_mask(path: Path, task: TaskInfo) -> Mask:
@@ -423,7 +450,11 @@ def _ready_mask(path: Path, task: TaskInfo) -> Mask:
     white = [*task.labels] == [1] and path.name.lower().endswith(PICTURES)
     mask = read_white_label(path) if white else read_label(path)
     if unknown := sorted(set(np.unique(mask).tolist()) - {0, *task.labels}):
-        raise SourceError(f"holds {unknown[0]}, which is not a label of '{task.name}' ({[*task.labels]})", path=path)
+        raise SourceError(
+            f"holds {unknown[0]}, which is not a label of '{task.name}' ({[*task.labels]})",
+            path=path,
+            hint="renumber the mask, or give the masks of this task",
+        )
     return mask
 
 

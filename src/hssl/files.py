@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from uuid import uuid4
 
-from hssl.errors import ConfigError, HsslError, RunError, first_mistake, write_hint
+from hssl.errors import NO_SPACE, ConfigError, HsslError, RunError, first_mistake, write_hint
+from hssl.text import size
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -23,10 +24,14 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def full_disk_named(path: Path) -> Iterator[None]:
+def full_disk_named(path: Path, needed: int | None = None) -> Iterator[None]:
     """Says which file or folder could not be written, and what to do, where the disk is full or may not be written to.
 
     Errors that name a file elsewhere stay as they are: those are of something that is read.
+
+    Args:
+        path: The file or folder.
+        needed: Its size in bytes, where that is known.
 
     Raises:
         ConfigError: The disk is full or may not be written to.
@@ -38,14 +43,21 @@ def full_disk_named(path: Path) -> Iterator[None]:
         elsewhere = error.filename is not None and not str(error.filename).startswith(str(path.parent))
         if hint is None or elsewhere:
             raise
-        raise ConfigError(f"cannot be written: {error.strerror}", path=path, hint=hint) from error
+        what = f"cannot be written: {error.strerror}"
+        if needed is not None and error.errno in NO_SPACE:
+            what += f"; it needs {size(needed)}"
+        raise ConfigError(what, path=path, hint=hint) from error
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, needed: int | None = None) -> Iterator[Path]:
     """Gives a temporary path beside `path` to write to, and moves it there in one step at the end.
 
     After an error nothing is left of it, and what `path` held before is still there.
+
+    Args:
+        path: The file.
+        needed: Its size in bytes, where that is known, for a message.
 
     Raises:
         ConfigError: There is no folder for it.
@@ -54,7 +66,7 @@ def replacing(path: Path) -> Iterator[Path]:
         raise ConfigError("there is no such folder to write to", path=path.parent, hint="make it first")
     temporary = _partial(path)
     try:
-        with full_disk_named(path):
+        with full_disk_named(path, needed):
             yield temporary
             temporary.replace(path)
     finally:
@@ -126,14 +138,14 @@ def refuse_existing(path: Path) -> None:
         raise ConfigError("already exists", path=path, hint="give a new file, or remove it first")
 
 
-def read_json(path: Path, model: type[Model], kind: type[HsslError] = RunError, *, hint: str | None = None) -> Model:
+def read_json(path: Path, model: type[Model], kind: type[HsslError] = RunError, *, hint: str) -> Model:
     """Reads a JSON file of this package.
 
     Args:
         path: The file.
         model: What it holds.
         kind: The error to raise.
-        hint: What to do about a damaged file.
+        hint: What to do about a file that is damaged or cannot be read.
 
     Raises:
         HsslError: It cannot be read, or does not hold this; of the requested kind.
@@ -143,12 +155,13 @@ def read_json(path: Path, model: type[Model], kind: type[HsslError] = RunError, 
     try:
         return model.model_validate_json(path.read_bytes())
     except OSError as error:
-        raise kind(f"cannot be read: {error.strerror or error}", path=path) from error
+        raise kind(f"cannot be read: {error.strerror or error}", path=path, hint=hint) from error
     except ValidationError as error:
         raise kind(f"is damaged: {first_mistake(error)}", path=path, hint=hint) from error
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes a text file in one step: no reader sees half of it."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    content = text.encode()
+    with replacing(path, len(content)) as temporary:
+        temporary.write_bytes(content)

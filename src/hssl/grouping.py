@@ -130,7 +130,11 @@ def silhouette(distance: NDArray[np.float64], labels: NDArray[Any]) -> float:
 def _task_features(network: UNet, store: Store, task: str, slices: int) -> NDArray[np.float64]:
     cases = store.cases(task, part="train")
     if not cases:
-        raise StoreError(f"task '{task}' has no training subject to look at", path=store.path)
+        raise StoreError(
+            f"task '{task}' has no training subject to look at",
+            path=store.path,
+            hint="leave this task out, or aggregate with a split of your own (--splits)",
+        )
     chosen = spread_slices(cases, slices)
     return pooled_features(network, [store.image_slice(case, number) for case, number in chosen])
 

@@ -133,7 +133,7 @@ def probe(
         StoreError: A named task is not in the store, or has too few masks.
     """
     if subjects < 1 or repeats < 1:
-        raise ConfigError("a probe needs at least 1 labelled subject and 1 repeat")
+        raise ConfigError("a probe needs at least 1 labelled subject and 1 repeat", hint="ask for 1 or more of each")
     store = store if isinstance(store, Store) else Store.open(store)
     torch.manual_seed(seed)
     unet = build_network(network or NetworkConfig()) if str(run) == SCRATCH else load_unet(run)[0]

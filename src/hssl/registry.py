@@ -61,7 +61,10 @@ class Registry(Mapping[str, Any]):
         """
         found = self[name]
         if not (isinstance(found, type) and issubclass(found, base)):
-            raise ConfigError(f"{self.kind} '{name}' is not a subclass of {base.__module__}.{base.__name__}")
+            raise ConfigError(
+                f"{self.kind} '{name}' is not a subclass of {base.__module__}.{base.__name__}",
+                hint=f"derive it from {base.__name__}",
+            )
         return found
 
     def check(self, name: str) -> str:

@@ -1,4 +1,4 @@
-"""Durations, differences and label budgets in words, and names as text of other formats."""
+"""Durations, sizes, differences and label budgets in words, and names as text of other formats."""
 
 from __future__ import annotations
 
@@ -10,6 +10,16 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def size(count: int) -> str:
+    """Bytes in the unit that suits them: ``12 B``, ``3.5 MB``, ``1.2 GB``; a kB is 1000 bytes."""
+    number = float(count)
+    for unit in ("B", "kB", "MB"):
+        if number < 1000:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:.1f} GB"
 
 
 def budget_in_words(label_budget: str) -> str:

@@ -313,7 +313,7 @@ def test_prediction_goes_on_after_bad_images_and_names_them_at_the_end(
 
     def full(image: nib.Nifti1Image, path: Path) -> None:
         if "g.nii" in str(path):
-            raise SourceError("cannot be written", path=path)
+            raise SourceError("cannot be written", path=path, hint="give another image")
         save_mask(image, path)
 
     monkeypatch.setattr("nibabel.save", full)

@@ -122,6 +122,7 @@ def test_a_damaged_slice_of_a_series_is_read_or_named(tmp_path: Path) -> None:
         paths[1].write_bytes(mutated(whole, np.random.default_rng(seed), len(whole) - 2 * 64))
 
         def read() -> None:
+            slices = 0
             for source in find_sources(tmp_path / "raw"):
                 for case in source.cases():
                     geometry = case.read_geometry()
@@ -129,6 +130,8 @@ def test_a_damaged_slice_of_a_series_is_read_or_named(tmp_path: Path) -> None:
                     assert image.shape == geometry.shape
                     assert np.isfinite(image).all()
                     assert np.isfinite(geometry.affine).all()
+                    slices += geometry.shape[2]
+            assert slices == 3, "a slice has been passed over without a word"
 
         refused += is_refused_by_name(read, tmp_path / "raw")
     assert 0 < refused < MUTATIONS

@@ -6,6 +6,7 @@ import builtins
 import logging
 import pickle
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 import hssl
 from hssl.config import AggregateConfig, FinetuneConfig
 from hssl.errors import ConfigError, SourceError, StoreError
+from hssl.evaluation import evaluate
 from hssl.prediction import predict
 from hssl.prediction.dicom_seg import check_source, write_segmentation
 from hssl.runs import ComponentRule
@@ -39,6 +41,7 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset  # noqa: E402
 from pydicom.encaps import encapsulate  # noqa: E402
 from pydicom.uid import (  # noqa: E402
     MPEG2MPML,
+    BasicTextSRStorage,
     CTImageStorage,
     EnhancedMRImageStorage,
     ExplicitVRLittleEndian,
@@ -312,6 +315,9 @@ def test_what_is_no_scan_is_passed_over(tmp_path: Path) -> None:
     write_series(tmp_path, voxels())
     write_series(tmp_path, voxels(1), Modality="SEG")
     report = write_series(tmp_path / "report", voxels(1), Modality="SR", Rows=None, Columns=None)
+    written = dcmread(report[0])
+    written.file_meta.MediaStorageSOPClassUID = written.SOPClassUID = BasicTextSRStorage
+    written.save_as(report[0])
     assert len(list(only(tmp_path).cases())) == 1
     with pytest.raises(SourceError, match="report: holds no DICOM images"):
         find_sources(report[0].parent)
@@ -404,8 +410,25 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
         case.read_image()
     assert caught.value.path == paths[1]
     (tmp_path / "b.dcm").write_bytes(b"")
+    (case,) = only(tmp_path).cases()
     with pytest.raises(SourceError, match=r"b.dcm: has the name of a DICOM file, but is not one"):
-        find_sources(tmp_path)
+        case.read_geometry()
+
+
+@pytest.mark.parametrize("lies", ["among its series", "alone"])
+def test_a_header_that_cannot_be_read_is_one_bad_case(lies: str, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    for number, patient in enumerate("abc"):
+        paths = write_series(raw / patient, voxels(seed=number), PatientID=patient, uid=f"1.2.{number}")
+    bad = paths[0] if lies == "among its series" else raw / "d" / "x.dcm"
+    bad.parent.mkdir(exist_ok=True)
+    bad.write_bytes(paths[0].read_bytes()[:400])  # pydicom takes it for a whole one without pixels
+    with pytest.raises(StoreError, match=rf"{bad}: is truncated: its header ends too early \(1 bad case"):
+        aggregate(raw, tmp_path / "store", subject=r"(\w)/")
+    store = aggregate(raw, tmp_path / "store", subject=r"(\w)/", skip_bad=True)
+    assert {case.subject for case in store.cases()} == ({*"ab"} if lies == "among its series" else {*"abc"})
+    (line,) = store.tasks["raw"].skipped
+    assert str(bad) in line
 
 
 def test_without_pydicom_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -536,8 +559,9 @@ def test_slices_that_lost_their_file_header_are_named_and_not_passed_over(tmp_pa
     paths = write_series(tmp_path, voxels(6))
     for path in paths[1::2]:
         path.write_bytes(path.read_bytes()[132:])
+    (case,) = only(tmp_path).cases()
     with pytest.raises(SourceError, match="is DICOM without a file header"):
-        find_sources(tmp_path)
+        case.read_geometry()
 
 
 @pytest.mark.parametrize("limit", [None, -1900])
@@ -678,6 +702,8 @@ def test_a_mask_of_another_grid_is_refused(tmp_path: Path) -> None:
         {"SeriesNumber": 2**31 - 1},
         {"SeriesNumber": None},
         {"PatientBirthDate": "1970-01-01", "StudyTime": "25:61"},
+        {"PatientSex": "female"},
+        {"SliceThickness": 0},
     ],
 )
 @pytest.mark.filterwarnings("ignore")
@@ -694,6 +720,24 @@ def test_every_series_that_is_read_gets_its_segmentation(fields: dict[str, Any],
     assert [item.SegmentLabel for item in written.SegmentSequence] == ["Lëber 肝", "a/b"]
     if "José" in fields.values():
         assert written.PatientName == "José"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"FrameOfReferenceUID": None}, "has no FrameOfReferenceUID"),
+        ({"SOPInstanceUID": None}, "has no SOPInstanceUID"),
+        ({"SOPClassUID": "1.2.840.113619.4.2"}, r"cannot have a segmentation: KeyError: '1\.2\.840"),
+    ],
+)
+def test_a_series_without_a_segmentation_is_named_before_there_is_a_mask(
+    fields: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    write_series(tmp_path, voxels(), **fields)
+    (series,) = list_series(tmp_path)
+    series.image()
+    with pytest.raises(SourceError, match=message):
+        check_source(series)
 
 
 # Prediction -----------------------------------------------------------------------------------------------------
@@ -745,6 +789,33 @@ def test_every_series_gets_a_segmentation(tmp_path: Path, caplog: pytest.LogCapt
     for number, what in ((9, "is a localizer"), (8, "has no ImagePositionPatient")):
         assert re.search(rf"series {number} 'thorax' of patient 'P1' \(\S+\) {what} and is left out", caplog.text)
     assert "was learnt from" not in caplog.text
+
+
+@pytest.mark.usefixtures("network")
+def test_segmentations_that_were_predicted_can_be_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    masks = [np.random.default_rng(seed).integers(0, 3, (5, 6, 4)) for seed in range(4)]
+    for number, mask in enumerate(masks):
+        folder = tmp_path / "raw" / f"p{number}"
+        write_series(folder, mask * 40 + 1024, uid=f"1.2.3.{number}", PatientID=f"p{number}")
+        (series,) = list_series(folder)
+        labels = {1: "one", 2: "two"}
+        write_segmentation(mask.transpose(2, 1, 0), series, folder / "mask.dcm", labels=labels, description="")
+    store = aggregate(tmp_path / "raw", tmp_path / "store", window=(0, 80))
+    (task,) = store.tasks.values()
+    info = SimpleNamespace(provenance={"store_path": str(store.path)})
+    (tmp_path / "run").mkdir()
+    run = SimpleNamespace(path=tmp_path / "run", task=task, info=info, seen=lambda *_: set())
+    monkeypatch.setattr("hssl.evaluation.Run.open", lambda _: run)
+    test = {case.id for case in store.cases(part="test")}
+    predict("run", [tmp_path / "raw"], tmp_path / "out", device="cpu")
+    result = evaluate("run", predictions=tmp_path / "out")
+    assert {row.case for row in result.scores} == test
+    assert [row.dice for row in result.scores] == [1.0] * (2 * len(test))
+    one = next(path for path in (tmp_path / "out").iterdir() if path.stem in test)
+    other = next(path for path in (tmp_path / "out").iterdir() if path.stem not in test)
+    shutil.copy(other, one)
+    with pytest.raises(SourceError, match=rf"{one}: is of the series 1.2.3.\d, not of series"):
+        evaluate("run", predictions=tmp_path / "out")
 
 
 @pytest.mark.usefixtures("network")

@@ -3,13 +3,16 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import math
 import os
 import shutil
 import sys
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nibabel as nib
@@ -23,6 +26,7 @@ from hssl.metrics import IGNORE
 from hssl.sources import find_sources
 from hssl.sources.base import Case
 from hssl.store import aggregate, aggregate_sources, transaction
+from hssl.store.assign import _one_subject_each
 from hssl.store.splits import Split
 from hssl.store.store import file_hash
 
@@ -265,9 +269,42 @@ def test_a_failure_while_writing_leaves_nothing(
     for owner, name in ((np, "save"), (transaction, "_write_index")):
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, full)
-            with pytest.raises(OSError, match="No space left"):
+            with pytest.raises(ConfigError, match=r"store: cannot be written: No space left .* \(free some space"):
                 aggregate([folder], tmp_path / "store")
         assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+
+
+def test_a_store_that_does_not_fit_on_its_disk_is_refused_before_the_work(
+    make_task: MakeTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_task()
+    store = aggregate([folder], tmp_path / "store")
+    needed = sum(math.prod(case.shape) * (3 if case.has_label else 2) for case in store.cases())
+    free = {"bytes": needed}
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free["bytes"]))
+    aggregate([folder], tmp_path / "fits")
+    free["bytes"] -= 1
+    monkeypatch.setattr(sys.modules["hssl.store.aggregate"], "convert_case", None)
+    with pytest.raises(StoreError, match=r"not: needs [\d.]+ kB, and [\d.]+ kB are free on its disk \(free some space"):
+        aggregate([folder], tmp_path / "not")
+    assert not (tmp_path / "not").exists()
+
+
+def test_many_copies_of_one_image_are_found_at_once(
+    make_task: MakeTask, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Ten thousand pairs took 40 s while each was compared with all subjects."""
+    (case, *_) = aggregate([make_task()], tmp_path / "store").cases()
+    records = [
+        case.model_copy(update={"id": f"c{n}", "subject": f"s{n}", "stored_image_sha256": str(n // 2)})
+        for n in range(20_000)
+    ]
+    caplog.set_level(logging.ERROR, logger="hssl")
+    began = time.process_time()
+    kept, lines = _one_subject_each(records)
+    assert time.process_time() - began < 5
+    assert [record.subject for record in kept] == [f"s{n // 2 * 2}" for n in range(20_000)]
+    assert len(lines) == 10_000
 
 
 def test_a_changed_source_is_told_from_the_stored_one(make_task: MakeTask, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from hssl.config import TrainingConfig
 from hssl.errors import TrainingError
-from hssl.training.loop import check, schedule, wants_bf16
+from hssl.training.loop import check, lost_process_as_error, schedule, wants_bf16
 from hssl.training.pretrain import Pretraining, pretrain
 
 
@@ -57,3 +57,12 @@ def test_objectives_draw_other_numbers_than_views(make_store, pretrain_config, t
     assert len(drawn) == 3 + 3  # three to measure, and those of the training
     numbers = torch.cat([torch.stack(pair) for pair in drawn[3:]])
     assert len(torch.unique(numbers)) == numbers.numel()
+
+
+def test_a_rank_that_is_gone_is_one_line():
+    said = "[gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:6567: Connection reset by peer."
+    for error in (RuntimeError(said), torch.distributed.DistBackendError("NCCL error")):
+        with pytest.raises(TrainingError, match="another process of this training has ended"), lost_process_as_error():
+            raise error
+    with pytest.raises(RuntimeError, match="shape"), lost_process_as_error():
+        raise RuntimeError("shape")

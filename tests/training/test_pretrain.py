@@ -17,6 +17,7 @@ from hssl.runs import Run, load_unet
 from hssl.store import Split
 from hssl.text import duration
 from hssl.training.checks import check_patch
+from hssl.training.data import WindowData
 from hssl.training.loop import TrainingCallback
 from hssl.training.pretrain import Pretraining, pretrain
 
@@ -347,14 +348,27 @@ def test_a_loss_that_is_not_a_number_stops_the_run(make_store, pretrain_config, 
     assert all(tensor.isfinite().all() for tensor in load_file(saved / "network.safetensors").values())
 
 
+def test_a_loss_that_is_not_a_number_names_its_batch(make_store, pretrain_config, tmp_path, monkeypatch):
+    poisoned(monkeypatch, 1, "restoration", float("nan"))
+    store, config = make_store(THREE), pretrain_config(steps=4, log_every=4, checkpoint_every=4)
+    data, batches = WindowData.__getitem__, {}
+    monkeypatch.setattr(WindowData, "__getitem__", lambda self, n: batches.setdefault(n, data(self, n)))
+    with pytest.raises(TrainingError, match="at step 4; it began in step 2, with a batch of ") as raised:
+        pretrain(store, tmp_path / "run", config=config)
+    cases = store.cases(part="train")
+    named = raised.value.what.partition(" batch of ")[2].split(", ")
+    assert named == list(dict.fromkeys(f"{cases[n].task}/{cases[n].id}" for n in batches[1].origin.case.tolist()))
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_that_went_missing(make_store, pretrain_config, tmp_path, monkeypatch, workers):
     store = make_store(THREE)
     monkeypatch.setattr(sys.modules["hssl.training.pretrain"], "announce", lambda *_: None)  # which would read it first
     for path in (store.path / "images" / "B").iterdir():
         path.unlink()
-    with pytest.raises(StoreError, match=r"^\S*npy: cannot be read: [^(]* \(aggregate again\)$"):
+    with pytest.raises(StoreError, match=r"^\S*npy: cannot be read: [^(]* \(aggregate again\)$") as raised:
         pretrain(store, tmp_path / "run", config=pretrain_config(workers=workers))
+    assert raised.value.path.parent == store.path / "images" / "B"
 
 
 def test_a_collapse_stops_the_run(make_store, pretrain_config, tmp_path, monkeypatch):

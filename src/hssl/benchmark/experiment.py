@@ -296,7 +296,10 @@ def expand(experiment: Experiment, store: Store) -> Grid:
     """
     tasks = experiment.tasks or tuple(store.tasks)
     if stray := sorted({*experiment.finetune_by_task} - {*tasks}):
-        raise ConfigError(f"option 'finetune_by_task': '{stray[0]}' is not a task of the experiment")
+        raise ConfigError(
+            f"option 'finetune_by_task': '{stray[0]}' is not a task of the experiment",
+            hint=f"it has {', '.join(tasks)}",
+        )
     for task in tasks:
         if not _scored(experiment, store, task):
             raise StoreError(

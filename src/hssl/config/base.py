@@ -167,7 +167,11 @@ class StageConfig(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise ConfigError(f"{owner}: " * bool(owner) + _told(error, cls), path=path) from error
+            raise ConfigError(
+                f"{owner}: " * bool(owner) + _told(error, cls),
+                path=path,
+                hint="'hssl config show STAGE' lists all options and what they may be",
+            ) from error
 
 
 def read_mapping(

@@ -54,8 +54,8 @@ def write_nnunet(run: Path | str, output: Path) -> Path:
         "nnssl_adaptation_plan": adaptation_plan(network.config, opened.config.patch_size),
     }
     output.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(output) as temporary:
-        torch.save(content, temporary)
+    with replacing(output) as temporary, temporary.open("wb") as file:  # given a path, torch would write its name too
+        torch.save(content, file)
     return output
 
 

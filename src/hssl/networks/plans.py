@@ -61,7 +61,9 @@ def read_plans(path: Path | str) -> tuple[NetworkConfig, int]:
     try:
         plan = _Configuration.model_validate(json.loads(path.read_bytes())["configurations"][CONFIGURATION])
     except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror}", path=path) from error
+        raise ConfigError(
+            f"cannot be read: {error.strerror}", path=path, hint="check that the file is there and may be read"
+        ) from error
     except (ValueError, KeyError, TypeError, ValidationError) as error:
         raise ConfigError(
             f"holds no plan with an architecture for configuration '{CONFIGURATION}'",
@@ -88,9 +90,15 @@ def _network(architecture: _Architecture, path: Path) -> NetworkConfig:
     for name, value in kwargs.items():
         plain = value.rpartition(".")[2] if isinstance(value, str) else value
         if name not in known or (name in _LAYERS and plain != _LAYERS[name]):
-            raise ConfigError(f"needs {name} = {value!r}, which networks of hssl do not have", path=path)
+            raise ConfigError(
+                f"needs {name} = {value!r}, which networks of hssl do not have",
+                path=path,
+                hint="plan with an unchanged planner of nnU-Net, or choose a network with --network",
+            )
     if missing := sorted(known - kwargs.keys()):
-        raise ConfigError(f"does not say '{missing[0]}' of the network", path=path)
+        raise ConfigError(
+            f"does not say '{missing[0]}' of the network", path=path, hint="plan again with nnunetv2 2.4 or newer"
+        )
     stages = kwargs["n_stages"]
     values = {
         "encoder": encoder,

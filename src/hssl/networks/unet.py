@@ -233,7 +233,10 @@ def to_device(network: Network, device: str | None) -> Network:
     try:
         return network.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except (RuntimeError, AssertionError) as error:  # what torch raises for a device it does not have
-        raise ConfigError(f"device '{device}' cannot be used: {error}") from error
+        raise ConfigError(
+            f"device '{device}' cannot be used: {error}",
+            hint="give cpu, cuda or another name that torch knows, or leave it out",
+        ) from error
 
 
 def _initialise(module: nn.Module) -> None:

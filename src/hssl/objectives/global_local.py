@@ -65,7 +65,10 @@ class GlobalLocal(Objective):
         super().__init__(network, domains, options)
         last = len(network.channels) - 2
         if options.local_stage > last:
-            raise ConfigError(f"option 'local_stage': this network's decoder has stages 0 to {last}")
+            raise ConfigError(
+                f"option 'local_stage': this network's decoder has stages 0 to {last}",
+                hint=f"take {last} or less, or a deeper network",
+            )
         self.options = options
         self.global_head = GridPoolHead(network.channels[-1], options.projection)
         self.local_head = PixelHead(network.channels[options.local_stage], options.projection)

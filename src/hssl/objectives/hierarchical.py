@@ -125,7 +125,10 @@ class Hierarchical(Objective):
         stage = {name: getattr(options, name) for name in deepest}
         for name, last in deepest.items():
             if stage[name] > last and self.weights[name.removesuffix("_stage")]:
-                raise ConfigError(f"option '{name}': this network has stages 0 to {last} there")
+                raise ConfigError(
+                    f"option '{name}': this network has stages 0 to {last} there",
+                    hint=f"take {last} or less, or a deeper network",
+                )
             # A level that is off still has a head, so that weights drawn after it stay the same.
             stage[name] = min(stage[name], last)
         self.wants_groups = bool(self.weights["group"])

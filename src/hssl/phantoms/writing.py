@@ -55,7 +55,7 @@ def write_phantoms(
     if unknown:
         raise ConfigError(f"no phantom '{unknown[0]}'", hint=f"there are: {', '.join(PHANTOMS)}")
     if subjects < 1 or size < 16 or slices < 3:
-        raise ConfigError("phantoms need at least 1 subject, 16 pixels and 3 slices")
+        raise ConfigError("phantoms need at least 1 subject, 16 pixels and 3 slices", hint="ask for so many or more")
     root = Path(root)
     folders = []
     for number, domain in enumerate(DOMAINS):

@@ -1,11 +1,11 @@
-"""Writes a mask as a DICOM segmentation that refers to the series it was made from; needs the ``dicom`` extra.
+"""A mask as a DICOM segmentation that refers to the series it was made from; needs the ``dicom`` extra.
 
 It stands beside the reader of series, not among the exports of a run: prediction writes it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hssl import __version__
-from hssl.errors import SourceError, install, name_bad_file
+from hssl.errors import SourceError, first_line, install, name_bad_file
 from hssl.files import replacing
+from hssl.sources.dicom_masks import read_mask, referenced_series, segment_names
 from hssl.sources.dicom_series import Series, read_header
 
 ENDING = ".dcm"
@@ -24,6 +25,7 @@ _MAY_BE_EMPTY = (  # must be there all the same; whoever removes names from file
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
     *("AccessionNumber", "StudyID", "StudyDate", "StudyTime"),
 )
+_SEXES = ("M", "F", "O")
 _LONGEST_LABEL = 64  # characters of a long string in DICOM
 _LARGEST_NUMBER = 2**31 - 1  # of an integer string in DICOM
 _UTF8 = "ISO_IR 192"
@@ -31,13 +33,17 @@ _SERIES_NUMBER = 1000  # added to that of the series, so that a viewer lists mas
 
 
 def check_source(series: Series) -> None:
-    """Checks what can be checked before there is a mask.
+    """Checks, before there is a mask, that one can be written: an empty one of the first file is made.
 
     Raises:
-        SourceError: highdicom is not installed, or the series lacks an identifier that a segmentation refers to.
+        SourceError: highdicom is not installed, the series lacks an identifier that a segmentation refers to, or is of
+            a kind that highdicom does not know.
     """
     _highdicom()
-    _header(series, series.planes[0].path)
+    first = series.planes[0]
+    header = _header(series, first.path)
+    frames = sum(plane.path == first.path for plane in series.planes)
+    _segmentation([header], np.zeros((frames, *first.size), np.uint8), series, {1: "label"}, "")
 
 
 def write_segmentation(
@@ -58,37 +64,89 @@ def write_segmentation(
     Raises:
         SourceError: As :func:`check_source`, or the mask is not on the grid of the series.
     """
-    highdicom = _highdicom()
+    _highdicom()
     planes = series.stack()
     if mask.shape != (shape := series.geometry().shape):
-        raise SourceError(f"{series} has the shape {shape}, its mask {mask.shape}", path=series.folder)
+        raise SourceError(
+            f"{series} has the shape {shape}, its mask {mask.shape}",
+            path=series.folder,
+            hint="predict the series again",
+        )
     slices = mask.transpose(2, 1, 0)
     segments = np.zeros(slices.shape, np.uint8)
     for number, value in enumerate(sorted(labels), start=1):
         segments[slices == value] = number
     if len({plane.path for plane in planes}) < len(planes):  # frames have the order that the file has
         segments = segments[np.argsort([plane.frame for plane in planes])]
-
-    segmentation = highdicom.seg.Segmentation(
-        source_images=[_header(series, path) for path in dict.fromkeys(plane.path for plane in planes)],
-        pixel_array=segments,
-        segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=_descriptions(labels),
-        series_instance_uid=highdicom.UID(),
-        series_number=min(series.number + _SERIES_NUMBER, _LARGEST_NUMBER),
-        series_description=_label(description, 0),
-        sop_instance_uid=highdicom.UID(),
-        instance_number=1,
-        manufacturer="hssl",
-        manufacturer_model_name="hssl",
-        software_versions=__version__,
-        device_serial_number="0",
-        content_label="SEGMENTATION",
-        omit_empty_frames=bool(segments.any()),
-    )
-    segmentation.SpecificCharacterSet = _UTF8
+    headers = [_header(series, path) for path in dict.fromkeys(plane.path for plane in planes)]
+    segmentation = _segmentation(headers, segments, series, labels, description)
     with replacing(target) as partial:
         segmentation.save_as(partial)
+
+
+def read_segmentation(path: Path, series: Series, labels: Mapping[int, str]) -> NDArray[np.uint8]:
+    """Reads a segmentation that :func:`write_segmentation` has written, or another one with the same names.
+
+    Args:
+        path: The file.
+        series: The series that it is of.
+        labels: Name of each label value, without background.
+
+    Returns:
+        Label values ``[columns, rows, slices]``, on the grid of :meth:`Series.geometry`.
+
+    Raises:
+        SourceError: The file is damaged, is of another series or grid, or has segments of other names.
+    """
+    if (of := referenced_series(path)) != series.uid:
+        raise SourceError(f"is of the series {of}, not of {series}", path=path, hint="put it beside its own series")
+    named = {value: _label(name, value) for value, name in labels.items()}
+    known = sorted(named.values())
+    if unknown := [name for name in segment_names(path) if name not in known]:
+        hint = "name the segments as the labels, or give the masks of this task"
+        raise SourceError(f"has a segment '{unknown[0]}', and the labels are {', '.join(known)}", path=path, hint=hint)
+    if twice := next((name for name in known if known.count(name) > 1), None):
+        what = f"cannot tell two labels apart that are both called '{twice}' in DICOM"
+        raise SourceError(what, path=path, hint="give masks as NIfTI")
+    return read_mask(path, series, named)
+
+
+def _segmentation(
+    headers: Sequence[Any], segments: NDArray[np.uint8], series: Series, labels: Mapping[int, str], description: str
+) -> Any:
+    """The data set of a segmentation.
+
+    Args:
+        headers: Of the files of the series, in the order of `segments`.
+        segments: Number of the segment of each pixel, ``[slices, rows, columns]``.
+        series: The series.
+        labels: Name of each label value.
+        description: What the new series is called.
+    """
+    highdicom = _highdicom()
+    try:
+        segmentation = highdicom.seg.Segmentation(
+            source_images=headers,
+            pixel_array=segments,
+            segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
+            segment_descriptions=_descriptions(labels),
+            series_instance_uid=highdicom.UID(),
+            series_number=min(series.number + _SERIES_NUMBER, _LARGEST_NUMBER),
+            series_description=_label(description, 0),
+            sop_instance_uid=highdicom.UID(),
+            instance_number=1,
+            manufacturer="hssl",
+            manufacturer_model_name="hssl",
+            software_versions=__version__,
+            device_serial_number="0",
+            content_label="SEGMENTATION",
+            omit_empty_frames=bool(segments.any()),
+        )
+    except Exception as error:  # highdicom raises almost anything where a header is not as it should be
+        what = f"{series} cannot have a segmentation: {type(error).__name__}: {first_line(error)}"
+        raise SourceError(what, path=series.folder, hint="convert it to NIfTI, for example with dcm2niix") from error
+    segmentation.SpecificCharacterSet = _UTF8
+    return segmentation
 
 
 def _descriptions(labels: Mapping[int, str]) -> list[Any]:
@@ -122,7 +180,11 @@ def _header(series: Series, path: Path) -> Any:
     header = read_header(path)
     for keyword in _NEEDED:
         if not header.get(keyword):
-            raise SourceError(f"{series} has no {keyword}, to which a segmentation must refer", path=path)
+            raise SourceError(
+                f"{series} has no {keyword}, to which a segmentation must refer",
+                path=path,
+                hint="export the series again, or convert it to NIfTI",
+            )
     with name_bad_file(path):
         _make_regular(header, series)
     return header
@@ -137,6 +199,8 @@ def _make_regular(header: Any, series: Series) -> None:
     for keyword in _MAY_BE_EMPTY:
         try:
             value = header.get(keyword)
+            if keyword == "PatientSex" and value not in _SEXES:
+                value = None
             if value and (keyword.endswith(("Date", "Time"))):
                 (DA if keyword.endswith("Date") else TM)(value)
         except ValueError:

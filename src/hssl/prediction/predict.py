@@ -112,7 +112,7 @@ class _BadImages:
     errors: list[HsslError] = field(default_factory=list)
 
     def add(self, error: HsslError) -> None:
-        if not self.skip:
+        if not self.skip or isinstance(error, ConfigError):  # a full disk is no bad image
             raise error
         logger.warning("left out: %s", error)
         self.errors.append(error)
@@ -122,7 +122,9 @@ class _BadImages:
         if self.errors:
             first = self.errors[0]
             count = f"{len(self.errors)} of {len(self.errors) + done} images were left out, this one first"
-            raise SourceError(f"{first.what} ({count}; the masks of the others are written)", path=first.path)
+            raise SourceError(
+                f"{first.what} ({count}; the masks of the others are written)", path=first.path, hint=first.hint
+            )
 
 
 @dataclass
@@ -198,7 +200,7 @@ class _Input:
 def _listed(path: Path, task: TaskInfo) -> Sequence[Path | Series]:
     """The images that an input stands for."""
     if not path.exists():
-        raise SourceError("no such file or folder", path=path)
+        raise SourceError("no such file or folder", path=path, hint="check the name, and that its disk is there")
     found = list_files(path, (*NIFTI, *PICTURES))
     series = dicom.holds_series(path)
     if found and series:

@@ -87,7 +87,7 @@ def predict_volume(
             for (y, x), share, output in zip(group, weights[start:], outputs.chunk(len(group)), strict=False):
                 scores[:, part, y, x] += output.transpose(0, 1) * share
     if scores is None:
-        raise ConfigError("an image without slices cannot be predicted")
+        raise ConfigError("an image without slices cannot be predicted", hint="give images of at least one slice")
     cropped = scores[:, :, top : top + rows, left : left + columns]
     return cropped.cpu().numpy()
 

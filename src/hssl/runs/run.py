@@ -174,7 +174,11 @@ class Run:
             kind = PretrainConfig if info.stage == "pretrain" else FinetuneConfig
             config = kind.model_validate_json((path / CONFIG).read_bytes())
         except OSError as error:
-            raise RunError(f"its files cannot be read: {error}", path=path) from error
+            raise RunError(
+                f"its files cannot be read: {error}",
+                path=path,
+                hint="copy the run again from where it came, or check its permissions",
+            ) from error
         except ValidationError as error:
             raise _unreadable(error, path) from error
         return cls(path, config, info)
@@ -403,7 +407,11 @@ def _unreadable(error: ValidationError, path: Path) -> RunError:
     if mistakes[0]["type"] == "extra_forbidden":
         field = ".".join(map(str, mistakes[0]["loc"]))
         return RunError(f"has a field '{field}' that this hssl does not know", path=path, hint=_NEWER)
-    return RunError(f"its files cannot be read: {first_mistake(error)}", path=path)
+    return RunError(
+        f"its files cannot be read: {first_mistake(error)}",
+        path=path,
+        hint="copy the run again from where it came, or train again",
+    )
 
 
 def _begun(name: str) -> bool:
@@ -488,10 +496,10 @@ def _git_revision() -> str | None:
 
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with replacing(path) as temporary:
-        # `save_file` would make a file that nobody else can read, and has errors of its own for a full disk.
-        temporary.write_bytes(save(content))
+    # `save_file` would make a file that nobody else can read, and has errors of its own for a full disk.
+    content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    with replacing(path, len(content)) as temporary:
+        temporary.write_bytes(content)
         flush(temporary)
 
 

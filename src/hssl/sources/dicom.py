@@ -10,19 +10,28 @@ given. Each modality is a task.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hssl.errors import SourceError, name_bad_file
+from hssl.errors import HsslError, SourceError, attempt, name_bad_file
 from hssl.sources.base import Case, Source
 from hssl.sources.dicom_masks import MASKS, read_mask, referenced_series, segment_names
-from hssl.sources.dicom_series import TAGS, Plane, Series, lacks_header, read_header, read_planes
+from hssl.sources.dicom_series import (
+    TAGS,
+    Plane,
+    Problem,
+    Series,
+    lacks_header,
+    read_header,
+    read_planes,
+    require_pydicom,
+)
 from hssl.sources.files import NIFTI, PICTURES, walk_files
 from hssl.sources.folder import Layout, Options, choose_channels, safe_name, subject_of, task_name
 from hssl.sources.plain import listed_labels
@@ -78,10 +87,10 @@ class DicomSource:
             )
 
     def _subject(self, series: Series) -> str:
-        if self.subject is not None:
+        if self.subject is not None and series.damage is None:
             root = self.path if self.path.is_dir() else self.path.parent
             return subject_of((series.folder.relative_to(root) / series.id).as_posix(), self.subject, series.folder)
-        if not series.patient:
+        if not series.patient and series.damage is None:
             hint = "say with --subject which part of the path below the folder given is the subject"
             raise SourceError(f"{series} has no PatientID", path=series.folder, hint=hint)
         return safe_name(series.patient)
@@ -121,7 +130,9 @@ def read(path: Path, options: Options) -> list[Source]:
     for number in choose_channels(modalities, options.channel, path):
         own = [one for one in series if one.modality == modalities[number]]
         found = {one.uid: masks[one.uid] for one in own if one.uid in masks}
-        names = sorted({name for files in found.values() for file in files for name in segment_names(file)})
+        named = (attempt(segment_names, file) for files in found.values() for file in files)
+        # A mask that cannot be read is named when its case is.
+        names = sorted({name for each in named if not isinstance(each, HsslError) for name in each})
         labels = dict(enumerate(names, start=1)) if listed is None else listed
         sources.append(
             DicomSource(
@@ -140,36 +151,62 @@ def read(path: Path, options: Options) -> list[Source]:
 def list_series(path: Path) -> list[Series]:
     """The series in a folder and the folders below it, sorted by id; reads every header, and no pixels.
 
-    Structured reports, plans, segmentations and the like are passed over.
+    Structured reports, plans, segmentations and the like are passed over. A file that cannot be read makes the series
+    in its folder raise an error when they are read; where there are none, it is listed as one by itself.
 
     Args:
         path: A folder, or one DICOM file.
 
     Raises:
-        SourceError: pydicom is not installed, a header cannot be read, or there is no image.
+        SourceError: pydicom is not installed, or there is no image.
     """
     return _scan(path)[0]
 
 
+class _File(NamedTuple):
+    """One DICOM file: the slices that it holds, or the series that it is a mask of."""
+
+    path: Path
+    header: Any
+    planes: Sequence[Plane] = ()
+    masked: str | None = None
+
+
 def _scan(path: Path) -> tuple[list[Series], dict[str, list[Path]]]:
     """The series, and the masks of each by its SeriesInstanceUID."""
+    require_pydicom()
     masks: dict[str, list[Path]] = defaultdict(list)
-    headers: dict[str, Any] = {}
-    planes: dict[str, list[Plane]] = defaultdict(list)
+    found: dict[str, list[_File]] = defaultdict(list)
+    damaged: dict[Path, HsslError] = {}
     for file in [path] if path.is_file() else [file for files in walk_files(path) for file in files if _is_dicom(file)]:
-        header = read_header(file, specific_tags=list(TAGS))
-        with name_bad_file(file):
-            if header.get("Modality") in MASKS and (of := referenced_series(file)):
-                masks[of].append(file)
-            if "Rows" not in header or header.get("Modality") in _NOT_SCANS:
-                continue
-            uid = str(header.SeriesInstanceUID)
-            headers.setdefault(uid, header)
-            planes[uid].extend(read_planes(header, file))
-    if not planes:
-        raise SourceError("holds no DICOM images", path=path)
-    series = (_series(uid, headers[uid], planes[uid]) for uid in planes)
+        read = attempt(_read_file, file)
+        if isinstance(read, HsslError):
+            damaged[file] = read
+        elif read.masked is not None:
+            masks[read.masked].append(file)
+        elif read.planes:
+            found[str(read.header.SeriesInstanceUID)].append(read)
+    if damaged and not found:  # no case is left
+        raise next(iter(damaged.values()))
+    if not found:
+        hint = "give the folder that the slices are in, or one above it"
+        raise SourceError("holds no DICOM images", path=path, hint=hint)
+    series = [_series(uid, files, damaged) for uid, files in found.items()]
+    folders = {plane.path.parent for one in series for plane in one.planes}
+    modality = series[0].modality
+    series += [_alone(file, error, modality) for file, error in damaged.items() if file.parent not in folders]
     return sorted(series, key=lambda series: series.id), dict(masks)
+
+
+def _read_file(path: Path) -> _File:
+    header = read_header(path, specific_tags=list(TAGS))
+    with name_bad_file(path):
+        if header.get("Modality") in MASKS and (of := referenced_series(path)):
+            return _File(path, header, masked=of)
+        if "Rows" not in header or header.get("Modality") in _NOT_SCANS:
+            return _File(path, header)
+        int(header.get("SeriesNumber") or 0), str(header.SeriesInstanceUID)  # pydicom looks at a value when asked
+        return _File(path, header, read_planes(header, path))
 
 
 def _read_only_mask(masks: list[Path], series: Series, labels: Mapping[int, str]) -> NDArray[np.uint8]:
@@ -193,15 +230,23 @@ def _is_dicom(path: Path) -> bool:
         return stream.read(_MARK.stop)[_MARK] == b"DICM" or lacks_header(path)
 
 
-def _series(uid: str, header: Any, planes: list[Plane]) -> Series:
+def _series(uid: str, files: Sequence[_File], damaged: Mapping[Path, HsslError]) -> Series:
+    header, folders = files[0].header, {file.path.parent for file in files}
     return Series(
         uid=uid,
         patient=str(header.get("PatientID") or "").strip(),
         number=int(header.get("SeriesNumber") or 0),
         description=str(header.get("SeriesDescription") or "").strip(),
         modality=str(header.get("Modality") or "OT"),
-        planes=tuple(planes),
+        planes=tuple(plane for file in files for plane in file.planes),
+        damage=next((error for path, error in damaged.items() if path.parent in folders), None),
     )
+
+
+def _alone(file: Path, error: HsslError, modality: str) -> Series:
+    """A file that cannot be read in a folder without series: a case, so that it can be left out as one."""
+    plane = Plane(file, 0, (0, 0), problem=Problem(error.what, error.hint))
+    return Series(str(file), file.parent.name, 0, "", modality, (plane,), damage=error)
 
 
 LAYOUT = Layout("dicom", "DICOM series in the folder or below it", matches, read, holds_series)

@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from hssl.errors import SourceError, install, name_bad_file
+from hssl.errors import HsslError, SourceError, install, name_bad_file
 from hssl.sources.base import Geometry
 from hssl.sources.folder import safe_name
 
@@ -124,6 +124,7 @@ class Series:
         description: SeriesDescription, or empty.
         modality: Modality as DICOM abbreviates it, ``CT``, ``MR``, ``PT``.
         planes: Its slices in the order of their files.
+        damage: What is wrong with a file that may belong to it, for what a damaged file shows nobody can tell.
     """
 
     uid: str
@@ -132,6 +133,7 @@ class Series:
     description: str
     modality: str
     planes: tuple[Plane, ...] = field(repr=False)
+    damage: HsslError | None = field(repr=False, default=None)
 
     def __str__(self) -> str:
         described = f" '{self.description}'" if self.description else ""
@@ -163,8 +165,11 @@ class Series:
         """The slices in the order of where they lie along their normal.
 
         Raises:
-            SourceError: They are no straight, even stack of grey slices that can be decoded.
+            SourceError: They are no straight, even stack of grey slices that can be decoded, or a file beside them is
+                damaged.
         """
+        if self.damage is not None:
+            raise self.damage
         first = self.planes[0]
         for plane in self.planes:
             if plane.problem:
@@ -289,10 +294,12 @@ def read_header(path: Path, **options: Any) -> Any:
     Raises:
         SourceError: pydicom is not installed, or the file is no DICOM file or is damaged.
     """
-    pydicom = _pydicom()
+    pydicom = require_pydicom()
     with name_bad_file(path):
         try:
-            return pydicom.dcmread(path, stop_before_pixels=True, **options)
+            header = pydicom.dcmread(path, stop_before_pixels=True, **options)
+            _check_complete(header)
+            return header
         except pydicom.errors.InvalidDicomError as error:
             if lacks_header(path):
                 hint = "add one, for example with dcmconv, or move the file away"
@@ -306,17 +313,33 @@ def read_file(path: Path) -> Any:
     Raises:
         SourceError: As :func:`read_header`.
     """
-    pydicom = _pydicom()
+    pydicom = require_pydicom()
     with name_bad_file(path):
         return pydicom.dcmread(path)
 
 
-def _pydicom() -> Any:
+def require_pydicom() -> Any:
+    """The package that reads DICOM.
+
+    Raises:
+        SourceError: It is not installed.
+    """
     try:
         import pydicom
     except ImportError as error:
         raise SourceError("DICOM cannot be read without pydicom", hint=install("dicom")) from error
     return pydicom
+
+
+def _check_complete(header: Any) -> None:
+    """Refuses an image whose header ends before its rows: pydicom reads what is there, and it would look like a report.
+
+    Raises:
+        SourceError: It does.
+    """
+    kind = str(header.file_meta.get("MediaStorageSOPClassUID") or "")
+    if "Rows" not in header and (not kind or "Image Storage" in require_pydicom().uid.UID(kind).name):
+        raise SourceError("is truncated: its header ends too early", hint="get it again from where it came")
 
 
 def lacks_header(path: Path) -> bool:

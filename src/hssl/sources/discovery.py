@@ -58,9 +58,12 @@ def find_sources(
         try:
             re.compile(subject)
         except re.error as error:
-            raise ConfigError(f"subject rule '{subject}' is not a regular expression: {error}") from error
+            raise ConfigError(
+                f"subject rule '{subject}' is not a regular expression: {error}",
+                hint="write it as Python does, for example --subject '(p[0-9]+)_.*'",
+            ) from error
     if not path.exists():
-        raise SourceError("no such file or folder", path=path)
+        raise SourceError("no such file or folder", path=path, hint="check the name, and that its disk is there")
     if layout is None:
         _check_whole(path)
 
@@ -71,7 +74,11 @@ def find_sources(
     if not found:
         raise _nothing_found(path, layout)
     if task is not None and len(found) > 1:
-        raise ConfigError(f"task '{task}' cannot name {len(found)} folders", path=path)
+        raise ConfigError(
+            f"task '{task}' cannot name {len(found)} folders",
+            path=path,
+            hint="leave it out, or give one folder a command",
+        )
     sources = [source for folder, match in found for source in match.read(folder, options)]
     check_no_patients(sources)
     return _unique(sources)
@@ -86,7 +93,7 @@ def _nothing_found(path: Path, layout: str | None) -> SourceError:
     looked_for = "; ".join(f"{candidate.name}: {candidate.looks_for}" for candidate in candidates)
     hint = "choose a reader with --layout, or link the files of a deeper tree into one folder"
     what = f"no images found, here or in its folders; looked for {looked_for}"
-    return SourceError(what, path=path, hint=None if layout else hint)
+    return SourceError(what, path=path, hint="leave --layout out" if layout else hint)
 
 
 def check_no_patients(sources: Sequence[Source]) -> None:
@@ -162,6 +169,10 @@ def _unique(sources: list[Source]) -> list[Source]:
     seen: dict[str, Source] = {}
     for source in sources:
         if source.task in seen:
-            raise SourceError(f"task '{source.task}' is also in {seen[source.task].path}", path=source.path)
+            raise SourceError(
+                f"task '{source.task}' is also in {seen[source.task].path}",
+                path=source.path,
+                hint="rename one of the folders, or aggregate them one by one with --task NAME",
+            )
         seen[source.task] = source
     return sources

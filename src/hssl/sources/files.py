@@ -147,7 +147,11 @@ def check_same_place(label_path: Path, geometry: Geometry) -> None:
     corners = np.array([*product(*((0.0, length - 1.0) for length in geometry.shape), [1.0])]).T
     moved = np.linalg.solve(geometry.affine, read_geometry(label_path).affine @ corners)
     if (distance := np.abs(moved - corners).max()) > 0.5:
-        raise SourceError(f"the mask's affine puts it {distance:.1f} voxels away from its image", path=label_path)
+        raise SourceError(
+            f"the mask's affine puts it {distance:.1f} voxels away from its image",
+            path=label_path,
+            hint="bring the mask to the grid of its image, or copy the image's header if only the header is wrong",
+        )
 
 
 def channel_count(path: Path) -> int:
@@ -169,7 +173,7 @@ def _is_nifti(path: Path) -> bool:
 def _load_nifti(path: Path) -> nib.Nifti1Image:
     image = nib.load(path)
     if not isinstance(image, nib.Nifti1Image):
-        raise SourceError(f"not a NIfTI file but {type(image).__name__}", path=path)
+        raise SourceError(f"not a NIfTI file but {type(image).__name__}", path=path, hint="convert it to NIfTI")
     if np.dtype(image.get_data_dtype()).fields is not None:  # type: ignore[no-untyped-call]
         raise SourceError("holds colour voxels", path=path, hint="store one number a voxel")
     if np.dtype(image.get_data_dtype()).kind == "c":  # type: ignore[no-untyped-call]
@@ -185,11 +189,21 @@ def _open_nifti(path: Path, channel: int | None) -> nib.Nifti1Image:
     image = _load_nifti(path)
     shape, count = image.shape, _channels(image)
     if len(shape) < 2 or min(shape) < 1:
-        raise SourceError(f"shape {shape} is neither a volume nor a slice", path=path)
+        raise SourceError(
+            f"shape {shape} is neither a volume nor a slice", path=path, hint="convert it again from where it came"
+        )
     if channel is None and count > 1:
-        raise SourceError(f"shape {shape} has {count} channels where one is expected", path=path)
+        raise SourceError(
+            f"shape {shape} has {count} channels where one is expected",
+            path=path,
+            hint="choose one with --channel, or split the file; a mask has one channel",
+        )
     if channel is not None and channel >= count:
-        raise SourceError(f"shape {shape} has {count} channels, number {channel} is missing", path=path)
+        raise SourceError(
+            f"shape {shape} has {count} channels, number {channel} is missing",
+            path=path,
+            hint="give all images the same channels, or leave this one out",
+        )
     _check_size(image, path)
     return image
 
@@ -214,7 +228,11 @@ def _nifti_geometry(image: nib.Nifti1Image, path: Path) -> Geometry:
     try:
         unit = image.header.get_xyzt_units()[0]  # type: ignore[no-untyped-call]
     except KeyError as error:
-        raise SourceError(f"has a unit of length that NIfTI does not know: {error}", path=path) from error
+        raise SourceError(
+            f"has a unit of length that NIfTI does not know: {error}",
+            path=path,
+            hint="correct xyzt_units in its header",
+        ) from error
     mm = _MM_PER_NIFTI_UNIT.get(unit, 1.0)
     affine[:3] *= mm
     sizes = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
@@ -345,7 +363,11 @@ def _whole(values: NDArray[np.generic], path: Path) -> NDArray[np.integer]:
     if not np.isfinite(whole).all() or (wrong := whole != values).any():
         found = np.unique(values[~np.isfinite(values)] if not np.isfinite(whole).all() else values[wrong])
         listed = ", ".join(f"{value:g}" for value in found[:3].tolist())
-        raise SourceError(f"the mask holds values that are not whole numbers, such as {listed}", path=path)
+        raise SourceError(
+            f"the mask holds values that are not whole numbers, such as {listed}",
+            path=path,
+            hint="store label numbers, resampled by the nearest neighbour",
+        )
     if (largest := float(np.abs(whole).max(initial=0))) >= 2**31:
         raise SourceError(f"the mask holds {largest:g}, which is not a label", path=path, hint="renumber the mask")
     return np.asarray(whole).astype(np.int32)

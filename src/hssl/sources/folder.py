@@ -114,10 +114,18 @@ class FolderSource:
             for path in filter(None, (files.image, files.label)):
                 with name_bad_file(path):  # a list can hold names that no disk takes
                     if not path.is_file():
-                        raise SourceError(f"no such file, though case '{files.id}' needs it", path=path)
+                        raise SourceError(
+                            f"no such file, though case '{files.id}' needs it",
+                            path=path,
+                            hint="put it back, or take the case out of the list",
+                        )
             name = safe_name(files.id)
             if name in named:
-                raise SourceError(f"two cases are called '{name}': {named[name].image}", path=files.image)
+                raise SourceError(
+                    f"two cases are called '{name}': {named[name].image}",
+                    path=files.image,
+                    hint="rename one of the two",
+                )
             named[name] = files
         for name, files in sorted(named.items()):
             yield Case(
@@ -163,7 +171,11 @@ def subject_of(case_id: str, rule: str | None, path: Path) -> str:
     found = re.search(rule, case_id)
     subject = (found[1] if found.re.groups else found[0]) if found else None
     if not subject:
-        raise SourceError(f"subject rule '{rule}' finds nothing in case '{case_id}'", path=path)
+        raise SourceError(
+            f"subject rule '{rule}' finds nothing in case '{case_id}'",
+            path=path,
+            hint="correct the rule: it is searched for in each case id",
+        )
     return subject
 
 
@@ -179,9 +191,11 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
-        raise SourceError(f"not a readable JSON file: {error}", path=path) from error
+        raise SourceError(
+            f"not a readable JSON file: {error}", path=path, hint="correct it, or get it again from where it came"
+        ) from error
     if not isinstance(content, dict):
-        raise SourceError("not a JSON object", path=path)
+        raise SourceError("not a JSON object", path=path, hint='write {"name": value, ...}')
     return content
 
 
@@ -224,7 +238,7 @@ def parse_labels(listed: object, path: Path) -> dict[int, str]:
         SourceError: `listed` is neither.
     """
     if not isinstance(listed, dict):
-        raise SourceError("lists no 'labels'", path=path)
+        raise SourceError("lists no 'labels'", path=path, hint='write {"background": 0, "liver": 1}')
     labels: dict[int, str] = {}
     regions: set[int] = set()
     for left, right in listed.items():
@@ -234,9 +248,17 @@ def parse_labels(listed: object, path: Path) -> dict[int, str]:
                 continue
             name, value = (str(right), int(left)) if left.isdecimal() else (left, _whole(right))
         except (TypeError, ValueError) as error:
-            raise SourceError(f"label '{left}': '{right}' is not a name and an integer", path=path) from error
+            raise SourceError(
+                f"label '{left}': '{right}' is not a name and an integer",
+                path=path,
+                hint='write {"background": 0, "liver": 1}',
+            ) from error
         if value in labels:
-            raise SourceError(f"labels '{labels[value]}' and '{name}' have one value, {value}", path=path)
+            raise SourceError(
+                f"labels '{labels[value]}' and '{name}' have one value, {value}",
+                path=path,
+                hint="give each label a value of its own",
+            )
         labels[value] = name
     labels = {value: f"label_{value}" for value in regions} | labels
     return {value: labels[value] for value in sorted(labels) if value != 0}

@@ -42,7 +42,7 @@ def read(path: Path, options: Options) -> list[Source]:
     lists = {name: dataset.get(name) or [] for name in ("training", "test")}
     for name, entries in lists.items():
         if not isinstance(entries, list):
-            raise SourceError(f"'{name}' is not a list of cases", path=listing)
+            raise SourceError(f"'{name}' is not a list of cases", path=listing, hint="write a list [ ... ]")
     files = [_files(path, entry, options, labelled=True) for entry in lists["training"]]
     files += [_files(path, entry, options, labelled=False) for entry in lists["test"]]
     modalities = channel_names(dataset.get("modality", ""), listing)
@@ -68,7 +68,9 @@ def _files(folder: Path, entry: Any, options: Options, *, labelled: bool) -> Cas
     label = entry.get("label") if isinstance(entry, dict) and labelled else None
     if not isinstance(image, str) or (labelled and not isinstance(label, str)):
         needed = "an 'image' and a 'label'" if labelled else "an image"
-        raise SourceError(f"entry {entry!r} does not name {needed}", path=folder / "dataset.json")
+        raise SourceError(
+            f"entry {entry!r} does not name {needed}", path=folder / "dataset.json", hint="correct the list"
+        )
     listing = folder / "dataset.json"
     mask = listed_file(folder, label, options, listing) if label else None
     return CaseFiles(stem(Path(image)), listed_file(folder, image, options, listing), mask)

@@ -76,7 +76,11 @@ def _case_ids(folder: Path, ending: str) -> list[str]:
     for path in list_files(folder, (ending,)):
         case, mark, number = path.name[: -len(ending)].rpartition("_")
         if not (case and mark and len(number) == 4 and number.isdecimal()):
-            raise SourceError("has no channel number, as in CASE_0000", path=path)
+            raise SourceError(
+                "has no channel number, as in CASE_0000",
+                path=path,
+                hint="rename it, or move it away if it is no image of a case",
+            )
         ids.add(case)
     return sorted(ids)
 

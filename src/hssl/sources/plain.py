@@ -72,9 +72,15 @@ def pair_masks(path: Path, endings: tuple[str, ...]) -> list[CaseFiles]:
     masks: dict[str, Path] = {}
     for mask, name in found.items():
         if name is None:
-            raise SourceError("this mask has no image of the same name", path=mask)
+            raise SourceError(
+                "this mask has no image of the same name", path=mask, hint="name it like its image, or move it away"
+            )
         if name in masks:
-            raise SourceError(f"a second mask of '{name}', beside {masks[name].name}", path=mask)
+            raise SourceError(
+                f"a second mask of '{name}', beside {masks[name].name}",
+                path=mask,
+                hint="keep one of them in the folder",
+            )
         masks[name] = mask
     return [CaseFiles(stem(image), image, masks.get(stem(image))) for image in images if image not in found]
 

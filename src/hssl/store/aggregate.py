@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hssl.config import AggregateConfig
-from hssl.errors import ConfigError, StoreError, attempt, name_bad_file
+from hssl.errors import ConfigError, HsslError, StoreError, attempt, name_bad_file
+from hssl.files import full_disk_named
 from hssl.machine import cores
 from hssl.sources.base import Case, Geometry, Source, is_ct
 from hssl.sources.discovery import check_no_patients, find_sources
@@ -25,6 +28,7 @@ from hssl.store.preprocessing import Preprocessing, check_geometry, make_preproc
 from hssl.store.splits import Split, Splits, check_given
 from hssl.store.store import IGNORE_NAME, CaseRecord, Index, Store, TaskInfo
 from hssl.store.transaction import KINDS, STAGING, commit, exclusive, existing_store
+from hssl.text import size
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +82,7 @@ def aggregate(
         SourceError: A folder holds no data that can be read.
         StoreError: A case is bad, a task is in the store with other files or options, or `output` is
             something else.
-        ConfigError: An option does not suit the sources.
+        ConfigError: An option does not suit the sources, or the disk is full or may not be written to.
         RunError: Another command is writing to the store.
     """
     named: dict[str, Any] = {"layout": layout, "subject": subject, "channel": channel, "task": task, "window": window}
@@ -124,7 +128,7 @@ def aggregate_sources(sources: Sequence[Source], output: Path | str, *, config: 
         _check_labels(source)
     tasks = [_list_task(source, config) for source in sources]
     if not tasks:
-        raise StoreError("no source given", path=output)
+        raise StoreError("no source given", path=output, hint="give at least one folder of raw data")
     for name in (task.source.task for task in tasks):
         if sum(task.source.task == name for task in tasks) > 1:
             raise StoreError(f"two sources are called '{name}'", hint="aggregate them one by one with --task NAME")
@@ -139,7 +143,7 @@ def aggregate_sources(sources: Sequence[Source], output: Path | str, *, config: 
     _check_split_options(existing, config)
     if existing is not None and not tasks:
         return existing
-    with exclusive(output) as existing:  # another command may have added to it meanwhile
+    with full_disk_named(output), exclusive(output) as existing:  # another command may have added to it meanwhile
         _check_split_options(existing, config)
         if tasks := [task for task in tasks if not _is_stored(task, existing)]:
             staging = output / STAGING
@@ -197,7 +201,7 @@ def _list_task(source: Source, config: AggregateConfig) -> PendingTask:
     """Lists the cases of a source and fingerprints their files and the options."""
     cases = list(source.cases())
     if not cases:
-        raise StoreError("holds no case", path=source.path)
+        raise StoreError("holds no case", path=source.path, hint="give the folder that the images are in")
     files = [
         [
             case.id,
@@ -244,6 +248,7 @@ def _write_arrays(
         task.source.task: chosen for task in tasks if (chosen := _choose_preprocessing(task, workers, config))
     }
     tasks = _usable(tasks, set(preprocessings), existing)
+    _check_space(sum(task.size for task in tasks), staging.parent)
     jobs = [(task, case) for task in tasks for case in task.cases]
     for task, _ in jobs:
         for kind in KINDS:
@@ -255,11 +260,14 @@ def _write_arrays(
 
     records: dict[str, list[CaseRecord]] = {task.source.task: [] for task in tasks}
     results = in_parallel(partial(attempt, convert), jobs, workers, "aggregate")
+    failed: dict[str, list[tuple[Case, HsslError]]] = {task.source.task: [] for task in tasks}
     for (task, case), result in zip(jobs, results, strict=True):
         if isinstance(result, CaseRecord):
             records[result.task].append(result)
         else:
-            task.drop(case, result)
+            failed[task.source.task].append((case, result))
+    for task in tasks:
+        task.drop(failed[task.source.task])
     _report([bad for task in tasks for bad in task.bad], config)
     tasks = _usable(tasks, {name for name, kept in records.items() if kept}, existing)
 
@@ -272,6 +280,17 @@ def _write_arrays(
     _warn_of_empty_parts(splits, records)
     index = Index(tasks=infos, cases=[record for kept in records.values() for record in kept])
     return index, Splits(seed=config.seed, fractions=config.fractions, tasks=splits)
+
+
+def _check_space(needed: int, output: Path) -> None:
+    """Refuses a store that does not fit on the disk before hours of work, not after them."""
+    free = shutil.disk_usage(output).free
+    if needed > free:
+        raise StoreError(
+            f"needs {size(needed)}, and {size(free)} are free on its disk",
+            path=output,
+            hint="free some space, or choose another output",
+        )
 
 
 def _task_info(
@@ -319,7 +338,9 @@ def _usable(tasks: list[PendingTask], names: set[str], existing: Store | None) -
         if task not in kept:
             what = f"task '{task.source.task}' has no usable case"
             if not kept and existing is None:
-                raise StoreError(what, path=task.source.path)
+                raise StoreError(
+                    what, path=task.source.path, hint="put right what is wrong with its cases, as listed above"
+                )
             logger.warning("%s: %s and is left out", task.source.path, what)
     return kept
 
@@ -332,7 +353,10 @@ def _choose_preprocessing(task: PendingTask, workers: int, config: AggregateConf
             for path in (case.image_path, *((case.label_path,) if case.label_path else ())):
                 check_name(path.absolute())
             if not case.id or case.id.startswith(".") or case.id != Path(case.id).name:
-                raise StoreError(f"the case id '{case.id}' cannot be a file name")
+                raise StoreError(
+                    f"the case id '{case.id}' cannot be a file name",
+                    hint="a reader of your own has to give ids that are file names",
+                )
             geometry = case.read_geometry()
             check_geometry(geometry)
             return geometry
@@ -343,26 +367,33 @@ def _choose_preprocessing(task: PendingTask, workers: int, config: AggregateConf
 
     geometries: dict[str, Geometry] = {}
     ids = set()
-    for case, result in zip(list(task.cases), in_parallel(partial(attempt, checked), task.cases, workers), strict=True):
+    bad: list[tuple[Case, HsslError]] = []
+    for case, result in zip(task.cases, in_parallel(partial(attempt, checked), task.cases, workers), strict=True):
         if isinstance(result, Geometry) and case.id in ids:
-            result = StoreError(f"a second case is called '{case.id}'", path=case.image_path)
+            result = StoreError(
+                f"a second case is called '{case.id}'", path=case.image_path, hint="rename one of the two"
+            )
         ids.add(case.id)
         if isinstance(result, Geometry):
             geometries[case.id] = result
         else:
-            task.drop(case, result)
+            bad.append((case, result))
+    task.drop(bad)
     if geometries:
         alike = make_preprocessing(geometries.values())  # of the headers alone, whatever the user wants made of them
-        for case in list(task.cases):
-            if (failed := attempt(check_units, case)) is not None:
-                task.drop(case, failed)
-                del geometries[case.id]
+        odd = [(case, failed) for case in task.cases if (failed := attempt(check_units, case)) is not None]
+        task.drop(odd)
+        for case, _ in odd:
+            del geometries[case.id]
     if not geometries:
         _report(task.bad, config)
         return None
-    return make_preprocessing(
+    chosen = make_preprocessing(
         geometries.values(), window=config.window, spacing=config.spacing, orientation=config.orientation
     )
+    for case in task.cases:  # images of 2 bytes a voxel, masks of 1
+        task.size += math.prod(chosen.stored_shape(geometries[case.id])) * (3 if case.label_path else 2)
+    return chosen
 
 
 def _report(bad: list[BadCase], config: AggregateConfig) -> None:

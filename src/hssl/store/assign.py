@@ -35,11 +35,14 @@ class PendingTask:
     cases: list[Case]
     fingerprint: str
     bad: list[BadCase]
+    size: int = 0
+    """Bytes that its arrays will take in the store, once its headers are read."""
 
-    def drop(self, case: Case, reason: HsslError) -> None:
-        """Takes a bad case out."""
-        self.bad.append(BadCase(case, reason))
-        self.cases.remove(case)
+    def drop(self, bad: Sequence[tuple[Case, HsslError]]) -> None:
+        """Takes bad cases out."""
+        self.bad += [BadCase(case, reason) for case, reason in bad]
+        out = {id(case) for case, _ in bad}  # a list may name a case twice
+        self.cases = [case for case in self.cases if id(case) not in out]
 
 
 def split_by_folder(
@@ -80,7 +83,9 @@ def split_by_folder(
             for subject, part in stored.items():
                 if subject in merged.values() and subject not in getattr(whole, part):
                     raise StoreError(
-                        f"splits: '{subject}' is in {part} in another channel of this folder in the store", path=folder
+                        f"splits: '{subject}' is in {part} in another channel of this folder in the store",
+                        path=folder,
+                        hint="keep the part that the store has, or aggregate all channels into a new store",
                     )
         else:
             whole = _drawn(folder.name, with_masks, without_masks, stored, config)
@@ -138,8 +143,15 @@ def folder_name(source: Source) -> str:
 def _one_subject_each(records: list[CaseRecord]) -> tuple[list[CaseRecord], list[tuple[CaseRecord, str]]]:
     """Gives cases with the same image the same subject, whatever their names say; returns each and a line on it."""
     first_with: dict[str, CaseRecord] = {}
-    subjects = {record.subject: record.subject for record in records}
+    above: dict[str, str] = {}  # the subject that one has become, which may have become another one since
     duplicates = []
+
+    def subject_of(name: str) -> str:
+        while (higher := above.get(name, name)) != name:
+            above[name] = above.get(higher, higher)  # halves the way for the next one
+            name = higher
+        return name
+
     for record in records:
         first = first_with.setdefault(record.stored_image_sha256, record)
         if first is record:
@@ -147,6 +159,5 @@ def _one_subject_each(records: list[CaseRecord]) -> tuple[list[CaseRecord], list
         line = f"{record.id} shows the same image as {first.id}: one subject"
         duplicates.append((record, line))
         logger.warning("task '%s': %s", record.task, line)
-        old, new = subjects[record.subject], subjects[first.subject]
-        subjects = {name: new if subject == old else subject for name, subject in subjects.items()}
-    return [record.model_copy(update={"subject": subjects[record.subject]}) for record in records], duplicates
+        above[subject_of(record.subject)] = subject_of(first.subject)
+    return [record.model_copy(update={"subject": subject_of(record.subject)}) for record in records], duplicates

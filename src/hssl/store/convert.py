@@ -34,7 +34,10 @@ def convert_case(case: Case, source: Source, preprocessing: Preprocessing, folde
         geometry = case.read_geometry()
         pixels = case.read_image()
         if pixels.shape != geometry.shape:
-            raise StoreError(f"has the shape {pixels.shape}, its header says {geometry.shape}")
+            raise StoreError(
+                f"has the shape {pixels.shape}, its header says {geometry.shape}",
+                hint="convert it again from where it came",
+            )
         intensity = preprocessing.intensity_range(pixels, padding=case.padding)
         image = preprocessing.prepare_image(pixels, geometry, intensity=intensity)
         image_sha256 = file_hash(*image_files_of(case))
@@ -95,7 +98,10 @@ def checked_label(
     """
     mask = read()
     if mask.shape != geometry.shape:
-        raise StoreError(f"the mask has the shape {mask.shape}, its image {geometry.shape}")
+        raise StoreError(
+            f"the mask has the shape {mask.shape}, its image {geometry.shape}",
+            hint="bring the mask to the grid of its image",
+        )
     check_same_place(path, geometry)
     return mask, _counted(mask, labels)
 
@@ -104,7 +110,10 @@ def _counted(mask: NDArray[np.integer], labels: Mapping[int, str]) -> dict[int, 
     """Voxels of each label present; values outside the task's list are an error."""
     present = set(np.unique(mask).tolist()) - {0}
     if unknown := sorted(present - labels.keys()):
-        raise StoreError(f"label {unknown[0]} is not in the list of labels {sorted(labels)}")
+        raise StoreError(
+            f"label {unknown[0]} is not in the list of labels {sorted(labels)}",
+            hint="add it to the list of labels, or correct the mask",
+        )
     present = {value for value in present if labels[value] != IGNORE_NAME}
     return {value: int(np.count_nonzero(mask == value)) for value in sorted(present)}
 

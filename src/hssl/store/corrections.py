@@ -106,7 +106,10 @@ def ignore_value(task: TaskInfo) -> int:
         return task.ignore
     free = [value for value in range(255, 0, -1) if value not in task.labels]
     if not free:
-        raise StoreError(f"task '{task.name}' uses all label values: none is left for what is not drawn")
+        raise StoreError(
+            f"task '{task.name}' uses all label values: none is left for what is not drawn",
+            hint="free one from 1 to 255",
+        )
     return free[0]
 
 

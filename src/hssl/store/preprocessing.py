@@ -220,7 +220,10 @@ class Preprocessing(BaseModel):
         return np.ascontiguousarray(_oriented(planes, _between(_IDENTITY, self._transform(geometry))))
 
     def _unfit(self, shape: tuple[int, ...], geometry: Geometry) -> StoreError:
-        return StoreError(f"scores of shape {shape} do not fit an image stored as {self.stored_shape(geometry)}")
+        return StoreError(
+            f"scores of shape {shape} do not fit an image stored as {self.stored_shape(geometry)}",
+            hint="give scores on the grid of the store",
+        )
 
     def check_units(self, geometry: Geometry) -> None:
         """Refuses a header whose pixels are so much larger or smaller than the task's that its unit must be wrong.
@@ -324,10 +327,13 @@ def make_preprocessing(
 def check_geometry(geometry: Geometry) -> None:
     """Raises :class:`StoreError` if the grid is empty or its affine cannot be used."""
     if min(geometry.shape) < 1:
-        raise StoreError(f"has no voxels: its shape is {geometry.shape}")
+        raise StoreError(f"has no voxels: its shape is {geometry.shape}", hint="convert it again from where it came")
     usable = np.isfinite(geometry.affine).all() and min(geometry.spacing) > 0
     if not usable or np.isnan(_orientation(geometry)).any():
-        raise StoreError("has no usable affine: a spacing is zero or not a number, or two axes coincide")
+        raise StoreError(
+            "has no usable affine: a spacing is zero or not a number, or two axes coincide",
+            hint="correct the header, or convert it again from where it came",
+        )
 
 
 def _measured(image: NDArray[np.float32], padding: float | None) -> NDArray[np.float32]:
@@ -359,7 +365,9 @@ def _lies_far_off(extreme: np.float32, image: NDArray[np.float32]) -> bool:
 
 def _check_shape(array: NDArray[np.float32] | NDArray[np.integer], geometry: Geometry) -> None:
     if array.shape != geometry.shape:
-        raise StoreError(f"has the shape {array.shape}, expected {geometry.shape}")
+        raise StoreError(
+            f"has the shape {array.shape}, expected {geometry.shape}", hint="convert it again from where it came"
+        )
 
 
 def _orientation(geometry: Geometry) -> Orientation:

@@ -91,7 +91,10 @@ def check_given(task: str, given: GivenSplit, with_masks: Collection[str], witho
             hint=f"subjects with masks: {', '.join(sorted(with_masks)[:5])}{' ...' if len(with_masks) > 5 else ''}",
         )
     if with_masks and named == {*with_masks}:
-        raise StoreError(f"splits: task '{task}' has no subject with a mask left to train")
+        raise StoreError(
+            f"splits: task '{task}' has no subject with a mask left to train",
+            hint="leave at least one subject with a mask out of val and test",
+        )
 
 
 def given_split(
@@ -147,7 +150,11 @@ def labelled_subjects(
         StoreError: More are requested than there are, or one is no training subject with a mask.
     """
     if not candidates:
-        raise StoreError(f"task '{task}' has no training subject with a mask", path=path)
+        raise StoreError(
+            f"task '{task}' has no training subject with a mask",
+            path=path,
+            hint="aggregate masks, or with a split of your own (--splits)",
+        )
     order = _shuffled(sorted(candidates), f"{task}/labels", seed)
     labels, _ = split_slices(labels)
     if isinstance(labels, str):
@@ -159,7 +166,9 @@ def labelled_subjects(
             raise StoreError(
                 f"{labels} labelled subjects requested, task '{task}' has {len(order)} for training",
                 path=path,
-                hint=f"write '{labels},' for the subject of this name" if str(labels) in order else None,
+                hint=f"write '{labels},' for the subject of this name"
+                if str(labels) in order
+                else f"take 1 to {len(order)}, or a share such as 5%",
             )
         return order[:labels]
     unknown = [subject for subject in labels if subject not in order]
@@ -188,7 +197,7 @@ def _count_of_percentage(text: str, available: int, path: Path | None) -> int:
     except ValueError:
         percentage = math.nan
     if not 0 < percentage <= 100:
-        raise StoreError(f"'{text}' is not a percentage above 0 and up to 100", path=path)
+        raise StoreError(f"'{text}' is not a percentage above 0 and up to 100", path=path, hint="write for example 5%")
     return max(1, _rounded(percentage * available / 100))
 
 

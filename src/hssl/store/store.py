@@ -224,7 +224,11 @@ class Store:
             raise StoreError("is not a store", path=path, hint="make one with 'hssl aggregate SOURCE -o STORE'")
         index, splits = _read(path / INDEX, Index), _read(path / SPLITS, Splits)
         if missing := index.tasks.keys() - splits.tasks.keys():
-            raise StoreError(f"has no split of task '{min(missing)}'", path=path / SPLITS)
+            raise StoreError(
+                f"has no split of task '{min(missing)}'",
+                path=path / SPLITS,
+                hint="copy the store again from where it came, or aggregate again",
+            )
         return cls(path, index, splits)
 
     def __repr__(self) -> str:
@@ -439,7 +443,9 @@ class Store:
         except (OSError, ValueError, EOFError) as error:
             raise StoreError(f"cannot be read: {error}", path=path, hint="aggregate again") from error
         if array.shape != record.shape:
-            raise StoreError(f"has the shape {array.shape}, the index says {record.shape}", path=path)
+            raise StoreError(
+                f"has the shape {array.shape}, the index says {record.shape}", path=path, hint="aggregate again"
+            )
         return array
 
     def _slice(self, kind: Kind, record: CaseRecord, index: int, dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -465,7 +471,11 @@ class Store:
 
     def _check_mask(self, record: CaseRecord) -> None:
         if not record.has_label:
-            raise StoreError(f"case '{record.id}' of task '{record.task}' has no mask", path=self.path)
+            raise StoreError(
+                f"case '{record.id}' of task '{record.task}' has no mask",
+                path=self.path,
+                hint="choose a case with a mask",
+            )
 
     def _check_task(self, task: str) -> None:
         if task not in self.tasks:
@@ -498,7 +508,9 @@ def file_sample(path: Path) -> str:
                 stream.seek(start)
                 digest.update(stream.read(_BLOCK))
     except OSError as error:
-        raise StoreError(f"cannot be read: {error.strerror}", path=path) from error
+        raise StoreError(
+            f"cannot be read: {error.strerror}", path=path, hint="aggregate again, or check its permissions"
+        ) from error
     return digest.hexdigest()
 
 
@@ -515,7 +527,9 @@ def file_hash(*paths: Path) -> str:
                 while block := stream.read(1 << 20):
                     digest.update(block)
         except OSError as error:
-            raise StoreError(f"cannot be read: {error.strerror}", path=path) from error
+            raise StoreError(
+                f"cannot be read: {error.strerror}", path=path, hint="put it back, or check its permissions"
+            ) from error
     return digest.hexdigest()
 
 

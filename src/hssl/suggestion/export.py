@@ -170,7 +170,9 @@ def _unchanged(store: Store, record: CaseRecord) -> Case:
     """The raw case, if its files are those that the store was made from."""
     raw = store.source_case(record)
     if file_hash(*image_files_of(raw)) != record.image_sha256:
-        raise StoreError("has changed since it was aggregated", path=raw.image_path)
+        raise StoreError(
+            "has changed since it was aggregated", path=raw.image_path, hint="put it back, or aggregate again"
+        )
     return raw
 
 

@@ -134,7 +134,9 @@ def rank_undrawn(
     if slices:
         candidates = [number for number in candidates if _shows(store, units[number])]
     if not candidates:
-        raise StoreError(f"task '{task}' has no training subject left to draw", path=store.path)
+        raise StoreError(
+            f"task '{task}' has no training subject left to draw", path=store.path, hint="choose another task"
+        )
     distances = distances_between(_features(store, units, network))
     unsure = _uncertainty(store, units, candidates, predictor) if predictor is not None else None
     need = None

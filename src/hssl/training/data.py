@@ -6,7 +6,8 @@ over several ranks draw exactly what an undisturbed one does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -22,6 +23,7 @@ from hssl.objectives import Origin, WindowBatch
 from hssl.store import CaseRecord, Store, TaskInfo
 
 Scalar = TypeVar("Scalar", bound=np.generic)
+Batch = TypeVar("Batch", covariant=True)
 
 FLAT = 0.02
 """A slice whose standard deviation is below this shows nothing (air, or the outside of a skull-stripped brain)."""
@@ -41,7 +43,15 @@ class FinetuneBatch(NamedTuple):
     unlabelled: dict[str, WindowBatch]
 
 
-class WindowData(Dataset[WindowBatch]):
+class BatchData(Dataset[Batch]):
+    """Batches by step, and what is in them."""
+
+    @abstractmethod
+    def cases_of(self, step: int) -> list[str]:
+        """``TASK/CASE`` of each image in this rank's part of the batch of `step`; no image is read."""
+
+
+class WindowData(BatchData[WindowBatch]):
     """Windows of the training subjects, by step; no mask is read.
 
     Args:
@@ -89,7 +99,11 @@ class WindowData(Dataset[WindowBatch]):
                 subjects.setdefault(case.subject, []).append(len(self.cases))
                 self.cases.append(case)
             if not subjects:
-                raise StoreError(f"task '{task}' has no training subjects", path=store.path)
+                raise StoreError(
+                    f"task '{task}' has no training subjects",
+                    path=store.path,
+                    hint="leave this task out, or aggregate with a split of your own (--splits)",
+                )
             offset = sum(len(earlier) for earlier in self.by_subject)
             numbers = {subject: offset + i for i, subject in enumerate(subjects)}
             self.subject_of_case += [numbers[case.subject] for case in self.cases[len(self.subject_of_case) :]]
@@ -128,6 +142,11 @@ class WindowData(Dataset[WindowBatch]):
         )
         return WindowBatch(torch.from_numpy(np.stack(windows)[:, None]), origin)
 
+    def cases_of(self, step: int) -> list[str]:
+        """As :meth:`BatchData.cases_of`."""
+        drawn = self._draw_cases(np.random.default_rng((self.seed, step, 1, *self.stream)))
+        return _named(self.cases[case] for _, case in drawn[self.rank :: self.world_size])
+
     def _draw_cases(self, rng: Generator) -> list[tuple[int, int]]:
         count = min(self.domains_per_batch, len(self.by_subject), self.batch_size)
         tasks = rng.choice(len(self.by_subject), size=count, replace=False, p=self.task_weights)
@@ -148,7 +167,7 @@ class WindowData(Dataset[WindowBatch]):
         return index, image
 
 
-class FinetuneData(Dataset[FinetuneBatch]):
+class FinetuneData(BatchData[FinetuneBatch]):
     """Fine-tuning batches of one task's labelled subjects, and windows for auxiliaries.
 
     Args:
@@ -177,7 +196,11 @@ class FinetuneData(Dataset[FinetuneBatch]):
         self.rank, self.world_size = rank, world_size
         self.cases = store.cases(config.task, subjects=subjects, labelled=True)
         if not self.cases:
-            raise StoreError(f"task '{config.task}' has no masks of the chosen subjects", path=store.path)
+            raise StoreError(
+                f"task '{config.task}' has no masks of the chosen subjects",
+                path=store.path,
+                hint="choose labelled subjects that have masks",
+            )
         rng = np.random.default_rng((config.seed, 3))
         self.task = store.tasks[config.task]
         self.slices, self.voxels = [], []
@@ -186,7 +209,11 @@ class FinetuneData(Dataset[FinetuneBatch]):
             self.slices.append(drawn)
             self.voxels.append(_voxels_by_label(store.label(case), self.task, drawn, rng))
         if not any(len(drawn) for drawn in self.slices):
-            raise StoreError(f"task '{config.task}': no slice of the chosen subjects is annotated", path=store.path)
+            raise StoreError(
+                f"task '{config.task}': no slice of the chosen subjects is annotated",
+                path=store.path,
+                hint="choose other labelled subjects, or more of them",
+            )
         self.drawn = [number for number, drawn in enumerate(self.slices) if len(drawn)]
 
     def __len__(self) -> int:
@@ -196,11 +223,26 @@ class FinetuneData(Dataset[FinetuneBatch]):
         """This rank's part of the batch of `step`."""
         return FinetuneBatch(self._labelled(step), {name: data[step] for name, data in self.unlabelled.items()})
 
+    def cases_of(self, step: int) -> list[str]:
+        """As :meth:`BatchData.cases_of`."""
+        named = _named(self.cases[number] for number, _, _ in self._places(step))
+        return [*named, *(case for data in self.unlabelled.values() for case in data.cases_of(step))]
+
     def _labelled(self, step: int) -> LabelledBatch:
+        windows, masks = [], []
+        for number, index, corner in self._places(step):
+            case = self.cases[number]
+            windows.append(cut(self.store.image_slice(case, index), corner, self.config.window))
+            masks.append(cut(self.store.label_slice(case, index), corner, self.config.window))
+        channels = self.task.to_channels(np.stack(masks))
+        return LabelledBatch(torch.from_numpy(np.stack(windows)[:, None]), torch.from_numpy(channels))
+
+    def _places(self, step: int) -> list[tuple[int, int, tuple[int, int]]]:
+        """Number of the case, slice and corner of each patch of this rank."""
         rng = np.random.default_rng((self.config.seed, step, 4))
         size = self.config.window
-        windows, masks = [], []
-        for place in range(self.config.batch_size):
+        places = []
+        for _ in range(self.config.batch_size):
             number = self.drawn[int(rng.integers(len(self.drawn)))]
             case, voxels = self.cases[number], self.voxels[number]
             if voxels and rng.random() < self.config.foreground:
@@ -210,11 +252,12 @@ class FinetuneData(Dataset[FinetuneBatch]):
             else:
                 index = int(self.slices[number][int(rng.integers(len(self.slices[number])))])
                 corner = draw_corner(case.shape[1:], size, rng)
-            if place % self.world_size == self.rank:
-                windows.append(cut(self.store.image_slice(case, index), corner, size))
-                masks.append(cut(self.store.label_slice(case, index), corner, size))
-        channels = self.task.to_channels(np.stack(masks))
-        return LabelledBatch(torch.from_numpy(np.stack(windows)[:, None]), torch.from_numpy(channels))
+            places.append((number, index, corner))
+        return places[self.rank :: self.world_size]
+
+
+def _named(cases: Iterable[CaseRecord]) -> list[str]:
+    return [f"{case.task}/{case.id}" for case in cases]
 
 
 def cut(image: NDArray[Scalar], corner: tuple[int, int], size: int) -> NDArray[Scalar]:

@@ -13,7 +13,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Generator, Tensor, nn
-from torch.utils.data import Dataset
 
 from hssl.config import FinetuneConfig, PretrainConfig
 from hssl.errors import ConfigError, StoreError
@@ -37,7 +36,7 @@ from hssl.training.auxiliary import (
 )
 from hssl.training.checks import check_batch_size, check_patch
 from hssl.training.cost import cost_in_words
-from hssl.training.data import FinetuneBatch, FinetuneData, WindowData
+from hssl.training.data import BatchData, FinetuneBatch, FinetuneData, WindowData
 from hssl.training.loggers import check_loggers
 from hssl.training.loop import Stage, as_finished, expected_device, fit, make_trainer, wants_bf16
 from hssl.training.progress import VALIDATION
@@ -114,7 +113,7 @@ class Finetuning(Stage):
                     losses[f"{name}/{each}"] = weight * loss
         return losses
 
-    def data(self, rank: int, world_size: int) -> Dataset[Any]:
+    def data(self, rank: int, world_size: int) -> BatchData[Any]:
         """Windows of the labelled subjects and, for auxiliaries, of all training subjects of the task."""
         ranks = {"rank": rank, "world_size": world_size}
         unlabelled = {
@@ -284,7 +283,11 @@ def _finetune(store: Store, output: Path, config: FinetuneConfig) -> Run:
     budget = config.label_budget if isinstance(config.label_budget, str | int) else list(config.label_budget)
     labelled = store.labelled(config.task, budget, config.seed)
     if all(case.label_voxels == {} for case in store.cases(config.task, subjects=labelled, labelled=True)):
-        raise StoreError(f"no mask of {', '.join(labelled[:4])} of '{config.task}' holds a label", path=store.path)
+        raise StoreError(
+            f"no mask of {', '.join(labelled[:4])} of '{config.task}' holds a label",
+            path=store.path,
+            hint="choose other labelled subjects, or more of them",
+        )
     validation_set = validation_subjects(config, store)
     torch.manual_seed(config.seed)
     unet, source = load_start(config, store) or (build_network(config.network), None)

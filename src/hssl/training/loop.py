@@ -13,7 +13,7 @@ import threading
 import time
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +21,7 @@ from typing import Any, cast
 import lightning.pytorch as pl
 import rich
 import torch
+import torch.distributed as dist
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
@@ -32,15 +33,18 @@ from torch.optim import AdamW, Optimizer
 from torch.utils.data import DataLoader, Dataset
 
 from hssl.config import TrainingConfig
-from hssl.errors import ConfigError, HsslError, TrainingError
+from hssl.errors import ConfigError, HsslError, TrainingError, attempt
 from hssl.files import locked
 from hssl.machine import bf16_pays
 from hssl.objectives import SPREAD, WATCH, total
 from hssl.runs.run import CHECKPOINT, RESTART, Run
 from hssl.text import duration
+from hssl.training.data import BatchData
 from hssl.training.loggers import close_loggers, open_loggers
 from hssl.training.progress import ProgressPicture
 
+_NAMED = 8
+"""Cases of a batch that a message names."""
 MOST_RANKS = 2_048
 """Seeds of a step are 4,099 apart: so many are for views, a rank each, and as many for what objectives draw."""
 logger = logging.getLogger(__name__)
@@ -61,13 +65,14 @@ class Stage(pl.LightningModule):
         self.earlier, self.began = 0.0, time.monotonic()
         self.extra: dict[str, Any] = {}
         self.latest: dict[str, Tensor] = {}
+        self.bad_step = torch.tensor(-1)  # the first one whose loss was not finite; looked at where losses are
 
     @abstractmethod
     def losses(self, batch: Any, step: int, generator: Generator) -> dict[str, Tensor]:
         """Weighted losses of a batch; names with `WATCH` are logged alone."""
 
     @abstractmethod
-    def data(self, rank: int, world_size: int) -> Dataset[Any]:
+    def data(self, rank: int, world_size: int) -> BatchData[Any]:
         """The batches, indexed by step."""
 
     @abstractmethod
@@ -123,7 +128,7 @@ class Stage(pl.LightningModule):
         if workers is None:
             workers = 0 if self.device.type == "cpu" else 4
         return DataLoader(
-            self.data(self.global_rank, self.trainer.world_size),
+            _Attempts(self.data(self.global_rank, self.trainer.world_size)),
             batch_size=None,
             sampler=range(self.start, self.config.steps),
             num_workers=workers,
@@ -133,6 +138,8 @@ class Stage(pl.LightningModule):
 
     def training_step(self, batch: Any, index: int) -> Tensor:
         """One step; its draws depend on the seed and the step number alone."""
+        if isinstance(batch, HsslError):
+            raise batch
         step = self.step_number()
         seed = (self.config.seed * 1_000_003 + step) * 4_099 + self.global_rank
         generator = torch.Generator(self.device).manual_seed(seed)
@@ -143,7 +150,28 @@ class Stage(pl.LightningModule):
         losses = self.losses(batch, step, generator)
         loss = total(losses)
         self.latest = {name: each.detach() for name, each in losses.items()} | {"loss": loss.detach()}
+        known = self.bad_step.to(loss.device)
+        self.bad_step = torch.where((known >= 0) | loss.detach().isfinite(), known, step)
         return loss
+
+    def blamed(self) -> str:
+        """The step and the cases with which the losses stopped being finite, for a message; empty where none did."""
+        step = int(self.bad_step)
+        if step < 0:
+            return ""
+        cases = list(dict.fromkeys(self.data(self.global_rank, self.trainer.world_size).cases_of(step)))
+        more = f" and {len(cases) - _NAMED} more" if len(cases) > _NAMED else ""
+        return f"; it began in step {step + 1}, with a batch of {', '.join(cases[:_NAMED])}{more}"
+
+
+class _Attempts(Dataset[Any]):
+    """Batches by step, or what is wrong with one: raised in a loader process, an error would lose its path."""
+
+    def __init__(self, data: BatchData[Any]) -> None:
+        self.data = data
+
+    def __getitem__(self, step: int) -> Any:
+        return attempt(self.data.__getitem__, step)
 
 
 class TrainingCallback(Callback):
@@ -188,7 +216,7 @@ class TrainingCallback(Callback):
         logs, saves = step % stage.config.log_every == 0 or last, step % stage.config.checkpoint_every == 0 or last
         if logs or saves:  # what is checked here never replaces a good checkpoint by a bad one
             values = {name: float(value) for name, value in stage.latest.items()}
-            check(values, step)
+            check(values, step, stage.blamed)
             if logs and trainer.is_global_zero:
                 rate = {"learning_rate": trainer.optimizers[0].param_groups[0]["lr"]}
                 stage.record(step, values | rate)
@@ -220,8 +248,13 @@ class TrainingCallback(Callback):
             logger.info("step %d/%d  %s%s", step, steps, text, f"  ({duration(left)} left)" if left else "")
 
 
-def check(values: dict[str, float], step: int) -> None:
+def check(values: dict[str, float], step: int, blamed: Callable[[], str] = str) -> None:
     """Stops a run that has gone wrong.
+
+    Args:
+        values: Losses by name.
+        step: Steps taken.
+        blamed: Says with which batch it began.
 
     Raises:
         TrainingError: A loss is not finite, or the projections have collapsed to one point.
@@ -229,7 +262,7 @@ def check(values: dict[str, float], step: int) -> None:
     for name, value in values.items():
         if not math.isfinite(value):
             raise TrainingError(
-                f"loss '{name}' is not finite at step {step}",
+                f"loss '{name}' is not finite at step {step}{blamed()}",
                 hint=RESTART,
             )
     if values.get(SPREAD, 1.0) < 0.01:
@@ -283,7 +316,8 @@ def make_trainer(config: TrainingConfig, folder: Path, title: str) -> pl.Trainer
         )
     except (MisconfigurationException, ValueError, RuntimeError, ImportError) as error:
         raise ConfigError(
-            f"accelerator '{config.accelerator}' with devices {config.devices} cannot be used here: {error}"
+            f"accelerator '{config.accelerator}' with devices {config.devices} cannot be used here: {error}",
+            hint="choose what this machine has, for example --set accelerator=cpu --set devices=1",
         ) from error
 
 
@@ -298,7 +332,7 @@ def fit(stage: Stage, trainer: pl.Trainer) -> float:
         Seconds it took, over all its parts.
 
     Raises:
-        TrainingError: See :func:`check`; or a step does not fit into memory.
+        TrainingError: See :func:`check`; or a step does not fit into memory, or another rank has ended.
         RunError: Another process trains this run.
         HsslError: The data cannot be read.
         KeyboardInterrupt: The user has stopped it.
@@ -312,7 +346,8 @@ def fit(stage: Stage, trainer: pl.Trainer) -> float:
         logger.warning(f"{config.steps} steps are no more than the warm-up of {config.warmup}: set a shorter 'warmup'")
     interrupt = signal.getsignal(signal.SIGINT)
     try:
-        with locked(checkpoints, "training") if trainer.is_global_zero else nullcontext(), oom_as_error():
+        lock = locked(checkpoints, "training") if trainer.is_global_zero else nullcontext()
+        with lock, oom_as_error(), lost_process_as_error():
             trainer.loggers = open_loggers(config, stage.run.path)
             trainer.fit(stage)
     except SIGTERMException:
@@ -325,12 +360,6 @@ def fit(stage: Stage, trainer: pl.Trainer) -> float:
         if interrupt is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, interrupt)
         raise error.__context__ from None
-    except HsslError as error:
-        # From a loader process it comes with a trace in its text.
-        _, trace, said = error.what.rpartition(f"{type(error).__module__}.{type(error).__name__}: ")
-        if not trace:
-            raise
-        raise type(error)(said.strip()) from error
     finally:
         close_loggers(config)
     return stage.seconds()
@@ -358,6 +387,23 @@ def oom_as_error() -> Iterator[None]:
             raise
         hint = "take a smaller batch_size, patch_size or network, and another folder if this one has a run by now"
         raise TrainingError("a step does not fit into memory", hint=hint) from error
+
+
+@contextmanager
+def lost_process_as_error() -> Iterator[None]:
+    """Says in one line that another rank of the training has ended.
+
+    Raises:
+        TrainingError: It has.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # NCCL has errors of its own; gloo says in a text which socket broke.
+        if not (isinstance(error, dist.DistError) or ("gloo" in str(error) and "onnection" in str(error))):
+            raise
+        hint = "see its messages; the same command continues from the last checkpoint"
+        raise TrainingError("another process of this training has ended or cannot be reached", hint=hint) from error
 
 
 def wants_bf16(config: TrainingConfig) -> bool:

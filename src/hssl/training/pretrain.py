@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.utils.data import Dataset
 
 from hssl.config import NetworkConfig, PretrainConfig
 from hssl.grouping import GROUPS, Grouping, find_groups, given_groups
@@ -20,7 +19,7 @@ from hssl.runs.run import Run, RunInfo, provenance
 from hssl.store import Store
 from hssl.training.checks import check_batch_size, check_groups, check_patch
 from hssl.training.cost import cost_in_words
-from hssl.training.data import WindowData
+from hssl.training.data import BatchData, WindowData
 from hssl.training.loggers import check_loggers
 from hssl.training.loop import Stage, as_finished, fit, make_trainer
 from hssl.training.start import load_start, with_source
@@ -55,7 +54,7 @@ class Pretraining(Stage):
         """The objective's losses."""
         return compute_losses(self.objective, self.network, batch, self.config.patch_size, self.config.view, generator)
 
-    def data(self, rank: int, world_size: int) -> Dataset[Any]:
+    def data(self, rank: int, world_size: int) -> BatchData[Any]:
         """Windows of the training subjects."""
         return pretrain_windows(self.store, self.tasks, self.config, rank, world_size)
 

@@ -30,6 +30,9 @@ class OutsideError(HsslError):
 class NotThereError(HsslError):
     """The page has nothing under this address."""
 
+    def __init__(self, what: str, *, path: Path | str | None = None, hint: str = "go back to the first page") -> None:
+        super().__init__(what, path=path, hint=hint)
+
 
 @dataclass(frozen=True)
 class Place:

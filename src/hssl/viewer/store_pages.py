@@ -221,7 +221,7 @@ def _tree(path: Path) -> bytes:
 
     from hssl.benchmark.run.records import Groups
 
-    found = read_json(path, Groups)
+    found = read_json(path, Groups, hint="the pre-training writes it: train again")
     if found.tree is None:
         raise NotThereError("the groups of this run were set by hand: there is no tree")
     figure = Figure(figsize=(7, 0.4 * len(found.groups) + 1.2), layout="constrained")

@@ -138,5 +138,5 @@ def test_parameters_that_a_cluster_does_not_take(
     fake: Any = ModuleType("submitit")
     fake.AutoExecutor = AutoExecutor
     monkeypatch.setitem(sys.modules, "submitit", fake)
-    with pytest.raises(ConfigError, match=r"submitit refuses .*: (Unknown .*timeout_mins|AssertionError)$"):
+    with pytest.raises(ConfigError, match=r"submitit refuses .*: (Unknown .*timeout_mins|AssertionError) \(its names"):
         ClusterExecutor(tmp_path, {"timeout_mins": 5})

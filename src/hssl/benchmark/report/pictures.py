@@ -167,7 +167,11 @@ def map_features(run: Path, store: Store) -> tuple[Features, Features]:
     }
     chosen = [each for task in opened.info.subjects_seen for each in spread_slices(cases[task], SLICES)]
     if len(chosen) < FEWEST:
-        raise StoreError(f"a map needs {FEWEST} validation slices, here are {len(chosen)}", path=store.path)
+        raise StoreError(
+            f"a map needs {FEWEST} validation slices, here are {len(chosen)}",
+            path=store.path,
+            hint="aggregate more subjects, or give validation a larger share",
+        )
     slices = [store.image_slice(case, number) for case, number in chosen]
     tasks = [case.task for case, _ in chosen]
     subjects = [f"{case.task}/{case.subject}" for case, _ in chosen]

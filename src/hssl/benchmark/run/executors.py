@@ -108,7 +108,10 @@ class ClusterExecutor:
             self._executor = submitit.AutoExecutor(bench / "logs", cluster=parameters.get("cluster"))
             self._executor.update_parameters(**{k: v for k, v in parameters.items() if k != "cluster"})
         except (NameError, ValueError, AssertionError, RuntimeError, TypeError) as error:
-            raise ConfigError(f"submitit refuses the parameters of the cluster: {first_line(error)}") from error
+            raise ConfigError(
+                f"submitit refuses the parameters of the cluster: {first_line(error)}",
+                hint="its names are those of submitit's AutoExecutor.update_parameters",
+            ) from error
 
     def start(self, order: Path, log: Path, slot: int) -> Handle:
         """Submits a job; its output is in submitit's own files, beside `log`."""

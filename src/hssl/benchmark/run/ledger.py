@@ -45,7 +45,9 @@ class Ledger:
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise RunError(f"cannot be read: {error}", path=self.path) from error
+            raise RunError(
+                f"cannot be read: {error}", path=self.path, hint="check that the file is there and may be read"
+            ) from error
         return [self._parsed(number, line) for number, line in enumerate(lines, 1)]
 
     def _parsed(self, number: int, line: bytes) -> Row:

@@ -36,6 +36,7 @@ from hssl.training.pretrain import pretrain
 
 OUTCOME, OVERLAYS = "outcome.json", "overlays.npz"
 AGAIN = "remove the folder of this run, and the same benchmark makes it again"
+ORDER_AGAIN = "the same benchmark writes it again"
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -72,7 +73,7 @@ def _pretrained(run: Run, config: PretrainConfig) -> PretrainOutcome:
         tasks=list(config.tasks or ()),
         steps=config.steps,
         losses=run.info.result.get("losses"),
-        groups=read_json(groups, Groups) if groups.exists() else None,
+        groups=read_json(groups, Groups, hint=AGAIN) if groups.exists() else None,
         seconds=round(_seconds(run), 1),
     )
 
@@ -211,7 +212,7 @@ def _end_with_parent() -> None:
 def work_at(bench: Path, order: Path) -> None:
     """Carries out an order file from the folder of the benchmark."""
     with contextlib.chdir(bench):  # submitit's `debug` does so in the process of the benchmark
-        work(read_json(order, Order))
+        work(read_json(order, Order, hint=ORDER_AGAIN))
 
 
 def main() -> int:
@@ -220,7 +221,7 @@ def main() -> int:
         threading.Thread(target=_end_with_parent, daemon=True).start()
     console.configure()
     try:
-        work(read_json(Path(sys.argv[1]), Order))
+        work(read_json(Path(sys.argv[1]), Order, hint=ORDER_AGAIN))
     except HsslError as error:
         sys.stderr.write(f"{error}\n")
         return 2
