@@ -39,8 +39,9 @@ TAGS = (
     *("SpacingBetweenSlices", "ImagePositionPatient", "ImageOrientationPatient", "RescaleSlope", "RescaleIntercept"),
     *("ModalityLUTSequence", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
     *("StudyInstanceUID", "FrameOfReferenceUID", "RescaleType", "PixelRepresentation"),
-    *("PixelPaddingValue", "PixelPaddingRangeLimit"),
+    *("PixelPaddingValue", "PixelPaddingRangeLimit", "SOPClassUID"),
 )
+_DIRECTORY = "1.2.840.10008.1.3.10"  # SOP class of a DICOMDIR
 _SAME = ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID", "Modality", "RescaleType")  # in one series
 _NUMBERS = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
 _MACROS = (
@@ -334,12 +335,17 @@ def require_pydicom() -> Any:
 def _check_complete(header: Any) -> None:
     """Refuses an image whose header ends before its rows: pydicom reads what is there, and it would look like a report.
 
+    What is no image says so twice, before the data set and in it. Of a damaged header one of the two is gone.
+
     Raises:
         SourceError: It does.
     """
     kind = str(header.file_meta.get("MediaStorageSOPClassUID") or "")
-    if "Rows" not in header and (not kind or "Image Storage" in require_pydicom().uid.UID(kind).name):
-        raise SourceError("is truncated: its header ends too early", hint="get it again from where it came")
+    if "Rows" in header or kind == _DIRECTORY:
+        return
+    said = str(header.get("SOPClassUID") or "")
+    if not kind or said != kind or "Image Storage" in require_pydicom().uid.UID(kind).name:
+        raise SourceError("is truncated or damaged: its header lacks Rows", hint="get it again from where it came")
 
 
 def lacks_header(path: Path) -> bool:
