@@ -460,8 +460,8 @@ JSON: dict[str, tuple[str, str, object, object]] = {
     "probe": (
         "run store",
         "hssl.probing.probe",
-        ProbeResult(run="run", subjects=1, repeats=2, seed=0, scores=[]),
-        {"run": "run", "subjects": 1, "repeats": 2, "seed": 0, "scores": []},
+        ProbeResult(run="run", subjects=1, repeats=2, seed=0, drawn={}, scores=[]),
+        {"run": "run", "subjects": 1, "repeats": 2, "seed": 0, "drawn": {}, "scores": []},
     ),
     "suggest": (
         "store --task Heart",

@@ -266,7 +266,7 @@ def test_bad_inputs_are_named_before_anything_is_predicted(tmp_path: Path) -> No
         ([good, tmp_path / "none.nii.gz"], out, "none.nii.gz: no such file"),
         ([good, cut], out, "cut.nii.gz: cannot be read"),
         ([good, tmp_path / "empty"], out, "empty: holds no images"),
-        ([good, tmp_path / "table.csv"], out, "table.csv: is no image"),
+        ([good, tmp_path / "table.csv"], out, "table.csv: is not an image"),
     ]:
         with pytest.raises(SourceError, match=message):
             predict("run", inputs, output)
