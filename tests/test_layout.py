@@ -30,7 +30,7 @@ ROOMS = [
         "sources",
     ),
     *("phantoms", "store", "views", "networks", "objectives", "features", "grouping", "runs", "prediction"),
-    *("training", "evaluation", "probing", "suggestion", "benchmark", "export", "demo", "viewer", "cli"),
+    *("probing", "training", "evaluation", "suggestion", "benchmark", "export", "demo", "viewer", "cli"),
 ]
 # Rooms with rooms of their own, or with an order that matters: files and folders, from before to after.
 ORDERS = {

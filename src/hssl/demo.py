@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -20,13 +20,14 @@ from hssl.benchmark.report.figures import overlay_picture
 from hssl.benchmark.report.pictures import find_overlays
 from hssl.benchmark.run.forecast import Forecast
 from hssl.benchmark.run.ledger import LEDGER, Ledger
+from hssl.benchmark.run.records import Order
+from hssl.benchmark.run.worker import work
 from hssl.config import AggregateConfig, PretrainConfig
 from hssl.files import replacing
 from hssl.machine import cores
 from hssl.phantoms import write_phantoms
 from hssl.store import Store, aggregate
 from hssl.text import duration
-from hssl.training.pretrain import pretrain
 
 SUBJECTS = 12
 PATCH_SIZE = 64
@@ -103,7 +104,14 @@ def run_demo(output: Path | str, *, seed: int = 0) -> DemoResult:
         first = [job for job in grid.jobs.values() if isinstance(job.config, PretrainConfig)]
         _announce(Forecast(experiment, grid, store), first, list(grid.jobs.values()), bench, workers)
         for job in first:
-            pretrain(store, bench / job.folder, config=cast("PretrainConfig", job.config))
+            order = Order(
+                store=experiment.store,
+                folder=str(bench / job.folder),
+                config=job.config,
+                scoring=experiment.scoring,
+                keep_weights=True,
+            )
+            work(order)
     found = run_benchmark(experiment, bench, workers=workers)
     dice = {(row["task"], row["arm"]): row["Dice"] for row in found}
     rows = [_row(task, dice[task, SCRATCH], dice[task, HSSL]) for task in experiment.tasks or ()]

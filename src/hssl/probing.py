@@ -132,30 +132,55 @@ def probe(
         RunError: `run` is not a complete run.
         StoreError: A named task is not in the store, or has too few masks.
     """
-    if subjects < 1 or repeats < 1:
-        raise ConfigError("a probe needs at least 1 labelled subject and 1 repeat", hint="ask for 1 or more of each")
     store = store if isinstance(store, Store) else Store.open(store)
     torch.manual_seed(seed)
     unet = build_network(network or NetworkConfig()) if str(run) == SCRATCH else load_unet(run)[0]
     unet = to_device(unet.eval(), device)
-    chosen = tasks if tasks is not None else [task for task in store.tasks if _has_masks(store, task, subjects)]
-    for task in chosen:
-        if not _has_masks(store, task, subjects):
-            raise StoreError(
-                f"task '{task}' has too few masks to probe with {subjects} labelled subjects",
-                path=store.path,
-                hint="it needs as many labelled training subjects and a labelled validation subject",
-            )
-    drawn = {task: _samples(store, task, subjects, repeats, seed) for task in chosen}
-    scores = [
-        score
-        for task in track(chosen, "probe")
-        for score in _probe_task(unet, store, store.tasks[task], drawn[task], seed)
-    ]
+    chosen = tasks if tasks is not None else [task for task in store.tasks if can_probe(store, task, subjects)]
+    drawn: dict[str, list[tuple[str, ...]]] = {}
+    scores: list[ProbeScore] = []
+    for task in track(chosen, "probe"):
+        drawn[task], found = probe_task(unet, store, task, subjects=subjects, repeats=repeats, seed=seed)
+        scores += found
     return ProbeResult(run=str(run), subjects=subjects, repeats=repeats, seed=seed, drawn=drawn, scores=scores)
 
 
-def _has_masks(store: Store, task: str, subjects: int) -> bool:
+def probe_task(
+    network: UNet, store: Store, task: str, *, subjects: int = 1, repeats: int = 10, seed: int = 0
+) -> tuple[list[tuple[str, ...]], list[ProbeScore]]:
+    """Scores what a network knows of one task. No random state but its own is used.
+
+    Args:
+        network: The encoder-decoder, in evaluation mode.
+        store: The data.
+        task: The task.
+        subjects: Labelled training subjects of each sample.
+        repeats: Samples.
+        seed: Of the samples and of the pixels.
+
+    Returns:
+        The subjects of each sample; the scores of each label, then their mean.
+
+    Raises:
+        ConfigError: A number is below 1.
+        StoreError: The task is not in the store, or has too few masks.
+    """
+    if subjects < 1 or repeats < 1:
+        raise ConfigError(
+            "a probe needs at least 1 labelled subject and 1 repeat", hint="give larger numbers, or leave them out"
+        )
+    if not can_probe(store, task, subjects):
+        raise StoreError(
+            f"task '{task}' has too few masks to probe with {subjects} labelled subjects",
+            path=store.path,
+            hint="it needs as many labelled training subjects and a labelled validation subject",
+        )
+    samples = _samples(store, task, subjects, repeats, seed)
+    return samples, _probe_task(network, store, store.tasks[task], samples, seed)
+
+
+def can_probe(store: Store, task: str, subjects: int = 1) -> bool:
+    """Whether a task has masks of as many training subjects, and of a validation subject."""
     train = {case.subject for case in store.cases(task, part="train", labelled=True)}
     return len(train) >= subjects and bool(store.cases(task, part="val", labelled=True))
 

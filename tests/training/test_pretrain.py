@@ -13,6 +13,7 @@ from hssl.config import NetworkConfig, PretrainConfig
 from hssl.errors import ConfigError, RunError, StoreError, TrainingError
 from hssl.files import locked
 from hssl.networks import UNet
+from hssl.probing import probe
 from hssl.runs import Run, load_unet
 from hssl.store import Split
 from hssl.text import duration
@@ -473,3 +474,19 @@ def test_check_patch():
         check_patch(20, network)
     with pytest.raises(ConfigError, match="one pixel"):
         check_patch(4, UNet(NetworkConfig(features=(2, 2, 2))))
+
+
+def test_a_probe_while_training_changes_nothing(make_store, pretrain_config, tmp_path):
+    store = make_store({"A": 5, "B": 5})
+    plain = pretrain(store, tmp_path / "plain", config=pretrain_config(steps=4))
+    probed = pretrain(store, tmp_path / "probed", config=pretrain_config(steps=4, probe_every=3))
+    first, second = plain.load_weights(), probed.load_weights()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    lines = (probed.path / "metrics.csv").read_text().splitlines()
+    found = {tuple(line.split(",")[:2]): float(line.split(",")[2]) for line in lines if "probe/" in line}
+    assert sorted(found) == [(step, f"probe/{task}") for step in "34" for task in "AB"]
+    last = probe(probed.path, store)
+    assert found["4", "probe/A"] == pytest.approx(next(s.linear for s in last.scores if s.label == "mean"), abs=1e-6)
+    assert "every 3 steps" in probed.info.provenance["probed"]
+    assert "probed" not in plain.info.provenance
+    assert not probed.info.masks_seen

@@ -32,6 +32,8 @@ class PretrainConfig(TrainingConfig):
             the group level off, and a mapping of task to group name sets them.
         group_start: Share of the steps after which groups are looked for.
         view: Ranges of the augmentation; those not given are as here by default.
+        probe_every: Steps between probes as in ``hssl probe``, for a curve; None is no probe. A probe reads masks of
+            training and validation subjects; nothing is learned from them.
     """
 
     tasks: tuple[str, ...] | None = Field(None, min_length=1)
@@ -47,6 +49,7 @@ class PretrainConfig(TrainingConfig):
     groups: Literal["auto", "none"] | Annotated[int, Field(ge=2)] | dict[str, GroupName] = "auto"
     group_start: Fraction = 0.1
     view: ViewConfig = ViewConfig(occlusion_ratio=0.3)
+    probe_every: PositiveInt | None = None
 
     @field_validator("objective")
     @classmethod

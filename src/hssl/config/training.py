@@ -61,9 +61,9 @@ class TrainingConfig(StageConfig):
         return self.window_size or math.ceil(self.patch_size / 6) * 8
 
     def fingerprint_fields(self) -> dict[str, Any]:
-        """The options that a result depends on, as JSON has them: no `loggers`, and the defaults of `HARMLESS`."""
+        """The options that a result depends on, as JSON has them: no curves, and the defaults of `HARMLESS`."""
         defaults = {name: type(self).model_fields[name].default for name in HARMLESS}
-        return self.model_dump(mode="json", exclude={"loggers"}) | defaults
+        return self.model_dump(mode="json", exclude={"loggers", "probe_every"}) | defaults
 
     @model_validator(mode="before")
     @classmethod

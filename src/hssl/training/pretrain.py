@@ -12,9 +12,11 @@ import torch
 from torch import Generator, Tensor, nn
 
 from hssl.config import NetworkConfig, PretrainConfig
+from hssl.errors import ConfigError
 from hssl.grouping import GROUPS, Grouping, find_groups, given_groups
 from hssl.networks import UNet, build_network
 from hssl.objectives import Domains, WindowBatch, build_objective, checked_options, compute_losses
+from hssl.probing import can_probe, probe_task
 from hssl.runs.run import Run, RunInfo, provenance
 from hssl.store import Store
 from hssl.training.checks import check_batch_size, check_groups, check_patch
@@ -69,6 +71,9 @@ class Pretraining(Stage):
     def after_step(self, step: int) -> None:
         """Lets the objective move its copies, and finds the groups when it is time."""
         self.objective.after_step(self.network)
+        every = self.config.probe_every
+        if every and (step % every == 0 or step == self.config.steps) and self.global_rank == 0:
+            self._probe(step)
         if step == self.group_step:
             # Found once for all ranks: rounding on another card could tip a close call.
             number = self.config.groups if isinstance(self.config.groups, int) else None
@@ -78,6 +83,18 @@ class Pretraining(Stage):
             self.objective.set_groups(torch.tensor([grouping.groups[task] for task in self.tasks]))
             if self.global_rank == 0:
                 _report_groups(grouping, self.run)
+
+    def _probe(self, step: int) -> None:
+        network = self.network.eval()
+        found = {task: probe_task(network, self.store, task)[1][-1].linear for task in self.probed}
+        self.network.train()
+        self.record(step, {f"probe/{task}": dice for task, dice in found.items()})
+        logger.info("step %d: probe, Dice %s", step, ", ".join(f"{task} {dice:.3f}" for task, dice in found.items()))
+
+    @property
+    def probed(self) -> list[str]:
+        """Tasks with masks to probe with."""
+        return [task for task in self.tasks if can_probe(self.store, task)]
 
     @property
     def group_step(self) -> int | None:
@@ -175,6 +192,8 @@ def _pretrain(store: Store, output: Path, config: PretrainConfig) -> Run:
         masks_seen={},
         provenance=provenance(config, store),
     )
+    if config.probe_every:  # nothing is learned from these masks, but the curve has seen them
+        info.provenance["probed"] = f"masks of training and validation subjects, every {config.probe_every} steps"
     start, source = load_start(config, store) or (None, None)
     if source is not None:
         info = with_source(info, source)
@@ -183,6 +202,10 @@ def _pretrain(store: Store, output: Path, config: PretrainConfig) -> Run:
         logger.info("%s is complete: nothing to do", run.path)
         return run
     stage = Pretraining(config, store, run, chosen, start)
+    if config.probe_every and not stage.probed:
+        raise ConfigError(
+            "no task has masks of training and validation subjects to probe with", hint="leave 'probe_every' out"
+        )
     check_patch(config.patch_size, stage.network)
     stage.objective.check_domains(config.domains_per_batch)
     check_loggers(config)
