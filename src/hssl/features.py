@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from scipy.spatial.distance import cdist
 
 from hssl.networks import UNet, grid_pool
 from hssl.store import CaseRecord, Store
@@ -88,6 +89,38 @@ def slice_features(
             small = [_resized(image, (THUMBNAIL, THUMBNAIL)) for image in images]
             parts.append(torch.cat(small).flatten(1).double().numpy())
     return np.concatenate(parts)
+
+
+def standardised(features: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Features of slices, ``[slices, features]``, each with mean 0 and standard deviation 1."""
+    scaled: NDArray[np.float64] = (features - features.mean(0)) / (features.std(0) + 1e-6)
+    return scaled
+
+
+def to_plane(features: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Places slices on a map by their features: 30 dimensions by PCA, then two by t-SNE.
+
+    Args:
+        features: ``[slices, features]``, of four slices or more.
+
+    Returns:
+        float ``[slices, 2]``.
+    """
+    from sklearn.decomposition import PCA  # slow to import
+    from sklearn.manifold import TSNE
+
+    small = PCA(min(30, *features.shape), random_state=0).fit_transform(features)
+    perplexity = min(30, (len(small) - 1) / 3)
+    points: NDArray[np.float64] = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(small)
+    return points
+
+
+def distances(features: NDArray[np.float64], subjects: Sequence[str]) -> NDArray[np.float64]:
+    """Distance of each slice from each slice of another subject, ``[slices, slices]``; infinite within a subject."""
+    named = np.array(subjects)
+    distance: NDArray[np.float64] = cdist(features, features)
+    distance[named[:, None] == named[None]] = np.inf
+    return distance
 
 
 def _resized(image: NDArray[np.floating], size: Sequence[int]) -> torch.Tensor:

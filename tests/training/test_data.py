@@ -7,8 +7,7 @@ import torch
 from hssl.errors import StoreError
 from hssl.metrics import IGNORE
 from hssl.store import Split
-from hssl.training.data import FLAT, FinetuneData, cut, drawn_slices
-from hssl.training.pretrain import pretrain_windows
+from hssl.training.data import FLAT, FinetuneData, cut, drawn_slices, pretrain_windows
 
 
 def flat(batch):

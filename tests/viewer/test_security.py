@@ -97,7 +97,8 @@ def test_no_page_names_an_address_elsewhere() -> None:
 
     for path in Path(hssl.viewer.__file__).parent.rglob("*"):
         if path.suffix in (".jinja", ".css", ".js") and path.name != "niivue.js":
-            assert not re.findall(r"(?:https?:)?//[a-z0-9-]+\.[a-z]", path.read_text("utf-8")), path.name
+            text = path.read_text("utf-8").replace("http://www.w3.org/2000/svg", "")  # the name of a language
+            assert not re.findall(r"(?:https?:)?//[a-z0-9-]+\.[a-z]", text), path.name
 
 
 @pytest.mark.parametrize(

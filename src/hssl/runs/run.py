@@ -322,6 +322,32 @@ class Run:
             raise RunError(f"is damaged: {said}", path=source, hint=hint) from error
         return content.model_dump(exclude_unset=True, exclude={"sha256"})
 
+    def checkpoint_tensors(self, *names: str) -> tuple[int, dict[str, dict[str, Tensor]]]:
+        """Tensors of the latest checkpoint of a training, which may go on meanwhile.
+
+        Args:
+            names: Of the modules that are wanted; those that it does not have are left out.
+
+        Returns:
+            Its step, and the tensors of each module, on the CPU.
+
+        Raises:
+            RunError: There is no checkpoint, or it is damaged.
+        """
+        for _ in range(3):  # one that is read may give way to the next
+            found = [_CHECKPOINT.fullmatch(path.name) for path in (self.path / CHECKPOINT).glob("step-*")]
+            step = max((int(each[1]) for each in found if each), default=None)
+            if step is None:
+                break
+            folder = self.path / CHECKPOINT / f"step-{step}"
+            try:
+                files = {name: folder / f"{name}.safetensors" for name in names}
+                return step, {name: _load_tensors(file) for name, file in files.items() if file.exists()}
+            except RunError:
+                if folder.exists():
+                    raise
+        raise RunError("has no checkpoint yet", path=self.path, hint="wait for the first one")
+
     def finish(self, result: dict[str, Any]) -> None:
         """Marks the run complete and drops its checkpoint."""
         self.info.result.update(result)
@@ -433,6 +459,37 @@ def load_unet(path: Path | str) -> tuple[UNet, Run]:
     return network.eval(), run
 
 
+def latest_unet(run: Run) -> tuple[UNet, int]:
+    """As :func:`load_unet`, and the step that it is from: of the latest checkpoint where the run still trains.
+
+    Raises:
+        RunError: There is neither.
+    """
+    if run.info.complete:
+        return load_unet(run.path)[0], run.config.steps
+    step, modules = run.checkpoint_tensors("average", "network")
+    weights = modules.get("average") or modules.get("network", {})
+    if run.info.stage == "finetune":
+        weights = {key.removeprefix("unet."): value for key, value in weights.items() if key.startswith("unet.")}
+    network = build_network(run.info.network)
+    _put(weights, network, run.path / CHECKPOINT)
+    return network.eval(), step
+
+
+def latest_segmentation(run: Run) -> tuple[SegmentationNetwork, int]:
+    """The network of a fine-tuning, and the step that it is from: of the latest checkpoint where it still trains.
+
+    Raises:
+        RunError: There is neither, or the run is no fine-tuning.
+    """
+    if run.info.complete:
+        return load_segmentation(run.path)[0], run.config.steps
+    step, modules = run.checkpoint_tensors("average", "network")
+    network = _segmentation(run)
+    _put(modules.get("average") or modules.get("network", {}), network, run.path / CHECKPOINT)
+    return network.eval(), step
+
+
 def load(path: Path | str) -> UNet:
     """The encoder-decoder of a run as a :class:`torch.nn.Module`, in evaluation mode on the CPU.
 
@@ -457,13 +514,18 @@ def load_segmentation(path: Path | str) -> tuple[SegmentationNetwork, Run, TaskI
         RunError: The folder is not a complete fine-tuning run.
     """
     run = Run.open(path)
+    network = _segmentation(run)
+    _put(run.load_weights(), network, run.path / WEIGHTS)
+    return network.eval(), run, run.task
+
+
+def _segmentation(run: Run) -> SegmentationNetwork:
+    """A network of the shape of a fine-tuning run."""
     task = run.task
     if not isinstance(run.config, FinetuneConfig):
         hint = "run.json and config.json are of two runs: copy the folder again"
         raise RunError("has a task, and the options of a pre-training", path=run.path, hint=hint)
-    network = SegmentationNetwork(build_network(run.info.network), task.classes, run.config.head)
-    _put(run.load_weights(), network, run.path / WEIGHTS)
-    return network.eval(), run, task
+    return SegmentationNetwork(build_network(run.info.network), task.classes, run.config.head)
 
 
 def provenance(config: TrainingConfig, store: Store) -> dict[str, Any]:

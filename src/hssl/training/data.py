@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from hssl.config import FinetuneConfig
+from hssl.config import FinetuneConfig, PretrainConfig
 from hssl.errors import StoreError
 from hssl.objectives import Origin, WindowBatch
 from hssl.store import CaseRecord, Store, TaskInfo
@@ -165,6 +165,24 @@ class WindowData(BatchData[WindowBatch]):
             if float(image.astype(np.float32).std()) > FLAT:  # faster than std(dtype=float32) by half
                 break
         return index, image
+
+
+def pretrain_windows(
+    store: Store, tasks: tuple[str, ...], config: PretrainConfig, rank: int = 0, world_size: int = 1
+) -> WindowData:
+    """The batches of a pre-training, by step."""
+    return WindowData(
+        store,
+        tasks,
+        batch_size=config.batch_size,
+        size=config.window,
+        steps=config.steps,
+        seed=config.seed,
+        domains_per_batch=config.domains_per_batch,
+        task_sampling_exponent=config.task_sampling_exponent,
+        rank=rank,
+        world_size=world_size,
+    )
 
 
 class FinetuneData(BatchData[FinetuneBatch]):

@@ -21,7 +21,7 @@ from hssl.runs.run import Run, RunInfo, provenance
 from hssl.store import Store
 from hssl.training.checks import check_batch_size, check_groups, check_patch
 from hssl.training.cost import cost_in_words
-from hssl.training.data import BatchData, WindowData
+from hssl.training.data import BatchData, pretrain_windows
 from hssl.training.loggers import check_loggers
 from hssl.training.loop import Stage, as_finished, fit, make_trainer
 from hssl.training.start import load_start, with_source
@@ -102,24 +102,6 @@ class Pretraining(Stage):
         found = self.config.groups == "auto" or isinstance(self.config.groups, int)
         wanted = self.objective.wants_groups and found and len(self.tasks) > 2
         return max(1, math.floor(self.config.group_start * self.config.steps)) if wanted else None
-
-
-def pretrain_windows(
-    store: Store, tasks: tuple[str, ...], config: PretrainConfig, rank: int = 0, world_size: int = 1
-) -> WindowData:
-    """The batches of a pre-training, by step."""
-    return WindowData(
-        store,
-        tasks,
-        batch_size=config.batch_size,
-        size=config.window,
-        steps=config.steps,
-        seed=config.seed,
-        domains_per_batch=config.domains_per_batch,
-        task_sampling_exponent=config.task_sampling_exponent,
-        rank=rank,
-        world_size=world_size,
-    )
 
 
 def pretrain(

@@ -11,7 +11,7 @@ from typing import Literal
 
 from hssl.errors import ConfigError, HsslError
 from hssl.runs import Run
-from hssl.runs.run import INFO, WEIGHTS
+from hssl.runs.run import CHECKPOINT, INFO, WEIGHTS
 from hssl.store import CaseRecord, Store
 from hssl.store.store import INDEX, SPLITS
 
@@ -129,7 +129,7 @@ class Places:
             RunError: It is damaged.
             OutsideError: One of its files is a link out of the given folders.
         """
-        for path in place.path.iterdir():
+        for path in (*place.path.iterdir(), *(place.path / CHECKPOINT).glob("*/*")):
             self.guard(path)
         return Run.open(place.path)
 

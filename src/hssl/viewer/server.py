@@ -18,6 +18,7 @@ from starlette.staticfiles import StaticFiles
 
 from hssl.errors import ConfigError, HsslError
 from hssl.viewer.places import Places
+from hssl.viewer.run_pages import run_routes
 from hssl.viewer.security import Guard
 from hssl.viewer.site import NIIVUE, NO_NIIVUE, STATIC, Site
 from hssl.viewer.store_pages import store_routes
@@ -40,6 +41,7 @@ def make_app(site: Site, token: str) -> Guard:
     pages = [
         Route("/", home),
         *store_routes(site),
+        *run_routes(site),
         Mount("/static", StaticFiles(directory=STATIC)),
     ]
     handlers = {HsslError: site.answer_error}

@@ -10,15 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.spatial.distance import cdist
-from sklearn.decomposition import PCA
-from sklearn.manifold import TSNE
 
 from hssl.benchmark.run.ledger import Row
 from hssl.benchmark.run.worker import OVERLAYS
 from hssl.benchmark.statistics import case_values
 from hssl.errors import RunError, StoreError, name_bad_file
-from hssl.features import pooled_features, spread_slices
+from hssl.features import distances, pooled_features, spread_slices, standardised, to_plane
 from hssl.networks import UNet, build_network
 from hssl.runs import load_unet
 from hssl.store import CaseRecord, Store, widest_slice
@@ -179,19 +176,14 @@ def map_features(run: Path, store: Store) -> tuple[Features, Features]:
 
 
 def _mapped(network: UNet, slices: list[NDArray[np.float16]], tasks: list[str], subjects: list[str]) -> Features:
-    features = pooled_features(network, slices, side=SIDE)
-    features = (features - features.mean(0)) / (features.std(0) + 1e-6)
-    small = PCA(min(30, *features.shape), random_state=0).fit_transform(features)
-    perplexity = min(30, (len(small) - 1) / 3)
-    points = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(small)
-    return Features(points, tasks, _purity(features, np.array(tasks), np.array(subjects)))
+    features = standardised(pooled_features(network, slices, side=SIDE))
+    return Features(to_plane(features), tasks, _purity(distances(features, subjects), np.array(tasks)))
 
 
-def _purity(features: NDArray[np.float64], tasks: NDArray[Any], subjects: NDArray[Any]) -> float:
-    distance = cdist(features, features)
-    other = subjects[:, None] != subjects[None]
-    distance[~other] = np.inf
-    fair = (other & (tasks[:, None] == tasks[None])).any(axis=1)  # a task with one subject cannot find its like
+def _purity(distance: NDArray[np.float64], tasks: NDArray[Any]) -> float:
+    fair = (np.isfinite(distance) & (tasks[:, None] == tasks[None])).any(
+        axis=1
+    )  # a task with one subject cannot find its like
     return float((tasks[distance.argmin(axis=1)] == tasks)[fair].mean()) if fair.any() else 0.0
 
 

@@ -155,16 +155,12 @@ class SelfTraining(Auxiliary):
         """Label of each pixel, int64 ``[B, P, P]``, and whether it is believed, float32 of the same shape."""
         probability = teacher(image).float().softmax(1)
         certain, label = probability.max(1)
-        classes = probability.shape[1]
         one_hot = torch.zeros_like(probability).scatter_(1, label[:, None], 1.0)
         pixels, summed = (gather(each[None]).sum(0) for each in _by_class(one_hot, certain))
         found = summed / pixels.clamp(min=1)
         self.reached.copy_(torch.where(pixels > 0, MEMORY * self.reached + (1 - MEMORY) * found, self.reached))
         self.covered.mul_(MEMORY).add_(pixels / pixels.sum(), alpha=1 - MEMORY)
-        needed = self.options.confidence * torch.ones(classes, device=image.device)
-        if self.options.per_class:
-            needed = needed * self.reached / self.reached.max()
-        return label, (certain >= needed[label]).float()
+        return label, (certain >= thresholds(self.reached, self.options)[label]).float()
 
     def _mix(
         self, image: Tensor, label: Tensor, believed: Tensor, labelled: LabelledView, generator: Generator
@@ -209,6 +205,20 @@ class SelfTraining(Auxiliary):
                 counts += np.bincount(window.ravel(), minlength=task.classes)[: task.classes]
         shares: Sequence[float] = (counts / max(counts.sum(), 1)).tolist()
         return shares
+
+
+def thresholds(reached: Tensor, options: SelfTrainingOptions) -> Tensor:
+    """What a pixel of each class needs to be believed.
+
+    Args:
+        reached: Mean probability that the teacher reaches on each class, ``[classes]``.
+        options: Confidence, and whether classes have thresholds of their own.
+
+    Returns:
+        Probabilities, ``[classes]``.
+    """
+    needed = torch.full_like(reached, options.confidence)
+    return needed * reached / reached.max() if options.per_class else needed
 
 
 def _by_class(one_hot: Tensor, certain: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,5 @@
 // Draws a volume with its layers by NiiVue (niivue.js, a script before this one), and connects the tools beside it.
+import { ask, element } from "./dom.js";
 
 const NEAREST = true; // pixels as they are stored
 
@@ -25,16 +26,8 @@ function rgb(colour) {
   return [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
 }
 
-function element(tag, properties = {}, ...children) {
-  const made = Object.assign(document.createElement(tag), properties);
-  made.append(...children);
-  return made;
-}
-
 async function load(url) {
-  const answer = await fetch(url);
-  if (!answer.ok) throw new Error((await answer.text()).trim() || `the server answered ${answer.status}`);
-  return URL.createObjectURL(await answer.blob());
+  return URL.createObjectURL(await (await ask(url)).blob());
 }
 
 /** What NiiVue must know of a layer. */
