@@ -145,17 +145,18 @@ class Places:
     def store_of(self, run: Run) -> Place | None:
         """The store that a run was made from, where it is among the given ones: by its content, else by its path."""
         data, known = run.info.provenance.get("data"), run.info.provenance.get("store_path")
+        return self.store_with(data.get("store") if isinstance(data, dict) else None, known)
+
+    def store_with(self, hash: object, path: object) -> Place | None:
+        """The given store with this content, else the one at this path; None where there is neither."""
         stores = [place for place in self.listed() if place.kind == "store"]
         for place in stores:
             try:
-                if isinstance(data, dict) and self.store(place).hash == data.get("store"):
+                if self.store(place).hash == hash:
                     return place
             except HsslError as error:
                 logger.warning("%s", error)
-        for place in stores:
-            if isinstance(known, str) and place.path == Path(known).resolve():
-                return place
-        return None
+        return next((place for place in stores if isinstance(path, str) and place.path == Path(path).resolve()), None)
 
     def runs_on(self, store: Place, stage: Literal["pretrain", "finetune"] | None = None) -> list[tuple[Place, Run]]:
         """The readable runs that were made from a store, of one stage or both."""

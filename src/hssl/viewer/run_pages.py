@@ -156,9 +156,9 @@ def _map(run: Run, store: Store, place: Place) -> dict[str, Any]:
 
 def _version(run: Run) -> str:
     """Which network a run has now: changes with each checkpoint; empty where it has none."""
-    if run.info.complete:
-        return str(run.info.weights_sha256)[:16] if (run.path / WEIGHTS).exists() else ""
     try:
+        if run.info.complete:
+            return str((run.path / WEIGHTS).stat().st_mtime_ns)
         names = [path.name for path in (run.path / CHECKPOINT).glob("step-*")]
     except OSError:
         return ""

@@ -17,7 +17,9 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from hssl.errors import ConfigError, HsslError
+from hssl.viewer.benchmark_pages import benchmark_routes
 from hssl.viewer.places import Places
+from hssl.viewer.predict_pages import predict_routes
 from hssl.viewer.run_pages import run_routes
 from hssl.viewer.security import Guard
 from hssl.viewer.site import NIIVUE, NO_NIIVUE, STATIC, Site
@@ -42,6 +44,8 @@ def make_app(site: Site, token: str) -> Guard:
         Route("/", home),
         *store_routes(site),
         *run_routes(site),
+        *benchmark_routes(site),
+        *predict_routes(site),
         Mount("/static", StaticFiles(directory=STATIC)),
     ]
     handlers = {HsslError: site.answer_error}

@@ -67,6 +67,7 @@ def case_page(site: Site, store: Store, case: CaseRecord, layers: list[Layer], *
         "affine": affine.tolist(),
         "shape": case.shape,
         "window": [0, 1],
+        "keys": [2, 1, 0],
         "start": start(store, case),
     }
     return site.page(
@@ -127,7 +128,7 @@ class _StorePages:
             raise NotThereError(f"the store has no task '{task}'")
         wanted = request.query_params.get("find", "").lower()
         cases = [case for case in store.cases(task) if wanted in case.id.lower() or wanted in case.subject.lower()]
-        first = _whole(request.query_params.get("first", "0"))
+        first = whole(request.query_params.get("first", "0"))
         split = store.split(task)
         part = {subject: name for name in ("train", "val", "test") for subject in getattr(split, name)}
         (row,) = (row for row in summarise(store) if row.task == task)
@@ -184,7 +185,7 @@ class _StorePages:
         if case.has_label:
             self.site.places.array(store, "labels", case)
         given = request.query_params.get("number")
-        number = start(store, case)[0] if given is None else _whole(given)
+        number = start(store, case)[0] if given is None else whole(given)
         if number >= case.shape[0]:
             raise NotThereError(f"case '{case.id}' has no slice {number}")
         colours = label_colours(store.tasks[case.task].labels) if "mask" in request.query_params else None
@@ -234,12 +235,12 @@ def _tree(path: Path) -> bytes:
     return stream.getvalue()
 
 
-def _whole(text: str) -> int:
+def whole(text: str, digits: int = 9) -> int:
     """A number of an address.
 
     Raises:
         NotThereError: It is no whole number from 0 on.
     """
-    if not text.isascii() or not text.isdecimal() or len(text) > 9:
+    if not text.isascii() or not text.isdecimal() or len(text) > digits:
         raise NotThereError(f"'{text}' is no number")
     return int(text)

@@ -44,6 +44,7 @@ class Layer(BaseModel):
         kind: An image in grey, a mask in colours, or a map of values in [0, 1].
         labels: Of a mask.
         shown: Whether it is on at the start.
+        frame: Index along the fourth axis of a 4D file.
         note: What should be known of it.
     """
 
@@ -54,6 +55,7 @@ class Layer(BaseModel):
     kind: Literal["image", "mask", "map"]
     labels: list[LabelEntry] = []
     shown: bool = True
+    frame: int = 0
     note: str = ""
 
 

@@ -32,7 +32,7 @@ async function load(url) {
 
 /** What NiiVue must know of a layer. */
 async function described(layer, number, window) {
-  const image = { url: await load(layer.url), name: `${number}${layer.url.endsWith(".gz") ? ".nii.gz" : ".nii"}` };
+  const image = { url: await load(layer.url), frame4D: layer.frame, name: `${number}${layer.url.endsWith(".gz") ? ".nii.gz" : ".nii"}` };
   if (layer.kind === "image") return { ...image, colormap: "gray", opacity: 1, ...(window && { cal_min: window[0], cal_max: window[1] }) };
   const opacity = layer.shown ? 0.5 : 0;
   if (layer.kind === "map") return { ...image, colormap: "hssl-map", opacity, cal_min: 0, cal_max: 1 };
@@ -174,7 +174,8 @@ function connectPlace(section, canvas, nv, scene) {
     input.max = scene.shape[axis] - 1;
     input.addEventListener("change", () => go(inputs.map((each) => Number(each.value))));
   });
-  const steps = { ArrowLeft: [2, -1], ArrowRight: [2, 1], ArrowUp: [1, -1], ArrowDown: [1, 1], PageUp: [0, -1], PageDown: [0, 1] };
+  const [across, down, through] = scene.keys;
+  const steps = { ArrowLeft: [across, -1], ArrowRight: [across, 1], ArrowUp: [down, -1], ArrowDown: [down, 1], PageUp: [through, -1], PageDown: [through, 1] };
   canvas.addEventListener(
     "keydown",
     (event) => {
