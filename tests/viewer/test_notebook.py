@@ -30,11 +30,16 @@ def test_a_case_of_a_store_comes_with_its_mask(make_store: Callable[..., Store])
 
 
 def test_a_file_comes_with_any_mask(tmp_path: Path) -> None:
-    for name, kind in (("scan", np.float32), ("mask", np.uint8)):
-        nib.save(nib.Nifti1Image(np.ones((3, 4, 5), kind), np.eye(4)), tmp_path / f"{name}.nii.gz")
+    voxels = np.arange(60).reshape(3, 4, 5)
+    affine = np.diag([2.0, -3, 4, 1])
+    nib.save(nib.Nifti1Image(voxels.astype(np.float32), affine), tmp_path / "scan.nii.gz")
+    nib.save(nib.Nifti1Image((300 * (voxels > 30)).astype(np.int16), affine), tmp_path / "mask.nii.gz")
     widget = hssl.show(tmp_path / "scan.nii.gz", mask=tmp_path / "mask.nii.gz")
-    assert [volume.path.name for volume in widget.volumes] == ["scan.nii.gz", "mask.nii.gz"]
-    assert widget.volumes[1].colormap_label.labels == ["", "1"]
+    shown = [nib.Nifti1Image.from_bytes(volume.data) for volume in widget.volumes]
+    np.testing.assert_array_equal(np.asarray(shown[0].dataobj), voxels)
+    np.testing.assert_array_equal(np.asarray(shown[1].dataobj), 300 * (voxels > 30))
+    np.testing.assert_array_equal(shown[0].affine, affine)
+    assert widget.volumes[1].colormap_label.labels[-1] == "300"
 
 
 def test_a_mistake_is_named(make_store: Callable[..., Store], tmp_path: Path) -> None:

@@ -289,6 +289,12 @@ class Run:
             if other != target and _CHECKPOINT.fullmatch(other.name):
                 shutil.rmtree(other, ignore_errors=True)  # what stays is older, and does not count
 
+    @property
+    def latest_step(self) -> int | None:
+        """Of the latest checkpoint; None without one."""
+        found = [_CHECKPOINT.fullmatch(path.name) for path in (self.path / CHECKPOINT).glob("step-*")]
+        return max((int(each[1]) for each in found if each), default=None)
+
     def load_checkpoint(self, modules: dict[str, nn.Module], optimizer: Optimizer) -> dict[str, Any]:
         """Puts the latest checkpoint into `modules` and `optimizer`.
 
@@ -298,11 +304,10 @@ class Run:
         Raises:
             RunError: It is damaged.
         """
-        found = [_CHECKPOINT.fullmatch(path.name) for path in (self.path / CHECKPOINT).glob("step-*")]
-        steps = [int(each[1]) for each in found if each]
-        if not steps:
+        latest = self.latest_step
+        if latest is None:
             return {"step": 0}
-        source = self.path / CHECKPOINT / f"step-{max(steps)}"
+        source = self.path / CHECKPOINT / f"step-{latest}"
         try:
             content = _State.model_validate_json((source / "state.json").read_bytes())
             for name, module in modules.items():
@@ -335,8 +340,7 @@ class Run:
             RunError: There is no checkpoint, or it is damaged.
         """
         for _ in range(3):  # one that is read may give way to the next
-            found = [_CHECKPOINT.fullmatch(path.name) for path in (self.path / CHECKPOINT).glob("step-*")]
-            step = max((int(each[1]) for each in found if each), default=None)
+            step = self.latest_step
             if step is None:
                 break
             folder = self.path / CHECKPOINT / f"step-{step}"

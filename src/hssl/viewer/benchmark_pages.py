@@ -200,7 +200,7 @@ class _BenchmarkPages:
         return [row for row in rows if row["task"] == case.task and any(s["case"] == case.id for s in row["scores"])]
 
     def _kept(self, place: Place, row: Row) -> str:
-        """The file that a run's masks come from: its weights, else one slice of each case; empty where both are gone."""
+        """The file that a run's masks come from: weights, else one slice of each case; empty where both are gone."""
         from hssl.benchmark.run.worker import OVERLAYS
 
         folder = _folder(place, row)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
 
-from hssl.errors import ConfigError, StoreError, install, name_bad_file
+from hssl.errors import ConfigError, StoreError, install
 from hssl.palette import distinct_colours, label_colours
-from hssl.sources.files import NIFTI, read_label
+from hssl.sources.files import NIFTI, read_geometry, read_image, read_label, stem
 from hssl.store import Store
 from hssl.viewer.volumes import case_affine, to_nifti
 
@@ -67,16 +68,20 @@ def show(
 
 
 def _of_file(path: Path, mask: Path | str | None) -> list[dict[str, Any]]:
-    with name_bad_file(path):
-        nib.load(path)  # a file that is none is named here, and not in the browser
-    volumes: list[dict[str, Any]] = [{"path": path, "colormap": "gray"}]
+    # Given as arrays: NiiVue draws a file whose header contradicts itself askew.
+    volumes: list[dict[str, Any]] = [{**_volume(path, read_image(path)), "colormap": "gray"}]
     if mask is not None:
-        values = sorted(set(read_label(Path(mask)).ravel().tolist()) - {0})
+        label = read_label(Path(mask))
+        values = [value for value in np.unique(label).tolist() if value]
         colours = dict(zip(values, distinct_colours(len(values)), strict=True))
-        volumes.append(
-            {"path": Path(mask), "labels": {value: (str(value), colour) for value, colour in colours.items()}}
-        )
+        labels = {value: (str(value), colour) for value, colour in colours.items()}
+        volumes.append({**_volume(Path(mask), label), "labels": labels})
     return volumes
+
+
+def _volume(path: Path, array: NDArray[Any]) -> dict[str, Any]:
+    affine = read_geometry(path).affine
+    return {"name": f"{stem(path)}.nii", "data": to_nifti(array.transpose(2, 1, 0), affine[:, [2, 1, 0, 3]])}
 
 
 def _of_store(store: Store, task: str | None, case: str | None, mask: Path | str | None) -> list[dict[str, Any]]:

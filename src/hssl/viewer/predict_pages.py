@@ -19,7 +19,8 @@ def predict_routes(site: Site) -> list[Route]:
         Route("/predict", pages.form, methods=["GET"]),
         Route("/predict", pages.upload, methods=["POST"]),
         Route("/predict/{job}", pages.state),
-        Route("/predict/{job}/{layer}", pages.file),
+        Route("/predict/{job}/{layer}.nii", pages.volume),
+        Route("/predict/{job}/{layer}/file", pages.file),
     ]
 
 
@@ -58,10 +59,15 @@ class _PredictPages:
         job = self._job(request)
         return answer_json({"state": job.state, "error": job.error, "scene": job.scene, "name": job.file.name})
 
+    def volume(self, request: Request) -> Response:
+        job, layer = self._job(request), request.path_params["layer"]
+        if job.state != "done" or layer not in ("image", "mask", "uncertainty"):
+            raise NotThereError("there is no such volume of this prediction")
+        return Response(job.volume(layer), media_type=MEDIA)
+
     def file(self, request: Request) -> Response:
         job = self._job(request)
-        kind = request.path_params["layer"].split(".")[0]
-        path = {"image": job.file, "mask": job.mask, "uncertainty": job.uncertainty}.get(kind)
+        path = {"mask": job.mask, "uncertainty": job.uncertainty}.get(request.path_params["layer"])
         if path is None or not path.is_file():
             raise NotThereError("there is no such file of this prediction")
         return FileResponse(path, media_type=MEDIA, filename=path.name)

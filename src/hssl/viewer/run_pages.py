@@ -13,7 +13,7 @@ from hssl.config import FinetuneConfig
 from hssl.objectives import WATCH
 from hssl.palette import distinct_colours
 from hssl.runs import Run
-from hssl.runs.run import CHECKPOINT, WEIGHTS
+from hssl.runs.run import WEIGHTS
 from hssl.store import CaseRecord, Store
 from hssl.viewer import network_views
 from hssl.viewer.network_views import OwnMasks
@@ -159,10 +159,9 @@ def _version(run: Run) -> str:
     try:
         if run.info.complete:
             return str((run.path / WEIGHTS).stat().st_mtime_ns)
-        names = [path.name for path in (run.path / CHECKPOINT).glob("step-*")]
+        return "" if run.latest_step is None else f"step {run.latest_step}"
     except OSError:
         return ""
-    return max(names, key=lambda name: int(name.removeprefix("step-")), default="")
 
 
 def _kind(name: str) -> str:

@@ -13,13 +13,15 @@ from uuid import uuid4
 
 import nibabel as nib
 import numpy as np
+from numpy.typing import NDArray
 
 from hssl.errors import HsslError, SourceError, name_bad_file
 from hssl.palette import label_colours
 from hssl.prediction import predict
 from hssl.runs import Run
-from hssl.sources.files import NIFTI, read_geometry, stem
-from hssl.viewer.volumes import LabelEntry, Layer
+from hssl.sources.base import Geometry
+from hssl.sources.files import NIFTI, channel_count, read_geometry, read_image, stem
+from hssl.viewer.volumes import LabelEntry, Layer, to_nifti
 
 MAX_BYTES = 512 * 2**20
 """Of an uploaded file."""
@@ -67,6 +69,30 @@ class Job:
     def uncertainty(self) -> Path:
         """The map of uncertainty."""
         return self.folder / "masks" / f"{stem(self.file)}_uncertainty.nii.gz"
+
+    @property
+    def frame(self) -> int | None:
+        """Index along the fourth axis that is predicted; None where there is none."""
+        if channel_count(self.file) == 1:
+            return None
+        own = self.run.task.channel
+        return self.channel if self.channel is not None or not isinstance(own, int) else own
+
+    @property
+    def geometry(self) -> Geometry:
+        """The grid of the upload."""
+        return read_geometry(self.file, self.frame)
+
+    def array(self, layer: Literal["image", "mask", "uncertainty"]) -> NDArray[Any]:
+        """Voxels in the axes of the upload."""
+        if layer == "image":
+            return read_image(self.file, self.frame)
+        path = {"mask": self.mask, "uncertainty": self.uncertainty}[layer]
+        return np.asarray(nib.load(path).dataobj).reshape(self.geometry.shape)  # type: ignore[attr-defined]
+
+    def volume(self, layer: Literal["image", "mask", "uncertainty"]) -> bytes:
+        """A layer as NIfTI for the page: with a header that says one thing, which not every upload's does."""
+        return to_nifti(self.array(layer).transpose(2, 1, 0), self.geometry.affine[:, [2, 1, 0, 3]])
 
 
 class Uploads:
@@ -186,10 +212,7 @@ def _too_large(name: str) -> TooLargeError:
 def _scene(job: Job, root: str) -> dict[str, Any]:
     """What the page draws: the file, its mask and the uncertainty, all on the grid of the file."""
     task, address = job.run.task, f"{root}/predict/{job.id}"
-    channel = job.channel if job.channel is not None else task.channel if isinstance(task.channel, int) else 0
-    frame = channel if nib.load(job.file).ndim == 4 else 0  # type: ignore[attr-defined]
-    geometry = read_geometry(job.file, frame if nib.load(job.file).ndim == 4 else None)  # type: ignore[attr-defined]
-    mask = np.asarray(nib.load(job.mask).dataobj)  # type: ignore[attr-defined]
+    geometry, mask = job.geometry, job.array("mask")
     counts = np.bincount(mask.ravel(), minlength=256)
     voxel = abs(float(np.linalg.det(geometry.affine[:3, :3]))) / 1000
     colours = label_colours(task.labels)
@@ -197,13 +220,12 @@ def _scene(job: Job, root: str) -> dict[str, Any]:
         LabelEntry(value=value, name=name, colour=colours[value], ml=float(counts[value] * voxel))
         for value, name in sorted(task.labels.items())
     ]
-    ending = ".nii.gz" if job.file.name.lower().endswith(".gz") else ".nii"
     layers = [
-        Layer(name="image", url=f"{address}/image{ending}", kind="image", frame=frame),
-        Layer(name="mask", url=f"{address}/mask{ending}", kind="mask", labels=labels),
+        Layer(name="image", url=f"{address}/image.nii", kind="image"),
+        Layer(name="mask", url=f"{address}/mask.nii", kind="mask", labels=labels),
         Layer(
             name="uncertainty",
-            url=f"{address}/uncertainty.nii.gz",
+            url=f"{address}/uncertainty.nii",
             kind="map",
             shown=False,
             note="Entropy of the class probabilities over its largest value: 0 is sure, 1 is not at all.",
@@ -211,7 +233,7 @@ def _scene(job: Job, root: str) -> dict[str, Any]:
     ]
     middle = [length // 2 for length in geometry.shape]
     if mask.any():
-        inside = np.argwhere(mask.reshape(geometry.shape))
+        inside = np.argwhere(mask)
         middle = inside[len(inside) // 2].tolist()
     return {
         "layers": [layer.model_dump() for layer in layers],

@@ -44,7 +44,6 @@ class Layer(BaseModel):
         kind: An image in grey, a mask in colours, or a map of values in [0, 1].
         labels: Of a mask.
         shown: Whether it is on at the start.
-        frame: Index along the fourth axis of a 4D file.
         note: What should be known of it.
     """
 
@@ -55,7 +54,6 @@ class Layer(BaseModel):
     kind: Literal["image", "mask", "map"]
     labels: list[LabelEntry] = []
     shown: bool = True
-    frame: int = 0
     note: str = ""
 
 
@@ -77,13 +75,15 @@ def to_nifti(array: NDArray[Any], affine: Affine) -> bytes:
     """A stored array as a NIfTI file.
 
     Args:
-        array: ``[slices, rows, columns]``; float becomes float32, which holds every float16 exactly, the rest uint8.
+        array: ``[slices, rows, columns]``; float becomes float32, which holds every float16 exactly; what is no
+            uint8 becomes int32.
         affine: Slice, row and column to mm.
 
     Returns:
         The file, not compressed, with the axes columns, rows, slices: the bytes of the array need no turning.
     """
-    kind = np.float32 if np.issubdtype(array.dtype, np.floating) else np.uint8
+    whole = np.uint8 if array.dtype == np.uint8 else np.int32
+    kind = np.float32 if np.issubdtype(array.dtype, np.floating) else whole
     header: Any = nib.Nifti1Header()  # type: ignore[no-untyped-call]
     header.set_data_dtype(kind)
     header.set_data_shape(array.shape[::-1])

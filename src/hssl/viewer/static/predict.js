@@ -54,10 +54,7 @@ if (form) {
   const draw = async (job, done) => {
     const fresh = empty.cloneNode(true); // WebGL keeps a canvas for good
     result.querySelector("[data-volume]").replaceWith(fresh);
-    for (const layer of done.scene.layers) {
-      const link = result.querySelector(`[data-download="${layer.name}"]`);
-      if (link) link.href = layer.url;
-    }
+    for (const link of result.querySelectorAll("[data-download]")) link.href = `${root}/predict/${job}/${link.dataset.download}/file`;
     result.hidden = false;
     await showVolume(fresh, done.scene);
   };

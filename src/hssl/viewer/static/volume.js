@@ -32,7 +32,7 @@ async function load(url) {
 
 /** What NiiVue must know of a layer. */
 async function described(layer, number, window) {
-  const image = { url: await load(layer.url), frame4D: layer.frame, name: `${number}${layer.url.endsWith(".gz") ? ".nii.gz" : ".nii"}` };
+  const image = { url: await load(layer.url), name: `${number}${layer.url.endsWith(".gz") ? ".nii.gz" : ".nii"}` };
   if (layer.kind === "image") return { ...image, colormap: "gray", opacity: 1, ...(window && { cal_min: window[0], cal_max: window[1] }) };
   const opacity = layer.shown ? 0.5 : 0;
   if (layer.kind === "map") return { ...image, colormap: "hssl-map", opacity, cal_min: 0, cal_max: 1 };
@@ -72,7 +72,7 @@ export async function showVolume(section, scene) {
   try {
     say("loading …");
     await nv.attachToCanvas(canvas);
-    nv.addColormap("hssl-map", { R: [0, 255, 255], G: [0, 0, 255], B: [0, 0, 80], A: [0, 140, 255], I: [0, 128, 255] });
+    nv.addColormap("hssl-map", { R: [255, 255, 255], G: [30, 90, 240], B: [0, 0, 80], A: [0, 150, 255], I: [0, 128, 255] });
     const layers = await Promise.all(scene.layers.map((layer, number) => described(layer, number, scene.window)));
     await nv.loadVolumes(layers);
     layers.forEach((layer) => URL.revokeObjectURL(layer.url));
@@ -123,26 +123,29 @@ function connectWindow(section, nv, scene) {
 
 function layerTools(layer, number, nv) {
   const tools = element("fieldset", {}, element("legend", { textContent: layer.name }));
-  if (layer.note) tools.append(element("p", { className: "soft", textContent: layer.note }));
-  if (layer.kind === "image") return layer.note ? tools : "";
+  if (layer.kind === "image") return "";
   const shown = element("input", { type: "checkbox", checked: layer.shown });
   const opacity = element("input", { type: "range", min: 0, max: 1, step: 0.05, value: 0.5 });
   const told = element("output");
+  const more = element("div", { hidden: !layer.shown });
   const apply = () => {
+    more.hidden = !shown.checked;
     told.textContent = `${Math.round(100 * opacity.value)} %`;
     nv.setOpacity(number, shown.checked ? Number(opacity.value) : 0);
   };
   shown.addEventListener("change", apply);
   opacity.addEventListener("input", apply);
   told.textContent = "50 %";
-  tools.append(element("label", {}, shown, " shown"), element("label", { className: "slider" }, "opacity", opacity, told));
+  if (layer.note) more.append(element("p", { className: "soft", textContent: layer.note }));
+  tools.append(element("label", {}, shown, " shown"), more);
+  more.append(element("label", { className: "slider" }, "opacity", opacity, told));
   const labels = layer.labels.map((label) => {
     const swatch = element("span", { className: "swatch" });
     swatch.style.background = label.colour;
     const volume = label.ml === null ? "" : `${label.ml < 10 ? label.ml.toFixed(2) : label.ml.toFixed(1)} ml`;
     return element("li", {}, swatch, element("span", { textContent: label.name }), element("span", { className: "n", textContent: volume }));
   });
-  if (labels.length) tools.append(element("ul", { className: "labels" }, ...labels));
+  if (labels.length) more.append(element("ul", { className: "labels" }, ...labels));
   return tools;
 }
 
