@@ -226,6 +226,21 @@ def test_the_later_of_two_checkpoints_counts(run):
     assert run.load_checkpoint({"net": network}, optimizer)["step"] == 10
 
 
+def test_tensors_of_the_latest_checkpoint_can_be_looked_at(run):
+    with pytest.raises(RunError, match="has no checkpoint yet"):
+        run.checkpoint_tensors("net")
+    assert run.latest_step is None
+    network, optimizer = trained(0)
+    for number in (9, 10):
+        run.save_checkpoint(number, {"net": network}, optimizer, {})
+    step, found = run.checkpoint_tensors("average", "net")
+    assert (step, run.latest_step, set(found)) == (10, 10, {"net"})
+    assert all(torch.equal(found["net"][name], value) for name, value in network.state_dict().items())
+    (run.path / "checkpoint" / "step-10" / "net.safetensors").write_bytes(b"x")
+    with pytest.raises(RunError, match="net.safetensors"):
+        run.checkpoint_tensors("net")
+
+
 def test_half_a_checkpoint_is_harmless(run, monkeypatch):
     network, optimizer = trained(0)
     run.save_checkpoint(3, {"net": network}, optimizer, {})
