@@ -237,7 +237,7 @@ def test_tensors_of_the_latest_checkpoint_can_be_looked_at(run):
     assert (step, run.latest_step, set(found)) == (10, 10, {"net"})
     assert all(torch.equal(found["net"][name], value) for name, value in network.state_dict().items())
     (run.path / "checkpoint" / "step-10" / "net.safetensors").write_bytes(b"x")
-    with pytest.raises(RunError, match="net.safetensors"):
+    with pytest.raises(RunError, match=r"net\.safetensors"):
         run.checkpoint_tensors("net")
 
 

@@ -117,7 +117,7 @@ def page(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Page]:
     yield opened
     OUTPUT.mkdir(parents=True, exist_ok=True)
     name = request.node.name.removeprefix("test_").replace("[", "-").rstrip("]")
-    opened.screenshot(path=OUTPUT / f"{name}.png", full_page=True)
+    opened.screenshot(path=OUTPUT / f"{name}.png", full_page=True, timeout=120_000)
     wide = opened.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
     context.close()
     assert said == []

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from hssl.store import Store, aggregate
+from hssl.suggestion import suggest
 from hssl.viewer import places
 
 if TYPE_CHECKING:
@@ -102,6 +103,23 @@ def test_cases_are_found_by_name(open_page: OpenPage, store: Store) -> None:
     assert page.count("slice.png") == 1
     assert f"/{last.id}/slice.png" in page
     assert client.get(f"{address}?first=x").status_code == 404
+
+
+def test_what_to_draw_next_is_what_hssl_suggest_says(open_page: OpenPage, make_store: Callable[..., Store]) -> None:
+    own = make_store({"Blobs": 8}, unlabelled={"Blobs": (1, 2, 3, 4)})
+    client = open_page(own.path)
+    for more, slices in (("", False), ("?slices=on", True)):
+        page = client.get(f"{place(client)}/task/Blobs/next{more}").text
+        shown = re.findall(r"/case/Blobs/(\w+)\?slice=(\d+)", page)
+        found = suggest(own, task="Blobs", count=5, slices=slices)
+        assert shown == [(item.cases[0], str(item.slice)) for item in found.items]
+        assert shown
+    case, number = shown[0]
+    opened = scene(client.get(f"{place(client)}/case/Blobs/{case}?slice={number}").text)
+    assert opened["start"][0] == int(number)
+    drawn = make_store({"Blobs": 8}, name="drawn")
+    client = open_page(drawn.path)
+    assert 'role="alert"' in client.get(f"{place(client)}/task/Blobs/next").text
 
 
 def test_a_damaged_store_is_one_line_on_a_page(open_page: OpenPage, make_store: Callable[..., Store]) -> None:

@@ -164,7 +164,7 @@ class Placed:
 
 
 def place_slices(run: Run, store: Store) -> Placed:
-    """Places slices of validation subjects (of test subjects without one) by the deepest features of the network.
+    """Places slices of validation subjects by the deepest features of the network.
 
     Raises:
         RunError: There are no weights yet, or any more.
@@ -183,8 +183,14 @@ def place_slices(run: Run, store: Store) -> Placed:
 
 
 def map_slices(run: Run, store: Store) -> list[tuple[CaseRecord, int]]:
-    """The slices of the map, evenly spread through the validation cases of each task of a run."""
+    """The slices of the map, evenly spread through the validation cases of each task of a run.
+
+    Where these show fewer than two subjects, so that none has a neighbour, the test cases are there too.
+    """
     chosen = []
     for task in run_tasks(run, store):
-        chosen += spread_slices(store.cases(task, part="val") or store.cases(task, part="test"), ON_MAP)
+        cases = store.cases(task, part="val")
+        if len({case.subject for case in cases}) < 2:
+            cases = [*cases, *store.cases(task, part="test")]
+        chosen += spread_slices(cases, ON_MAP)
     return chosen

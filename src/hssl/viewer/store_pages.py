@@ -11,15 +11,20 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from hssl.errors import HsslError
 from hssl.files import read_json
 from hssl.grouping import GROUPS, plot_tree
 from hssl.palette import label_colours
+from hssl.runs.run import WEIGHTS
 from hssl.store import CaseRecord, Store, contact_sheet, summarise, widest_slice
+from hssl.suggestion import suggest
 from hssl.viewer.pictures import case_thumbnail
 from hssl.viewer.places import NotThereError, Place
 from hssl.viewer.site import NIIVUE, NO_NIIVUE, Site
 from hssl.viewer.volumes import Layer, case_affine, label_entries, source_voxel_ml, to_nifti
 
+SUGGESTED = 5
+"""Suggestions of what to draw."""
 ON_A_PAGE = 100
 """Cases in a list."""
 MEDIA = "application/octet-stream"
@@ -34,6 +39,7 @@ def store_routes(site: Site) -> list[Route]:
         Route("/store/{store}/sheet.png", pages.sheet),
         Route("/store/{store}/groups/{run}.png", pages.groups),
         Route("/store/{store}/task/{task}", pages.task),
+        Route("/store/{store}/task/{task}/next", pages.next),
         Route(case, pages.case),
         Route(case + "/image.nii", pages.image),
         Route(case + "/mask.nii", pages.mask),
@@ -59,8 +65,10 @@ def find_case(store: Store, task: str, case: str) -> CaseRecord:
     raise NotThereError(f"the store has no case '{case}' of a task '{task}'")
 
 
-def case_page(site: Site, store: Store, case: CaseRecord, layers: list[Layer], **values: Any) -> Response:
-    """The page that draws a stored case, with any layers over it."""
+def case_page(
+    site: Site, store: Store, case: CaseRecord, layers: list[Layer], *, at: int | None = None, **values: Any
+) -> Response:
+    """The page that draws a stored case, with any layers over it, and begins at a slice, or where most is drawn."""
     affine = case_affine(store, case)
     scene = {
         "layers": [layer.model_dump() for layer in layers],
@@ -68,7 +76,7 @@ def case_page(site: Site, store: Store, case: CaseRecord, layers: list[Layer], *
         "shape": case.shape,
         "window": [0, 1],
         "keys": [2, 1, 0],
-        "start": start(store, case),
+        "start": start(store, case) if at is None else [min(at, case.shape[0] - 1), *(n // 2 for n in case.shape[1:])],
     }
     return site.page(
         "case", scene=scene, case=case, layers=layers, problem="" if NIIVUE.exists() else NO_NIIVUE, **values
@@ -145,6 +153,43 @@ class _StorePages:
             step=ON_A_PAGE,
         )
 
+    def next(self, request: Request) -> Response:
+        """What to draw next in a task."""
+        place, store = opened(self.site, request)
+        task, slices = request.path_params["task"], "slices" in request.query_params
+        if task not in store.tasks:
+            raise NotThereError(f"the store has no task '{task}'")
+        runs = [
+            (other, run)
+            for other, run in self.site.places.runs_on(place)
+            if run.info.complete
+            and (run.path / WEIGHTS).exists()
+            and (run.info.task is None or run.info.task.name == task)
+        ]
+        wanted = request.query_params.get("run", "")
+        path = next((other.path for other, _ in runs if other.id == wanted), None)
+        for case in store.cases(task, part="train"):
+            self.site.places.array(store, "images", case)
+            if case.has_label:
+                self.site.places.array(store, "labels", case)
+        key = ("next", place.id, store.hash, task, slices, path)
+        found, problem = None, ""
+        try:
+            found = self.site.computed(key, lambda: suggest(store, task=task, count=SUGGESTED, slices=slices, run=path))
+        except HsslError as error:
+            problem = str(error)
+        return self.site.page(
+            "next",
+            place=place,
+            task=task,
+            slices=slices,
+            runs=runs,
+            wanted=wanted,
+            found=found,
+            items=found.items if found else [],
+            problem=problem,
+        )
+
     def case(self, request: Request) -> Response:
         place, store = opened(self.site, request)
         case = find_case(store, request.path_params["task"], request.path_params["case"])
@@ -160,6 +205,7 @@ class _StorePages:
             case,
             layers,
             title=case.id,
+            at=whole(request.query_params["slice"]) if "slice" in request.query_params else None,
             trail=[("store/" + place.id, place.name), (f"store/{place.id}/task/{case.task}", case.task)],
             facts=_facts(store, case),
             before=_address(place, listed[at - 1]) if at else None,
