@@ -64,7 +64,8 @@ class _BenchmarkPages:
         from hssl.benchmark.statistics import same_cells
 
         place = self.site.places.find("benchmark", request.path_params["benchmark"])
-        recorded = read_json(self.site.places.guard(place.path / EXPERIMENT), Recorded)
+        hint = "the same 'hssl benchmark' writes it again"
+        recorded = read_json(self.site.places.guard(place.path / EXPERIMENT), Recorded, hint=hint)
         wanted = {cell.key for cell in recorded.cells}
         found = {row_key(row): row for row in Ledger(self.site.places.guard(place.path / LEDGER)).rows()}
         return place, same_cells(row for key, row in found.items() if key in wanted), recorded.experiment.store

@@ -108,13 +108,14 @@ def draw_own_masks(run: Run, store: Store) -> OwnMasks:
         StoreError: All training subjects are labelled.
     """
     if not isinstance(run.config, FinetuneConfig):
-        raise RunError("is a pre-training run, which predicts no masks", path=run.path)
+        raise RunError("is a pre-training run, which predicts no masks", path=run.path, hint="fine-tune it first")
     network, step = latest_segmentation(run)
     needed = _needed(run)
     labelled = set(labelled_subjects(run, store))
     cases = [case for case in store.cases(run.task.name, part="train") if case.subject not in labelled]
     if not cases:
-        raise StoreError("all training subjects are labelled: there is no scan without a mask", path=store.path)
+        what = "all training subjects are labelled: there is no scan without a mask"
+        raise StoreError(what, path=store.path, hint="there is nothing to see of this then")
     chosen = [cases[int(at)] for at in np.unique(np.linspace(0, len(cases) - 1, SHOWN).astype(int))]
     colours = label_colours(run.task.labels)
     plain, marked, believed = [], [], []
@@ -173,7 +174,8 @@ def place_slices(run: Run, store: Store) -> Placed:
     network, step = latest_unet(run)
     slices = map_slices(run, store)
     if len(slices) < FEWEST:
-        raise StoreError(f"a map needs {FEWEST} validation slices, here are {len(slices)}", path=store.path)
+        what = f"a map needs {FEWEST} slices of subjects that training has not seen, here are {len(slices)}"
+        raise StoreError(what, path=store.path, hint="aggregate more subjects")
     images = [store.image_slice(case, number) for case, number in slices]
     features = standardised(pooled_features(network, images, side=SIDE))
     distance = distances(features, [f"{case.task}/{case.subject}" for case, _ in slices])

@@ -2,6 +2,7 @@
 import { ask, element } from "./dom.js";
 
 const NEAREST = true; // pixels as they are stored
+const [AUTO, GRID] = [0, 2]; // how NiiVue lays the planes out
 
 /** Solves affine * [s, r, c, 1] = mm for the voxel. */
 function inverse(affine) {
@@ -72,6 +73,7 @@ export async function showVolume(section, scene) {
   try {
     say("loading …");
     await nv.attachToCanvas(canvas);
+    nv.setMultiplanarLayout(canvas.clientWidth > 0.8 * canvas.clientHeight ? GRID : AUTO);
     nv.addColormap("hssl-map", { R: [255, 255, 255], G: [30, 90, 240], B: [0, 0, 80], A: [0, 150, 255], I: [0, 128, 255] });
     const layers = await Promise.all(scene.layers.map((layer, number) => described(layer, number, scene.window)));
     await nv.loadVolumes(layers);
