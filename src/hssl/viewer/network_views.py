@@ -174,7 +174,7 @@ def place_slices(run: Run, store: Store) -> Placed:
     network, step = latest_unet(run)
     slices = map_slices(run, store)
     if len(slices) < FEWEST:
-        what = f"a map needs {FEWEST} slices of subjects that training has not seen, here are {len(slices)}"
+        what = f"a map needs {FEWEST} slices of validation or test subjects, here are {len(slices)}"
         raise StoreError(what, path=store.path, hint="aggregate more subjects")
     images = [store.image_slice(case, number) for case, number in slices]
     features = standardised(pooled_features(network, images, side=SIDE))

@@ -104,7 +104,7 @@ async function showMap() {
     place.hidden = false;
     drawMap(place, map);
     state.textContent =
-      `Slices of subjects that training has not seen, by the deepest features of step ${map.step} (PCA, t-SNE): slices that the network finds alike lie together. ` +
+      `Slices of validation subjects (and of test subjects, where those are fewer than two), by the deepest features of step ${map.step} (PCA, t-SNE): slices that the network finds alike lie together. ` +
       "Point at one to see it; choose it to see its nearest neighbours among other subjects, in the whole feature space. No mask was used to place them.";
   } catch (error) {
     state.textContent = error.message;
