@@ -131,7 +131,8 @@ def _packed(store: Store, case: CaseRecord, levels: int) -> Iterator[tuple[str, 
     if max(case.shape[1:]) > LARGEST:
         rows, columns = case.shape[1:]
         raise StoreError(
-            f"slices of case '{case.id}' of '{case.task}' have {rows} x {columns} pixels: WebP has {LARGEST}"
+            f"slices of case '{case.id}' of '{case.task}' have {rows} x {columns} pixels: WebP has {LARGEST}",
+            hint="leave this task out of the store",
         )
     grey = np.rint(store.image(case).astype(np.float32) * (levels - 1)).astype(np.uint8)
     header = np.array([levels - 1], np.uint8).tobytes()

@@ -254,19 +254,21 @@ def self_training() -> str:
     experiment = Experiment.load(EXPERIMENTS / "self-training.yaml")
     dice = {(row["arm"], row["task"], row["seed"]): 100 * row["dice"] for row in ledger("self-training")}
     arms = ("scratch", "self-training")
-
-    def scores(task: str) -> list[TableCell]:
+    lines, means = [], []
+    for task in experiment.tasks or ():
         found = [[dice.get((arm, task, seed)) for arm in arms] for seed in experiment.seeds]
-        columns: list[list[str]] = [[], [], []]
-        for scratch, own in found:
-            columns[0].append("–" if scratch is None else f"{scratch:.1f}")
-            columns[1].append("–" if own is None else f"{own:.1f}")
-            columns[2].append("–" if scratch is None or own is None else signed(own - scratch, 1))
-        return [TableCell(", ".join(column)) for column in columns]
-
-    tasks = [task for task in experiment.tasks or () if any(task == key[1] for key in dice)]
-    lines = [[TableCell(task), *scores(task)] for task in tasks]
-    return body(Table("", ["task", *arms, "difference"], lines))
+        pairs = [(scratch, own) for scratch, own in found if scratch is not None and own is not None]
+        if not pairs:
+            continue
+        means.append([fmean(column) for column in zip(*pairs, strict=True)])
+        columns = [
+            ", ".join("–" if each is None else f"{each:.1f}" for each in column) for column in zip(*found, strict=True)
+        ]
+        lines.append([task, *columns, ", ".join(signed(own - scratch, 1) for scratch, own in pairs)])
+    if len(means) > 1:
+        middle = [f"{fmean(column):.1f}" for column in zip(*means, strict=True)]
+        lines.append([f"mean of {len(means)} tasks", *middle, with_interval([own - scratch for scratch, own in means])])
+    return body(Table("", ["task", *arms, "difference"], [[TableCell(each) for each in line] for line in lines]))
 
 
 def suggested() -> dict[tuple[str, str, int, str], dict[int, float]]:

@@ -304,7 +304,7 @@ def test_scores_on_test_subjects_are_in_the_card(make_run: MakeRun, tmp_path: Pa
     evaluated(run, leaked=["s"])
     assert "Training has seen 1 of them, so this says nothing about new ones." in hub.model_card(Run.open(run))
     (run / "evaluation" / "test.json").write_text("{}")
-    with pytest.raises(RunError, match=r"test\.json: is no evaluation"):
+    with pytest.raises(RunError, match=r"test\.json: is not an evaluation"):
         export_run(run, "hub", tmp_path / "hub")
     assert not (tmp_path / "hub").exists()
 

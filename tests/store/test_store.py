@@ -148,7 +148,7 @@ def test_the_summary_fits_a_terminal_of_80_columns(store: Store) -> None:
         f"  10 cases (8 with masks) of 10 subjects: {train} train, {val} validate, {test} test",
         "  60 slices; median case 10 x 12 pixels of 1 x 1 mm, 6 slices 3 mm apart",
         f"  intensities {row.intensity[0]:.3g} to {row.intensity[1]:.3g} are stored as 0 to 1",
-        "  note: the headers give no reliable directions: compare the",
+        "  note: the headers give no reliable directions: compare the letters with the",
     ]
     assert "  left out: x: no contrast" in lines
     assert lines[-1].split() == ["core", "8", f"{row.labels[2].volume_ml:.3g}"]

@@ -36,7 +36,7 @@ def test_workers_share_the_cores_and_take_turns_on_gpus(tmp_path: Path, monkeypa
 def test_a_worker_ends_with_its_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(executors, "_gpus", list)
     program = "from hssl.benchmark.run import worker; import time; worker.work = lambda order: time.sleep(600); "
-    program += "worker.read_json = lambda path, model: None; worker.sys.argv = ['', __file__]; worker.main()"
+    program += "worker.read_json = lambda path, model, hint: None; worker.sys.argv = ['', __file__]; worker.main()"
     script = tmp_path / "program.py"
     script.write_text(program)
     monkeypatch.setattr(executors, "COMMAND", [sys.executable])
@@ -61,7 +61,7 @@ def test_a_worker_has_loader_processes(tmp_path: Path, monkeypatch: pytest.Monke
         "    time.sleep(0.5)  # until the end of the parent is waited for\n"
         "    assert list(DataLoader([1, 2, 3], num_workers=1, batch_size=None)) == [1, 2, 3]\n"
         "worker.work = load\n"
-        "worker.read_json = lambda path, model: None\n"
+        "worker.read_json = lambda path, model, hint: None\n"
         "worker.sys.argv = ['', __file__]\n"
         "worker.sys.exit(worker.main())\n"
     )
@@ -112,7 +112,7 @@ def test_a_job_in_this_process_leaves_its_folder_alone(tmp_path: Path, monkeypat
     worked: list[Path] = []
     (tmp_path / "order.json").write_text("{}")
     monkeypatch.setattr(worker, "work", lambda order: worked.append(Path.cwd()))
-    monkeypatch.setattr(worker, "read_json", lambda path, model: None)
+    monkeypatch.setattr(worker, "read_json", lambda path, model, hint: None)
     before = Path.cwd()
     work_at(tmp_path, tmp_path / "order.json")
     assert (worked, Path.cwd()) == ([tmp_path], before)

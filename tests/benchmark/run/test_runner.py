@@ -215,7 +215,7 @@ OTHER: dict[str, Any] = {
     "validate_every": 1,
 }
 """Another value of each option that decides what a run computes."""
-SAME: dict[str, Any] = {"loggers": [], "workers": 1, "log_every": 1, "checkpoint_every": 1}
+SAME: dict[str, Any] = {"loggers": [], "workers": 1, "log_every": 1, "checkpoint_every": 1, "probe_every": 1}
 """Another value of each option that does not."""
 
 
