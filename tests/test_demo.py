@@ -16,8 +16,6 @@ from hssl.benchmark.run.runner import LEDGER
 from hssl.prediction import predict
 from hssl.runs import Run
 
-FINETUNED = ("Task01_AbdomenCT", "Task02_HeartMR")
-
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,7 +36,7 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Axes, "set_title", lambda self, title, **_: titles.append(title))
     result = demo.run_demo(tmp_path, seed=1)
     rows = {(row["task"], row["arm"]): row for row in Ledger(tmp_path / "benchmark" / LEDGER).rows()}
-    assert [row["task"] for row in result.rows] == list(FINETUNED)
+    assert [row["task"] for row in result.rows] == list(demo.TASKS)
     for row in result.rows:
         pair = [rows[row["task"], arm] for arm in ("scratch", "HSSL")]
         assert [row["scratch"], row["HSSL"]] == [each["dice"] for each in pair]
@@ -55,8 +53,8 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert any(title in each for each in titles), title
     assert "HSSL" in result.report.read_text(encoding="utf-8")
     # A network of the demo segments a scan, as any other.
-    scan = next((tmp_path / "raw" / FINETUNED[0] / "imagesTr").glob("*.nii.gz"))
-    assert predict(second.path.parent / rows[FINETUNED[0], "HSSL"]["config_hash"], [scan], tmp_path / "masks")
+    scan = next((tmp_path / "raw" / demo.TASKS[0] / "imagesTr").glob("*.nii.gz"))
+    assert predict(second.path.parent / rows[demo.TASKS[0], "HSSL"]["config_hash"], [scan], tmp_path / "masks")
 
     again = demo.run_demo(tmp_path, seed=1)
     assert again.rows == result.rows
