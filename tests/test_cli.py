@@ -353,7 +353,16 @@ def test_options_come_from_file_then_environment_then_command_line(
 
 @pytest.mark.parametrize(
     ("text", "means"),
-    [(None, None), ("5%", "5%"), ("3", 3), ("p1", ["p1"]), ("p1, p2", ["p1", "p2"]), ("003", ["003"]), ("3,", ["3"])],
+    [
+        (None, None),
+        ("5%", "5%"),
+        ("3@5", "3@5"),
+        ("3", 3),
+        ("p1", ["p1"]),
+        ("p1, p2", ["p1", "p2"]),
+        ("003", ["003"]),
+        ("3,", ["3"]),
+    ],
 )
 def test_labels(text: str | None, means: object) -> None:
     assert cli._labels(text) == means

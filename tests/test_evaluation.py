@@ -403,7 +403,7 @@ def test_the_sheet_shows_the_worst_the_median_and_the_best_case(
         record = next(each for each in store.cases("Balls") if each.id == names[value])
         truth = store.label(record)
         number = int((truth > 0).sum(axis=(1, 2)).argmax())
-        assert case.title == f"{what}: {record.id} [{number}], Dice {value:.3f}"
+        assert case.title == f"{what}: {record.id}, slice {number + 1} of {record.shape[0]}, Dice {value:.3f}"
         assert np.array_equal(case.truth, truth[number])
         assert np.array_equal(case.image, store.image(record)[number])
         # The network reads the mask off the image.

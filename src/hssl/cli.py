@@ -129,7 +129,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     if code == INTERRUPTED:  # typer turns Ctrl-C into it by itself
-        sys.stderr.write("hssl: interrupted; give the same command again\n")
+        if arguments[:1] != ["view"]:  # which has no other end
+            sys.stderr.write("hssl: interrupted; give the same command again\n")
         code = 128 + signals[0] if signals else INTERRUPTED
     return code
 
@@ -347,7 +348,7 @@ def finetune(
         _of(
             FinetuneConfig,
             "label_budget",
-            "Labelled training subjects: a share (5%), a number (3), or names with commas (p1,p2).",
+            "Labelled training subjects: a share (5%), a number (3), or names with commas (p1,p2); 3@5: 5 slices each.",
         ),
     ] = None,
     init: Annotated[str | None, _of(FinetuneConfig, "init", "A pre-trained run, hf://OWNER/NAME, or scratch.")] = None,
@@ -555,10 +556,8 @@ def suggest(
 ) -> None:
     """Rank the subjects or slices whose masks would help most, and write them to be drawn."""
     from hssl import console
-    from hssl.config import parse_label_budget
     from hssl.suggestion import suggest as run_suggest
 
-    budget = labels if labels is None or "@" in labels else parse_label_budget(labels)
     found = run_suggest(
         store,
         task=task,
@@ -566,7 +565,7 @@ def suggest(
         slices=slices,
         run=run,
         by=by,
-        labels=budget,
+        labels=_labels(labels),
         seed=seed,
         sheet=sheet,
         export=export,
@@ -576,6 +575,8 @@ def suggest(
         console.print_json(found.model_dump())
     else:
         console.print_rows(found.rows(), title=f"What to draw next in {task}")
+        if export is not None:
+            console.print_line(f"Draw as {export / 'README.md'} says, then: hssl aggregate {export} -o {store}")
 
 
 @app.command()

@@ -341,7 +341,7 @@ def _draw(result: EvaluationResult, predictor: Predictor, store: Store, output: 
         image, truth = store.image(case), store.label(case)
         number = widest_slice(truth)
         _, height, width = predictor.task.preprocessing.stored_spacing(case.geometry)
-        title = f"{what}: {name} [{number}], Dice {dice:.3f}"
+        title = f"{what}: {name}, slice {number + 1} of {len(image)}, Dice {dice:.3f}"
         drawn.append(DrawnCase(title, image[number], truth[number], predictor.mask(image)[number], height / width))
     if not drawn:
         raise StoreError("no case has a label to draw", path=store.path, hint="leave --sheet out")

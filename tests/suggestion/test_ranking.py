@@ -59,7 +59,7 @@ def test_before_anything_is_drawn_the_most_typical_comes_first(make_store: MakeS
 
 def test_a_label_budget_stands_for_what_is_drawn(make_store: MakeStore) -> None:
     store = make_store({"Blobs": 6})
-    with pytest.raises(StoreError, match="no training subject left to draw"):
+    with pytest.raises(StoreError, match="nothing is left to draw"):
         suggest(store, task="Blobs")
     found = suggest(store, task="Blobs", labels=1, seed=3)
     assert found.drawn == store.labelled("Blobs", 1, 3)

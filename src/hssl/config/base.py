@@ -107,9 +107,10 @@ def split_slices(label_budget: Any) -> tuple[Any, int | None]:
 
 
 def parse_label_budget(text: str) -> str | int | list[str]:
-    """``5%`` stays text, ``3`` is a number of subjects; ``a,b``, ``003`` and ``3,`` are lists of them."""
+    """``5%`` and ``3@5`` stay text, ``3`` is a number of subjects; ``a,b``, ``003`` and ``3,`` are lists of them."""
     text = text.strip()
-    if text.endswith("%"):
+    _, at, slices = text.rpartition("@")
+    if text.endswith("%") or (at and slices.isdecimal()):
         return text
     return int(text) if text.isdecimal() and (text == "0" or not text.startswith("0")) else parse_names(text)
 

@@ -138,7 +138,8 @@ def contact_sheet(store: Store, output: Path | str, *, columns: int = 6) -> Path
             for x, y, letter in ((0.98, 0.5, orientation[1]), (0.5, 0.05, orientation[0])):
                 row[0].text(x, y, letter, transform=row[0].transAxes, color="w", fontsize=7, ha="right")
         names, place = [Patch(color=colours[value], label=name) for value, name in info.labels.items()], "center left"
-        row[0].set_title(f"{task}  {info.modality}\n\n", loc="left", fontsize=8, fontweight="bold")
+        drawn = f"{min(columns, len(cases))} of {len(cases)} cases"
+        row[0].set_title(f"{task}  {info.modality}  ({drawn})\n\n", loc="left", fontsize=8, fontweight="bold")
         if doubts := _doubts(cases, orientation):
             # In the last column, below the labels: beside the slices it would lie over the next row.
             lines = [line for doubt in doubts for line in wrap(doubt, 34)]

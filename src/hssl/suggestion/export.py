@@ -247,14 +247,18 @@ def _in_words(listed: ExportList, found: Suggestions, store: Store) -> str:
         "",
     ]
     if found.slices:
-        lines += ["Slices are counted from 0 along the named axis of the file (i, j, k).", ""]
+        lines += [
+            "Slices are counted from 0 along the named axis of the file (i, j, k), and from 1 in ITK-SNAP.",
+            "In the pictures of hssl they are counted from 1, and may run the other way.",
+            "",
+        ]
     head = ["rank", "case", "subject", *(["slice"] if found.slices else []), "stands for", "uncertainty"]
     lines += [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     rows = [(rank, case, place) for case in listed.cases for place, rank in enumerate(case.ranks)]
     for rank, case, place in sorted(rows, key=lambda row: (row[0], row[1].case)):
         cells = [str(rank), case.case, case.subject]
         if case.slices is not None:
-            cells.append(f"{_AXES[case.axis]} = {case.slices[place]}")
+            cells.append(f"{_AXES[case.axis]} = {case.slices[place]} (ITK-SNAP: {case.slices[place] + 1})")
         cells.append(f"{case.stands_for[place]} of {found.compared}")
         cells.append("–" if case.uncertainty is None else f"{case.uncertainty[place]:.2f}")
         lines.append(f"| {' | '.join(cells)} |")

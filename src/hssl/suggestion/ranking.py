@@ -85,9 +85,8 @@ class Suggestions(_Entry):
                 "subject": item.subject,
                 "case": ", ".join(item.cases),
                 **({"slice": item.slice + 1} if self.slices else {}),
-                "stands for": item.stands_for,
-                "of": self.compared,
-                "uncertainty": item.uncertainty,
+                "stands for": f"{item.stands_for} of {self.compared}",
+                **({} if item.uncertainty is None else {"uncertainty": item.uncertainty}),
             }
             for item in self.items
         ]
@@ -135,7 +134,9 @@ def rank_undrawn(
         candidates = [number for number in candidates if _shows(store, units[number])]
     if not candidates:
         raise StoreError(
-            f"task '{task}' has no training subject left to draw", path=store.path, hint="choose another task"
+            f"task '{task}' has a mask of every training subject: nothing is left to draw",
+            path=store.path,
+            hint="choose another task",
         )
     distances = distances_between(_features(store, units, network))
     unsure = _uncertainty(store, units, candidates, predictor) if predictor is not None else None

@@ -361,20 +361,23 @@ def _announce(stage: Finetuning, source: Run | None, validation_set: list[str]) 
         logger.info("loaded encoder and decoder of %s; new: segmentation head", config.init)
     names = ", ".join(labelled[:4]) + " ..." * (len(labelled) > 4)
     logger.info(
-        f"{config.task}: masks of {len(labelled)} of {len(store.labelled(config.task, '100%'))} training subjects "
-        f"({names})"
+        f"{config.task}: masks of {len(labelled)} of the {len(store.labelled(config.task, '100%'))} training subjects "
+        f"that have one ({names})"
         + (f", {config.labelled_slices} slices of each case" if config.labelled_slices else "")
         + (f" and, to choose the checkpoint, of {len(validation_set)} for validation" if validation_set else "")
     )
     if single := stage.run.info.components.describe(store.tasks[config.task].labels):
-        logger.info("always one component in these masks, so prediction keeps the largest: %s", single)
+        logger.info(
+            "one piece in each of these masks, so prediction keeps the largest (--no-components: all): %s",
+            single,
+        )
     if source is not None and (known := source.info.masks_seen.get(config.task)):
         logger.warning(
             f"{source.path} was trained on masks of {len(known)} subjects of {config.task}, which count as labels too"
         )
     for name, auxiliary in stage.auxiliary.items():
         count = len(store.split(config.task).train)
-        logger.info("auxiliary %s on the images of %d training subjects: %s", name, count, auxiliary.describe())
+        logger.info("auxiliary %s on the images of all %d training subjects: %s", name, count, auxiliary.describe())
 
 
 def _announce_cost(stage: Finetuning) -> None:

@@ -56,7 +56,8 @@ def draw_progress(run: Run) -> None:
     figure = Figure(figsize=(8, 6 if validated else 4), layout="constrained")
     axes = figure.subplots(2 if validated else 1, sharex=True, squeeze=False)[:, 0]
     for name, curve in losses.items():
-        axes[0].plot(*zip(*curve, strict=True), label=name, linewidth=2.0 if name == "loss" else 1.0)
+        width, marker = (2.0 if name == "loss" else 1.0), ("o" if len(curve) == 1 else "")
+        axes[0].plot(*zip(*curve, strict=True), label=name, linewidth=width, marker=marker)
     axes[0].set(ylabel="loss", title=f"{run.path.name}: step {max((c[-1][0] for c in losses.values()), default=0)}")
     if any(value > 0 for curve in losses.values() for _, value in curve):
         axes[0].set_yscale("log")
