@@ -261,11 +261,17 @@ def test_bad_inputs_are_named_before_anything_is_predicted(tmp_path: Path) -> No
     (tmp_path / "sub").mkdir()
     twin = save(tmp_path / "sub" / "good.nii.gz", truth(14, 20, 9))
     (tmp_path / "file").write_text("")
+    for folder in ("task/images", "task/img", "msd/imagesTr", "msd/imagesTs"):
+        (tmp_path / folder).mkdir(parents=True)
+        if folder != "task/img":
+            save(tmp_path / folder / "a.nii.gz", truth(14, 20, 9))
     out = tmp_path / "out"
     for inputs, output, message in [
         ([good, tmp_path / "none.nii.gz"], out, "none.nii.gz: no such file"),
         ([good, cut], out, "cut.nii.gz: cannot be read"),
         ([good, tmp_path / "empty"], out, "empty: holds no images"),
+        ([tmp_path / "task"], out, r"task: holds no images; they are in images/ \(give .*task/images\)"),
+        ([tmp_path / "msd"], out, r"they are in imagesTr/ and imagesTs/ \(give .*msd/imagesTr or .*msd/imagesTs\)"),
         ([good, tmp_path / "table.csv"], out, "table.csv: is not an image"),
     ]:
         with pytest.raises(SourceError, match=message):

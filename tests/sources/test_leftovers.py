@@ -109,6 +109,27 @@ def test_unused_files_are_told_once_and_a_task_that_lost_its_masks_is_named(
     ]
 
 
+@pytest.mark.parametrize("ending", ["", "_seg"])
+@pytest.mark.parametrize("images", ["images/", ""])
+def test_masks_in_a_folder_of_an_unknown_name_are_told(
+    images: str, ending: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("hssl"), "propagate", True)
+    root = tmp_path / "Livers"
+    for seed, case in enumerate("abc"):
+        write_nifti(root / f"{images}{case}.nii.gz", seed)
+        write_mask(root / f"Segmentierung/{case}{ending}.nii.gz")
+    write_nifti(root / "other/x.nii.gz")
+    with caplog.at_level(logging.WARNING, "hssl"):
+        aggregate(root, tmp_path / "store")
+    assert [line for line in caplog.messages if line.startswith("task")] == [
+        "task 'Livers' has no masks; in Segmentierung/ are files with the names of 3 of its images: "
+        "if they are its masks, rename that folder to 'masks'"
+    ]
+    (root / "Segmentierung").rename(root / "masks")
+    assert all(case.label_path for case in find_sources(root)[0].cases())
+
+
 def test_what_a_list_leaves_out_is_told(phantom_root: Path, tmp_path: Path) -> None:
     (source,) = find_sources(next(path for path in sorted(phantom_root.iterdir()) if path.is_dir()))
     assert unused_files(source.path, [source]) == []

@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import json
 import pickle
+import re
 from pathlib import Path
 
 import nibabel as nib
@@ -489,8 +490,12 @@ def test_patients_of_any_naming_are_no_challenges(names: tuple[str, ...], tmp_pa
         for name in names:
             array = MASK if name.endswith(("seg", "gt")) else VOLUME
             write_nifti(folder / f"{name.format(p=folder.name)}.nii.gz", array)
-    with pytest.raises(SourceError, match=r"seem to be patients|does not say of which image|is called a mask"):
+    with pytest.raises(
+        SourceError, match=r"seem to be patients|does not say of which image|is called a mask"
+    ) as raised:
         find_sources(tmp_path)
+    page, _, heading = re.search(r"(docs/\S+\.md)(, ')([^']+)'", str(raised.value)).groups()
+    assert f"\n### {heading}" in (Path(__file__).parents[2] / page).read_text()
 
 
 def test_patients_given_one_by_one_are_no_challenges(tmp_path: Path) -> None:

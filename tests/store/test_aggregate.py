@@ -120,6 +120,28 @@ def test_a_window_is_for_ct(make_task: MakeTask, tmp_path: Path) -> None:
             aggregate([folder], tmp_path / "other", config=window)
 
 
+@pytest.mark.parametrize(("modality", "offset", "told"), [("", 0, True), ("CT", 0, False), ("", -1000, False)])
+def test_a_window_over_what_does_not_look_like_ct_is_told(
+    modality: str,
+    offset: float,
+    told: bool,
+    make_task: MakeTask,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logging.getLogger("hssl"), "propagate", True)
+    images = {
+        case: np.linspace(low, 150, 720, dtype=np.float32).reshape(12, 10, 6) for case, low in (("a", 2), ("b", 5))
+    }
+    images["b"][:6] += offset
+    folder = make_task(ids=("a", "b"), images=images)
+    listing = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps({**listing, "modality": {"0": modality}}))
+    aggregate([folder], tmp_path / "store", config=AggregateConfig(window=(-160, 240)))
+    assert ("'Blobs' does not say that it is CT, and its smallest value is 2 (" in caplog.text) == told
+
+
 def test_a_split_of_ones_own(make_task: MakeTask, tmp_path: Path) -> None:
     sources = [make_task("First", unlabelled=("u",)), make_task("Second")]
     config = AggregateConfig.checked({"splits": {"First": {"val": ["c"], "test": ["a", "b"]}}})
@@ -523,6 +545,50 @@ def test_cases_with_the_same_image_are_one_subject(make_task: MakeTask, tmp_path
     assert store.tasks["Blobs"].duplicates == ["g shows the same image as c: one subject"]
     split = store.split("Blobs")
     assert sorted(split.train + split.val + split.test) == list("abcdefh")
+
+
+@pytest.mark.parametrize("change", ["nothing", "packed"])
+@pytest.mark.parametrize("together", [True, False])
+def test_scans_that_two_folders_share_are_told(
+    change: str,
+    together: bool,
+    make_task: MakeTask,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logging.getLogger("hssl"), "propagate", True)
+    first = make_task(ids=tuple("abcdef"))
+    copy = tmp_path / "copy"
+    shutil.copytree(first / "imagesTr", copy)
+    if change == "packed":  # other bytes, the same voxels
+        for path in copy.iterdir():
+            path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
+            path.unlink()
+    options = AggregateConfig.checked({"splits": {"Blobs": {"val": ["b"], "test": ["d"]}}})
+    if not together:
+        aggregate([first], tmp_path / "store", config=options)
+    store = aggregate([first, copy] if together else [copy], tmp_path / "store", config=options if together else None)
+    assert (len(store.split("copy").train), store.split("Blobs").test) == (6, ["d"])
+    (line,) = store.tasks["copy"].duplicates
+    assert line.startswith("'copy' shares 6 scans with 'Blobs', and 2 of them are in another part of the split")
+    assert line.endswith(": b (train here, val there), d (train here, test there)")
+    assert caplog.text.count(line) == 1
+    assert store.tasks["Blobs"].duplicates == []
+
+
+def test_scans_in_the_same_part_of_two_folders_are_no_leak(
+    make_task: MakeTask, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("hssl"), "propagate", True)
+    part = {"val": ["b"], "test": ["d"]}
+    folders = [make_task(), make_task("Other")]  # the same seed, the same scans
+    options = AggregateConfig.checked({"splits": {"Blobs": part, "Other": part}})
+    store = aggregate(folders, tmp_path / "store", config=options)
+    assert store.tasks["Other"].duplicates == [
+        "'Other' shares 4 scans with 'Blobs', each in the same part of the split"
+    ]
+    assert "shares" not in caplog.text
 
 
 def test_the_subject_rule_keeps_frames_together(make_task: MakeTask, tmp_path: Path) -> None:

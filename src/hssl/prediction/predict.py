@@ -27,7 +27,7 @@ from hssl.sources import dicom
 from hssl.sources.base import Geometry, is_ct
 from hssl.sources.dicom_series import Series
 from hssl.sources.files import NIFTI, PICTURES, channel_count, check_name, list_files, read_geometry, read_image, stem
-from hssl.sources.plain import masks_beside
+from hssl.sources.plain import image_folders, masks_beside
 from hssl.store.preprocessing import Preprocessing, check_geometry
 from hssl.store.store import TaskInfo
 
@@ -212,6 +212,10 @@ def _listed(path: Path, task: TaskInfo) -> Sequence[Path | Series]:
     if series:
         return _scans(path)
     if path.is_dir():
+        inner = [child for child in image_folders(path) if list_files(child, (*NIFTI, *PICTURES))]
+        if inner:
+            what = f"holds no images; they are in {' and '.join(f'{child.name}/' for child in inner)}"
+            raise SourceError(what, path=path, hint=f"give {' or '.join(map(str, inner))}")
         raise SourceError("holds no images", path=path, hint="give the folder that the files are in")
     if not path.name.lower().endswith((*NIFTI, *PICTURES)):
         raise SourceError(

@@ -15,7 +15,7 @@ from hssl.registry import LAYOUTS
 from hssl.sources import dicom, images2d, nifti
 from hssl.sources.base import Case, Source
 from hssl.sources.folder import Layout, Options
-from hssl.sources.plain import has_image_folder
+from hssl.sources.plain import SORTED, has_image_folder
 
 _PLAIN = (nifti.LAYOUT, images2d.LAYOUT)
 _PART = re.compile(
@@ -119,7 +119,7 @@ def check_no_patients(sources: Sequence[Source]) -> None:
             + ("with files of the same names" if alike else "of one subject each")
             + ", which seem to be patients and not challenges",
             path=os.path.commonpath(folders),
-            hint="link their files into one folder, or add each with a separate command if it is a challenge",
+            hint=f"{SORTED}; or add each with a separate command if it is a challenge",
         )
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hssl.sources.base import Source
-from hssl.sources.files import NIFTI, PICTURES, walk_files
-from hssl.sources.plain import is_called_mask, root_of
+from hssl.sources.files import NIFTI, PICTURES, stem, walk_files
+from hssl.sources.plain import image_name, is_called_mask, root_of
 
 _NO_IMAGES = (  # beside images they say something about them, or nothing
     *(".json", ".txt", ".md", ".rst", ".csv", ".tsv", ".yaml", ".yml", ".xml", ".html", ".pdf", ".xlsx", ".xls"),
@@ -71,6 +71,23 @@ def unused_files(path: Path, sources: Sequence[Source]) -> list[Unused]:
         Unused(folder, reason, tuple(files), tuple(file for file in files if is_called_mask(file)))
         for (folder, reason), files in sorted(found.items())
     ]
+
+
+def named_like_images(source: Source, unused: Sequence[Unused]) -> dict[Path, int]:
+    """Folders beside the images of a plain folder that are not read, and how many files there have names of images.
+
+    They may be masks in a folder of another name than those that are known.
+    """
+    endings = {"nifti": NIFTI, "images2d": PICTURES}.get(source.layout)
+    if endings is None:
+        return {}
+    images = {stem(case.image_path) for case in source.cases()}
+    root, found = root_of(source.path), dict[Path, int]()
+    for group in unused:
+        files = [file for file in group.files if file.name.lower().endswith(endings) and image_name(file, images)]
+        if files and group.folder.resolve().parent == root:
+            found[group.folder] = found.get(group.folder, 0) + len(files)
+    return found
 
 
 def _reason(file: Path, folders: set[Path], *, listed: bool, dicom: bool) -> str | None:

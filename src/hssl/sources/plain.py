@@ -20,6 +20,8 @@ _MASKS = (
 )
 _MASK = re.compile(r"(?:(.*)[_.-])?(?:mask|labels?|seg|segmentation|gt|groundtruth)", re.IGNORECASE)
 _MAX_LABELS = 64
+SORTED = "link the files of each sequence into one folder: docs/how-to/own-data.md, 'One folder a patient'"
+"""What to do about folders of patients, for the hint of an error."""
 
 Labels = dict[int, str]
 
@@ -38,6 +40,12 @@ def list_images(path: Path, endings: tuple[str, ...]) -> list[Path]:
 def has_image_folder(path: Path) -> bool:
     """Whether the images of a challenge lie in a folder of their own."""
     return _part(path, _IMAGES) is not None
+
+
+def image_folders(path: Path) -> list[Path]:
+    """Folders in `path` that are called as those of images are, plain or of a challenge (``imagesTr``), sorted."""
+    names = (*_IMAGES, "imagestr", "imagests")
+    return sorted(child for child in path.iterdir() if child.name.lower() in names and child.is_dir())
 
 
 def is_called_mask(path: Path) -> bool:
@@ -66,7 +74,7 @@ def pair_masks(path: Path, endings: tuple[str, ...]) -> list[CaseFiles]:
     found: Mapping[Path, str | None]
     if folder is not None:
         names = {stem(image) for image in images}
-        found = {mask: _image_name(mask, names) for mask in list_files(folder, endings)}
+        found = {mask: image_name(mask, names) for mask in list_files(folder, endings)}
     else:
         found = masks_beside(images)
     masks: dict[str, Path] = {}
@@ -96,7 +104,7 @@ def masks_beside(files: list[Path]) -> dict[Path, str]:
     for file in files:
         if (unmarked := _unmarked(stem(file))) is not None:
             if unmarked not in names:
-                hint = "masks have the name of their image; of several sequences each goes into a folder of its own"
+                hint = f"masks have the name of their image; of patients or several sequences, {SORTED}"
                 whose = f"no image is called '{unmarked}'" if unmarked else "does not say of which image"
                 raise SourceError(f"is called a mask, and {whose}", path=file, hint=hint)
             beside[file] = unmarked
@@ -160,7 +168,7 @@ def _part(path: Path, names: tuple[str, ...]) -> Path | None:
     return found[0] if found else None
 
 
-def _image_name(mask: Path, names: set[str]) -> str | None:
+def image_name(mask: Path, names: set[str]) -> str | None:
     """Which of the images called `names` a mask belongs to."""
     return next((name for name in (stem(mask), _unmarked(stem(mask))) if name in names), None)
 

@@ -20,8 +20,8 @@ from hssl.machine import cores
 from hssl.sources.base import Case, Geometry, Source, is_ct
 from hssl.sources.discovery import check_no_patients, find_sources
 from hssl.sources.files import check_name
-from hssl.sources.leftovers import unused_files
-from hssl.store.assign import BadCase, PendingTask, folder_name, split_by_folder, split_given_for
+from hssl.sources.leftovers import named_like_images, unused_files
+from hssl.store.assign import BadCase, PendingTask, folder_name, shared_scans, split_by_folder, split_given_for
 from hssl.store.convert import convert_case, image_files_of, in_parallel
 from hssl.store.corrections import LIST, take_back
 from hssl.store.preprocessing import Preprocessing, check_geometry, make_preprocessing
@@ -31,6 +31,9 @@ from hssl.store.transaction import KINDS, STAGING, commit, exclusive, existing_s
 from hssl.text import size
 
 logger = logging.getLogger(__name__)
+
+_DARK_IN_CT = -100.0
+"""HU; a CT scan has darker voxels, for there is air around and in a body, and fat."""
 
 
 def aggregate(
@@ -53,9 +56,9 @@ def aggregate(
 
     Nothing is written unless all is well: a bad case stops the command, after all of them have been logged,
     or is left out and listed with ``config.skip_bad``. Two cases with the same image count as one subject, so
-    that a split never parts them. Tasks already in the store keep their arrays, order and split. Running it
-    again on the same files with the same options changes nothing. Options that are not given are those of `config`, or
-    the defaults of :class:`hssl.config.AggregateConfig`.
+    that a split never parts them; a warning names those that the splits of two folders part. Tasks already in the
+    store keep their arrays, order and split. Running it again on the same files with the same options changes nothing.
+    Options that are not given are those of `config`, or the defaults of :class:`hssl.config.AggregateConfig`.
 
     A folder that :func:`hssl.suggest` exported is another matter: its corrected masks go back into the store, to the
     cases that they are called after, and the split stays as it is (:func:`hssl.store.corrections.take_back`).
@@ -154,13 +157,24 @@ def aggregate_sources(sources: Sequence[Source], output: Path | str, *, config: 
 
 
 def _warn_of_unused(path: Path, sources: Sequence[Source]) -> None:
-    """Lists the files that are not used, and the tasks without masks where some of these look like masks."""
+    """Lists the files that are not used, and the tasks without masks where some of these may be masks."""
     unused = unused_files(path, sources)
     for group in unused:
         logger.warning("%s", group)
     masks = [mask for group in unused for mask in group.masks]
-    for source in sources if masks else ():
-        if not any(case.label_path for case in source.cases()):
+    for source in sources if unused else ():
+        if any(case.label_path for case in source.cases()):
+            continue
+        named = named_like_images(source, unused)
+        for folder, count in named.items():
+            logger.warning(
+                "task '%s' has no masks; in %s/ are files with the names of %d of its images: if they are its masks, "
+                "rename that folder to 'masks'",
+                source.task,
+                folder.name,
+                count,
+            )
+        if masks and not named:
             logger.warning(
                 "task '%s' has no masks, although %d files look like some, such as %s",
                 source.task,
@@ -254,7 +268,7 @@ def _write_arrays(
         for kind in KINDS:
             (staging / kind / task.source.task).mkdir(parents=True, exist_ok=True)
 
-    def convert(job: tuple[PendingTask, Case]) -> CaseRecord:
+    def convert(job: tuple[PendingTask, Case]) -> tuple[CaseRecord, float]:
         task, case = job
         return convert_case(case, task.source, preprocessings[task.source.task], staging)
 
@@ -262,22 +276,27 @@ def _write_arrays(
     results = in_parallel(partial(attempt, convert), jobs, workers, "aggregate")
     failed: dict[str, list[tuple[Case, HsslError]]] = {task.source.task: [] for task in tasks}
     for (task, case), result in zip(jobs, results, strict=True):
-        if isinstance(result, CaseRecord):
-            records[result.task].append(result)
-        else:
+        if isinstance(result, HsslError):
             failed[task.source.task].append((case, result))
+        else:
+            record, lowest = result
+            records[record.task].append(record)
+            task.lowest = min(task.lowest, lowest)
     for task in tasks:
         task.drop(failed[task.source.task])
     _report([bad for task in tasks for bad in task.bad], config)
     tasks = _usable(tasks, {name for name, kept in records.items() if kept}, existing)
 
     duplicates, splits = split_by_folder(tasks, records, existing, config)
+    for name, lines in shared_scans(tasks, records, splits, existing).items():
+        duplicates[name] += lines
     infos = {
         name: _task_info(task, preprocessings[name], duplicates[name], config)
         for task in tasks
         for name in [task.source.task]
     }
     _warn_of_empty_parts(splits, records)
+    _warn_of_window(tasks, config)
     index = Index(tasks=infos, cases=[record for kept in records.values() for record in kept])
     return index, Splits(seed=config.seed, fractions=config.fractions, tasks=splits)
 
@@ -324,6 +343,18 @@ def _warn_of_empty_parts(splits: dict[str, Split], records: dict[str, list[CaseR
                 name,
                 len(masked),
                 " or ".join(lacking),
+            )
+
+
+def _warn_of_window(tasks: list[PendingTask], config: AggregateConfig) -> None:
+    """Names the tasks that do not say what they are, and hold nothing as dark as air or fat in CT."""
+    for task in tasks if config.window is not None else ():
+        if not task.source.modality and task.lowest > _DARK_IN_CT:
+            logger.warning(
+                "'%s' does not say that it is CT, and its smallest value is %g (air: -1000): the window was applied "
+                "(if it is not CT, aggregate again into a new store, this folder without --window)",
+                task.source.task,
+                task.lowest,
             )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from hssl.store.splits import Split, given_split, make_split
 from hssl.store.store import CaseRecord, Store
 
 logger = logging.getLogger(__name__)
+
+_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class PendingTask:
     bad: list[BadCase]
     size: int = 0
     """Bytes that its arrays will take in the store, once its headers are read."""
+    lowest: float = math.inf
+    """Smallest value in its files, once they are converted."""
 
     def drop(self, bad: Sequence[tuple[Case, HsslError]]) -> None:
         """Takes bad cases out."""
@@ -138,6 +143,65 @@ def _without(given: GivenSplit, subjects: set[str], folder: Path) -> GivenSplit:
 def folder_name(source: Source) -> str:
     """Name of the folder of a source, by which splits are given."""
     return source.path.resolve().name
+
+
+def shared_scans(
+    tasks: Sequence[PendingTask],
+    records: Mapping[str, list[CaseRecord]],
+    splits: Mapping[str, Split],
+    existing: Store | None,
+) -> dict[str, list[str]]:
+    """Finds scans that tasks of different folders share, and warns where the splits of the two part them.
+
+    Two are the same if their files are, or their stored images.
+
+    Returns:
+        For each new task a line for each other task that has some of its scans.
+    """
+    folders = {name: info.origin for name, info in existing.tasks.items()} if existing is not None else {}
+    parts = {name: _part_of(existing.split(name)) for name in folders} if existing is not None else {}
+    known: dict[str, dict[str, CaseRecord]] = {}  # by hash and task: of one task the first tells the part of all
+    for record in existing.index.cases if existing is not None else ():
+        if record.subject in parts[record.task]:  # the files of a store may have been edited
+            _remember(known, record)
+    lines: dict[str, list[str]] = {}
+    for task in tasks:
+        name = task.source.task
+        folders[name], parts[name] = str(task.source.path.resolve()), _part_of(splits[name])
+        twins: dict[str, list[tuple[CaseRecord, CaseRecord]]] = {}
+        for record in records[name]:
+            found = known.get(record.image_sha256, {}) | known.get(record.stored_image_sha256, {})
+            for other, twin in found.items():
+                if folders[other] != folders[name]:
+                    twins.setdefault(other, []).append((record, twin))
+        for record in records[name]:
+            _remember(known, record)
+        lines[name] = []
+        for other, pairs in twins.items():
+            scans = [(case.id, parts[name][case.subject], parts[other][twin.subject]) for case, twin in pairs]
+            lines[name].append(_shared(name, other, scans))
+            if any(here != there for _, here, there in scans):
+                logger.warning("%s (leave them out of one folder, and aggregate into a new store)", lines[name][-1])
+    return lines
+
+
+def _remember(known: dict[str, dict[str, CaseRecord]], record: CaseRecord) -> None:
+    for digest in (record.image_sha256, record.stored_image_sha256):
+        known.setdefault(digest, {}).setdefault(record.task, record)
+
+
+def _part_of(split: Split) -> dict[str, str]:
+    return {subject: part for part in Split.model_fields for subject in getattr(split, part)}
+
+
+def _shared(task: str, other: str, scans: Sequence[tuple[str, str, str]]) -> str:
+    """What two tasks share, and whether the split parts it: of each scan its id, its part in `task` and in `other`."""
+    line = f"'{task}' shares {len(scans)} scan{'s' * (len(scans) != 1)} with '{other}'"
+    parted = [f"{case} ({here} here, {there} there)" for case, here, there in scans if here != there]
+    if not parted:
+        return f"{line}, each in the same part of the split"
+    names = ", ".join(parted[:_NAMED]) + (" ..." if len(parted) > _NAMED else "")
+    return f"{line}, and {len(parted)} of them are in another part of the split, so scores would be too good: {names}"
 
 
 def _one_subject_each(records: list[CaseRecord]) -> tuple[list[CaseRecord], list[tuple[CaseRecord, str]]]:

@@ -23,8 +23,11 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
-def convert_case(case: Case, source: Source, preprocessing: Preprocessing, folder: Path) -> CaseRecord:
+def convert_case(case: Case, source: Source, preprocessing: Preprocessing, folder: Path) -> tuple[CaseRecord, float]:
     """Reads, checks and prepares one case and writes its arrays.
+
+    Returns:
+        The record, and the smallest value in the image file.
 
     Raises:
         HsslError: The image or the mask cannot be used; the message names its file.
@@ -41,13 +44,14 @@ def convert_case(case: Case, source: Source, preprocessing: Preprocessing, folde
         intensity = preprocessing.intensity_range(pixels, padding=case.padding)
         image = preprocessing.prepare_image(pixels, geometry, intensity=intensity)
         image_sha256 = file_hash(*image_files_of(case))
+        lowest = float(pixels.min())
     del pixels
     label, voxels, label_sha256 = _label(case, source.labels, preprocessing, geometry)
     image_path, label_path = (array_path(folder, kind, source.task, case.id) for kind in ("images", "labels"))
     np.save(image_path, image, allow_pickle=False)
     if label is not None:
         np.save(label_path, label, allow_pickle=False)
-    return CaseRecord(
+    record = CaseRecord(
         id=case.id,
         task=source.task,
         subject=case.subject,
@@ -66,6 +70,7 @@ def convert_case(case: Case, source: Source, preprocessing: Preprocessing, folde
         stored_image_sample=file_sample(image_path),
         stored_label_sample=None if label is None else file_sample(label_path),
     )
+    return record, lowest
 
 
 def _label(

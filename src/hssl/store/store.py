@@ -84,7 +84,8 @@ class TaskInfo(_Entry):
         ignore: Value in the masks of what is not annotated; None without one. No loss and no score counts it.
         fingerprint: SHA-256 of the list of source files, their sizes and times, and the options.
         skipped: Bad cases that were left out, one line each.
-        duplicates: Cases with the image of another case, one line each; both count as one subject.
+        duplicates: Cases with the image of another case, one line each; both count as one subject. Then a
+            line for each task of another folder that shares scans.
     """
 
     name: FileName

@@ -67,7 +67,7 @@ class TaskSummary(BaseModel):
         labels: One for each label value.
         doubts: What may be wrong with the directions of the files, one line each.
         skipped: Bad cases that were left out, one line each.
-        duplicates: Cases with the image of another case, one line each.
+        duplicates: Cases with the image of another case, and tasks of other folders that share scans, one line each.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
