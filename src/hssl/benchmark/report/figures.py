@@ -227,7 +227,7 @@ def overlay_picture(overlays: Sequence[Overlay]) -> bytes:
                 if name != "image":
                     mask = overlay.truth if name == "truth" else overlay.masks[name]
                     _draw_mask(axes, mask, label_colours(overlay.labels))
-                title = {"image": overlay.place, "truth": "truth"}.get(name)
+                title = {"image": f"image ({overlay.place} case)", "truth": "truth"}.get(name)
                 axes.set_title(title or f"{name}  {100 * overlay.dice[name]:.0f}", fontsize=7)
                 axes.set_axis_off()
             row[0].text(
