@@ -11,7 +11,6 @@ RUN/checkpoint/step-N/    all that is needed to continue; gone once the run is c
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import os
 import platform
@@ -34,7 +33,7 @@ from torch.optim import Optimizer
 from hssl import __version__
 from hssl.config import FinetuneConfig, NetworkConfig, PretrainConfig, TrainingConfig
 from hssl.errors import RunError, TrainingError, first_line, first_mistake
-from hssl.files import flush, full_disk_named, replacing, write_text
+from hssl.files import file_sha256, flush, full_disk_named, replacing, write_text
 from hssl.networks import SegmentationNetwork, UNet, build_network
 from hssl.runs.hub import fetch
 from hssl.store import Store, TaskInfo
@@ -279,7 +278,7 @@ class Run:
         state = optimizer.state_dict()["state"]
         tensors = {f"{number}.{key}": value for number, values in state.items() for key, value in values.items()}
         _save_tensors(tensors, temporary / "optimizer.safetensors")
-        hashes = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
+        hashes = {path.name: file_sha256(path) for path in sorted(temporary.iterdir())}
         write_text(temporary / "state.json", json.dumps({"step": step, "sha256": hashes, **extra}))
         flush(temporary / "state.json")
         target = folder / f"step-{step}"
@@ -356,7 +355,7 @@ class Run:
         """Marks the run complete and drops its checkpoint."""
         self.info.result.update(result)
         self.info.complete = True
-        self.info.weights_sha256 = _sha256(self.path / WEIGHTS) if (self.path / WEIGHTS).exists() else None
+        self.info.weights_sha256 = file_sha256(self.path / WEIGHTS) if (self.path / WEIGHTS).exists() else None
         self.write_info()
         shutil.rmtree(self.path / CHECKPOINT, ignore_errors=True)
 
@@ -455,12 +454,7 @@ def load_unet(path: Path | str) -> tuple[UNet, Run]:
         RunError: The folder is not a complete run.
     """
     run = Run.open(path)
-    weights = run.load_weights()
-    if run.info.stage == "finetune":
-        weights = {key.removeprefix("unet."): value for key, value in weights.items() if key.startswith("unet.")}
-    network = build_network(run.info.network)
-    _put(weights, network, run.path / WEIGHTS)
-    return network.eval(), run
+    return _unet(run, run.load_weights(), run.path / WEIGHTS), run
 
 
 def latest_unet(run: Run) -> tuple[UNet, int]:
@@ -469,15 +463,8 @@ def latest_unet(run: Run) -> tuple[UNet, int]:
     Raises:
         RunError: There is neither.
     """
-    if run.info.complete:
-        return load_unet(run.path)[0], run.config.steps
-    step, modules = run.checkpoint_tensors("average", "network")
-    weights = modules.get("average") or modules.get("network", {})
-    if run.info.stage == "finetune":
-        weights = {key.removeprefix("unet."): value for key, value in weights.items() if key.startswith("unet.")}
-    network = build_network(run.info.network)
-    _put(weights, network, run.path / CHECKPOINT)
-    return network.eval(), step
+    step, weights, place = _latest_weights(run)
+    return _unet(run, weights, place), step
 
 
 def latest_segmentation(run: Run) -> tuple[SegmentationNetwork, int]:
@@ -486,12 +473,27 @@ def latest_segmentation(run: Run) -> tuple[SegmentationNetwork, int]:
     Raises:
         RunError: There is neither, or the run is no fine-tuning.
     """
-    if run.info.complete:
-        return load_segmentation(run.path)[0], run.config.steps
-    step, modules = run.checkpoint_tensors("average", "network")
     network = _segmentation(run)
-    _put(modules.get("average") or modules.get("network", {}), network, run.path / CHECKPOINT)
+    step, weights, place = _latest_weights(run)
+    _put(weights, network, place)
     return network.eval(), step
+
+
+def _latest_weights(run: Run) -> tuple[int, dict[str, Tensor], Path]:
+    """The step of the latest weights, the weights, and where they are: of a checkpoint where the run still trains."""
+    if run.info.complete:
+        return run.config.steps, run.load_weights(), run.path / WEIGHTS
+    step, modules = run.checkpoint_tensors("average", "network")
+    return step, modules.get("average") or modules.get("network", {}), run.path / CHECKPOINT
+
+
+def _unet(run: Run, weights: dict[str, Tensor], place: Path) -> UNet:
+    """The encoder-decoder of a run, with the weights that are at `place`; of a fine-tuning these have a head too."""
+    if run.info.stage == "finetune":
+        weights = {key.removeprefix("unet."): value for key, value in weights.items() if key.startswith("unet.")}
+    network = build_network(run.info.network)
+    _put(weights, network, place)
+    return network.eval()
 
 
 def load(path: Path | str) -> UNet:
@@ -577,7 +579,7 @@ def _load_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
     """
     again = "copy the run again from where it came, or train again"
     try:
-        if sha256 is not None and _sha256(path) != sha256:
+        if sha256 is not None and file_sha256(path) != sha256:
             raise RunError("has changed since training wrote it: its checksum is another", path=path, hint=again)
         tensors: dict[str, Tensor] = load_file(path)
     except (OSError, SafetensorError) as error:
@@ -585,11 +587,6 @@ def _load_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
     if broken := [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]:
         raise RunError(f"'{broken[0]}' holds values that are not finite", path=path, hint=again)
     return tensors
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _put(weights: dict[str, Tensor], network: nn.Module, path: Path) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-
 from hssl.config import SCRATCH, FinetuneConfig, PretrainConfig
 from hssl.errors import ConfigError, RunError
+from hssl.files import file_sha256
 from hssl.networks import UNet
 from hssl.runs.run import INIT_HASH, WEIGHTS, Run, RunInfo, load_unet
 from hssl.store import Store
@@ -44,7 +43,7 @@ def with_source(info: RunInfo, source: Run) -> RunInfo:
     def joined(own: dict[str, list[str]], other: dict[str, list[str]]) -> dict[str, list[str]]:
         return {task: sorted({*own.get(task, []), *other.get(task, [])}) for task in sorted({*own, *other})}
 
-    digest = hashlib.sha256((source.path / WEIGHTS).read_bytes()).hexdigest()
+    digest = file_sha256(source.path / WEIGHTS)
     return info.model_copy(
         update={
             "network": source.info.network,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -142,25 +142,34 @@ class Places:
         self.guard(store.array_file(kind, case))
         return case
 
-    def store_of(self, run: Run) -> Place | None:
+    def store_of(self, run: Run, stores: Mapping[Place, str | None] | None = None) -> Place | None:
         """The store that a run was made from, where it is among the given ones: by its content, else by its path."""
         data, known = run.info.provenance.get("data"), run.info.provenance.get("store_path")
-        return self.store_with(data.get("store") if isinstance(data, dict) else None, known)
+        return self.store_with(data.get("store") if isinstance(data, dict) else None, known, stores)
 
-    def store_with(self, hash: object, path: object) -> Place | None:
+    def store_with(self, hash: object, path: object, stores: Mapping[Place, str | None] | None = None) -> Place | None:
         """The given store with this content, else the one at this path; None where there is neither."""
-        stores = [place for place in self.listed() if place.kind == "store"]
-        for place in stores:
-            try:
-                if self.store(place).hash == hash:
-                    return place
-            except HsslError as error:
-                logger.warning("%s", error)
-        return next((place for place in stores if isinstance(path, str) and place.path == Path(path).resolve()), None)
+        stores = self._stores() if stores is None else stores
+        same = (place for place, content in stores.items() if content is not None and content == hash)
+        there = (place for place in stores if isinstance(path, str) and place.path == Path(path).resolve())
+        return next(same, None) or next(there, None)
+
+    def _stores(self) -> dict[Place, str | None]:
+        """The stores with the hashes of their contents; None where one cannot be opened."""
+        found: dict[Place, str | None] = {}
+        for place in self.listed():
+            if place.kind == "store":
+                try:
+                    found[place] = self.store(place).hash
+                except HsslError as error:
+                    logger.warning("%s", error)
+                    found[place] = None
+        return found
 
     def runs_on(self, store: Place, stage: Literal["pretrain", "finetune"] | None = None) -> list[tuple[Place, Run]]:
         """The readable runs that were made from a store, of one stage or both."""
-        return [(place, run) for place, run in self.runs(stage) if self.store_of(run) == store]
+        stores = self._stores()
+        return [(place, run) for place, run in self.runs(stage) if self.store_of(run, stores) == store]
 
     def runs(self, stage: Literal["pretrain", "finetune"] | None = None) -> list[tuple[Place, Run]]:
         """All readable runs, of one stage or both."""

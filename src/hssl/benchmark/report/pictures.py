@@ -181,9 +181,8 @@ def _mapped(network: UNet, slices: list[NDArray[np.float16]], tasks: list[str], 
 
 
 def _purity(distance: NDArray[np.float64], tasks: NDArray[Any]) -> float:
-    fair = (np.isfinite(distance) & (tasks[:, None] == tasks[None])).any(
-        axis=1
-    )  # a task with one subject cannot find its like
+    same = np.isfinite(distance) & (tasks[:, None] == tasks[None])
+    fair = same.any(axis=1)  # a task with one subject cannot find its like
     return float((tasks[distance.argmin(axis=1)] == tasks)[fair].mean()) if fair.any() else 0.0
 
 

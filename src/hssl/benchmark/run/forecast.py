@@ -6,13 +6,17 @@ import threading
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from hssl.benchmark.experiment import Experiment, Grid, Job
 from hssl.benchmark.run.executors import threads_each
 from hssl.benchmark.run.ledger import Row
 from hssl.config import PretrainConfig
 from hssl.store import Store
+
+if TYPE_CHECKING:
+    from hssl.training.finetune import Finetuning
+    from hssl.training.pretrain import Pretraining
 
 STARTING = 10.0
 """Seconds that the process of a run needs before its first step and after its last one."""
@@ -117,6 +121,7 @@ def _measure(job: Job, store: Store, workers: int) -> tuple[float, float]:
     import torch
 
     from hssl.training.cost import measure_step
+    from hssl.training.finetune import Finetuning
 
     before = torch.get_num_threads()
     torch.set_num_threads(threads_each(workers))
@@ -124,7 +129,7 @@ def _measure(job: Job, store: Store, workers: int) -> tuple[float, float]:
         stage = _stage(job, store)
         with _others_at_work(0 if torch.cuda.is_available() else workers - 1):
             step, _ = measure_step(stage)
-            each = stage.slice_seconds() if hasattr(stage, "slice_seconds") else 0.0
+            each = stage.slice_seconds() if isinstance(stage, Finetuning) else 0.0
     finally:
         torch.set_num_threads(before)
     return step * _sharing(job, workers), each
@@ -163,7 +168,7 @@ def _sharing(job: Job, workers: int) -> float:
     return max(1.0, workers / torch.cuda.device_count()) if expected_device(job.config).type == "cuda" else 1.0
 
 
-def _stage(job: Job, store: Store) -> Any:
+def _stage(job: Job, store: Store) -> Finetuning | Pretraining:
     """The training of a run, with new weights in place of those that it will start from; nothing is written."""
     from hssl.networks import SegmentationNetwork, build_network
     from hssl.runs.run import Run, RunInfo

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from hssl import console
 from hssl.benchmark.experiment import Scoring
-from hssl.benchmark.run.records import FinetuneOutcome, Groups, Order, Outcome, PretrainOutcome, Score
+from hssl.benchmark.run.records import FinetuneOutcome, Groups, Order, Outcome, PretrainOutcome
 from hssl.config import SCRATCH, FinetuneConfig, PretrainConfig
 from hssl.errors import HsslError, RunError, first_mistake, name_bad_file
 from hssl.evaluation import EvaluationResult, evaluate
@@ -69,7 +69,8 @@ def _pretrained(run: Run, config: PretrainConfig) -> PretrainOutcome:
     groups = run.path / GROUPS
     return _outcome(
         PretrainOutcome,
-        run,
+        run.info.provenance,
+        run.path / INFO,
         objective=config.objective,
         tasks=list(config.tasks or ()),
         steps=config.steps,
@@ -82,7 +83,8 @@ def _pretrained(run: Run, config: PretrainConfig) -> PretrainOutcome:
 def _finetuned(run: Run, result: EvaluationResult, seconds: float) -> FinetuneOutcome:
     return _outcome(
         FinetuneOutcome,
-        run,
+        run.info.provenance,
+        run.path / INFO,
         dice=result.mean.dice,
         hd95=result.mean.hd95,
         nsd=result.mean.surface_dice,
@@ -124,12 +126,12 @@ def _probed(config: FinetuneConfig, scoring: Scoring, store: Store) -> FinetuneO
     )
     *labels, mean = found.scores
     known = provenance(config, store)
-    source = None if config.init == SCRATCH else Run.open(config.init)
-    return FinetuneOutcome(
-        **{name: known[name] for name in ("versions", "git", "machine", "started")},
-        store_hash=store.hash,
-        split_hash=store.split_hash,
-        init_weights=None if source is None else source.info.weights_sha256,
+    if config.init != SCRATCH:
+        known[INIT_HASH] = Run.open(config.init).info.weights_sha256
+    return _outcome(
+        FinetuneOutcome,
+        known,
+        store.path,
         dice=mean.linear,
         hd95=None,
         nsd=None,
@@ -142,35 +144,34 @@ def _probed(config: FinetuneConfig, scoring: Scoring, store: Store) -> FinetuneO
         seconds=round(time.monotonic() - began, 1),
         training_seconds=0.0,
         scores=[
-            Score(
-                case=f"sample {number}",
-                subject=", ".join(found.drawn[config.task][number]),
-                label=label,
-                name=score.label,
-                dice=dice,
-                hd95=None,
-                nsd=None,
-            )
+            {
+                "case": f"sample {number}",
+                "subject": ", ".join(found.drawn[config.task][number]),
+                "label": label,
+                "name": score.label,
+                "dice": dice,
+                "hd95": None,
+                "nsd": None,
+            }
             for label, score in zip(sorted(store.tasks[config.task].labels), labels, strict=True)
             for number, dice in enumerate(score.samples)
         ],
     )
 
 
-def _outcome(model: type[Model], run: Run, **values: Any) -> Model:
-    """An outcome with what the run knows of where it comes from.
+def _outcome(model: type[Model], known: dict[str, Any], path: Path, **values: Any) -> Model:
+    """An outcome with what is known of where it comes from, as a run's provenance has it; `path` holds that.
 
     Raises:
-        RunError: The run's files lack something.
+        RunError: Something is lacking.
     """
-    known = run.info.provenance
     data = known["data"] if isinstance(known.get("data"), dict) else {}
     origin = {name: known.get(name) for name in ("versions", "git", "machine", "started")}
     hashes = {"store_hash": data.get("store"), "split_hash": data.get("split"), "init_weights": known.get(INIT_HASH)}
     try:
         return model.model_validate({**values, **origin, **hashes})
     except ValidationError as error:
-        raise RunError(f"is damaged: {first_mistake(error)}", path=run.path / INFO, hint=AGAIN) from error
+        raise RunError(f"is damaged: {first_mistake(error)}", path=path, hint=AGAIN) from error
 
 
 def _seconds(run: Run) -> float:
