@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -52,6 +53,13 @@ RESULT: dict[str, Any] = {
     "training_seconds": 0.5,
     "scores": [{"case": "c", "subject": "s", "label": 1, "name": "organ", **DICE}],
 }
+
+
+@pytest.fixture(autouse=True)
+def _messages_reach_caplog() -> None:
+    """The command line sends messages to stderr alone, for the rest of a process: each test begins without that."""
+    log = logging.getLogger("hssl")
+    log.handlers, log.propagate = [], True
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import logging
 import weakref
 from itertools import permutations, product
 from pathlib import Path
@@ -323,7 +322,6 @@ def test_prediction_goes_on_after_bad_images_and_names_them_at_the_end(
         save_mask(image, path)
 
     monkeypatch.setattr("nibabel.save", full)
-    monkeypatch.setattr(logging.getLogger("hssl"), "propagate", True)
     with pytest.raises(SourceError, match="4 of 7 images were left out") as last:
         predict("run", [tmp_path], tmp_path / "out", skip_bad=True)
     assert last.value.path == text  # headers are checked first

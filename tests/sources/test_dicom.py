@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import logging
 import pickle
 import re
 import shutil
@@ -472,7 +471,6 @@ def test_a_screenshot_beside_scans_is_left_out_with_the_bad_cases(
     with pytest.raises(StoreError, match=r"has no ImagePositionPatient .*1 bad case"):
         aggregate([tmp_path / "raw"], tmp_path / "store")
     config = AggregateConfig(skip_bad=True, workers=1)
-    logging.getLogger("hssl").propagate = True
     store = aggregate([tmp_path / "raw"], tmp_path / "store", config=config)
     assert list(store.tasks) == ["raw_CT"]
     assert "task 'raw_OT' has no usable case and is left out" in caplog.text
@@ -778,7 +776,6 @@ def test_every_series_gets_a_segmentation(tmp_path: Path, caplog: pytest.LogCapt
         write_series(tmp_path / "raw" / "a", mask * 40 + 1024, SeriesNumber=number, uid=f"1.2.3.{number}")
     write_series(tmp_path / "raw", voxels(1), ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"], SeriesNumber=9)
     write_series(tmp_path / "raw", voxels(1), ImagePositionPatient=None, SeriesNumber=8)
-    logging.getLogger("hssl").propagate = True
     paths = predict("run", [tmp_path / "raw"], tmp_path / "out", device="cpu")
     found = list_series(tmp_path / "raw" / "a")
     assert [path.name for path in paths] == [f"{series.id}.dcm" for series in found]
@@ -821,7 +818,6 @@ def test_segmentations_that_were_predicted_can_be_evaluated(tmp_path: Path, monk
 @pytest.mark.usefixtures("network")
 def test_a_series_of_another_modality_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_series(tmp_path / "raw", voxels(), Modality="MR")
-    logging.getLogger("hssl").propagate = True
     predict("run", [tmp_path / "raw"], tmp_path / "out", device="cpu")
     assert "is MR, and 'T' was learnt from CT" in caplog.text
 

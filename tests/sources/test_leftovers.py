@@ -92,9 +92,8 @@ def test_each_file_that_is_not_used_is_listed_with_why(tmp_path: Path) -> None:
 
 
 def test_unused_files_are_told_once_and_a_task_that_lost_its_masks_is_named(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("hssl"), "propagate", True)
     root = tmp_path / "Livers"
     for seed, case in enumerate("abcd"):
         write_nifti(root / f"images/{case}.nii.gz", seed)
@@ -112,9 +111,8 @@ def test_unused_files_are_told_once_and_a_task_that_lost_its_masks_is_named(
 @pytest.mark.parametrize("ending", ["", "_seg"])
 @pytest.mark.parametrize("images", ["images/", ""])
 def test_masks_in_a_folder_of_an_unknown_name_are_told(
-    images: str, ending: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    images: str, ending: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("hssl"), "propagate", True)
     root = tmp_path / "Livers"
     for seed, case in enumerate("abc"):
         write_nifti(root / f"{images}{case}.nii.gz", seed)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,11 +77,10 @@ def test_the_orientation_follows_the_files_and_the_order_of_axes(
 
 
 def test_files_that_lie_otherwise_are_named(
-    raw: Path, write: Callable[..., Path], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    raw: Path, write: Callable[..., Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     path = raw / "imagesTr" / "p3_0000.nii.gz"
     nib.save(nib.Nifti1Image(np.asanyarray(nib.load(path).dataobj), LAS), path)
-    monkeypatch.setattr(logging.getLogger("hssl"), "propagate", True)
     assert options_like_nnunet(write(), raw)["orientation"] == "ARS"
     assert "1 of 6 files do not lie as the others (RAS), such as" in caplog.text
     assert "p3_0000.nii.gz" in caplog.text

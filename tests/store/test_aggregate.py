@@ -128,9 +128,7 @@ def test_a_window_over_what_does_not_look_like_ct_is_told(
     make_task: MakeTask,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("hssl"), "propagate", True)
     images = {
         case: np.linspace(low, 150, 720, dtype=np.float32).reshape(12, 10, 6) for case, low in (("a", 2), ("b", 5))
     }
@@ -168,7 +166,6 @@ def test_a_bad_case_leaves_the_split_too(make_task: MakeTask, tmp_path: Path, ca
     folder = make_task()
     nan(folder)
     config = AggregateConfig.checked({"splits": {"Blobs": {"val": ["a"], "test": ["b", "c"]}}, "skip_bad": True})
-    logging.getLogger("hssl").propagate = True
     store = aggregate([folder], tmp_path / "store", config=config)
     assert store.split("Blobs") == Split(train=["d"], val=["a"], test=["c"])
     assert "subject 'b' of the split has no usable case" in caplog.text
@@ -555,9 +552,7 @@ def test_scans_that_two_folders_share_are_told(
     make_task: MakeTask,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("hssl"), "propagate", True)
     first = make_task(ids=tuple("abcdef"))
     copy = tmp_path / "copy"
     shutil.copytree(first / "imagesTr", copy)
@@ -578,9 +573,8 @@ def test_scans_that_two_folders_share_are_told(
 
 
 def test_scans_in_the_same_part_of_two_folders_are_no_leak(
-    make_task: MakeTask, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    make_task: MakeTask, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("hssl"), "propagate", True)
     part = {"val": ["b"], "test": ["d"]}
     folders = [make_task(), make_task("Other")]  # the same seed, the same scans
     options = AggregateConfig.checked({"splits": {"Blobs": part, "Other": part}})

@@ -23,11 +23,6 @@ SHAPE = (12, 10, 6)
 AFFINE = np.diag([1.0, 1.0, 3.0, 1.0])
 
 
-@pytest.fixture(autouse=True)
-def _messages_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logging.getLogger("hssl"), "propagate", True)
-
-
 @pytest.fixture
 def store(make_task: MakeTask, tmp_path: Path) -> Store:
     return aggregate(make_task(unlabelled=("u", "v")), tmp_path / "store")

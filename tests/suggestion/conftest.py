@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 from pathlib import Path
 from typing import NamedTuple
@@ -29,12 +28,6 @@ class FewMasks(NamedTuple):
         path = folder / "masks" / f"{case}.nii.gz"
         affine = nib.load(path).affine
         nib.save(nib.Nifti1Image(mask.astype(np.int16), affine), path)
-
-
-@pytest.fixture(autouse=True)
-def _messages_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logging.getLogger("hssl"), "propagate", True)
-    monkeypatch.setattr(logging.getLogger("hssl"), "handlers", [])
 
 
 @pytest.fixture

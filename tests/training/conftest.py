@@ -13,9 +13,8 @@ def one_thread() -> None:
 
 
 @pytest.fixture
-def said(monkeypatch, caplog) -> Callable[[], str]:
+def said(caplog) -> Callable[[], str]:
     """What has been logged since the last call."""
-    monkeypatch.setattr(logging.getLogger("hssl"), "propagate", True)
     caplog.set_level(logging.INFO, logger="hssl")
 
     def text() -> str:

@@ -32,8 +32,7 @@ def run(tmp_path: Path, pretrain_config: Callable[..., PretrainConfig]) -> Run:
 
 
 @pytest.fixture
-def told(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
-    monkeypatch.setattr(logging.getLogger("hssl"), "propagate", True)
+def told(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
     caplog.set_level(logging.INFO, "hssl")
 
     def messages() -> list[str]:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -220,7 +219,6 @@ def test_pictures_that_cannot_be_made_leave_the_tables(
     def fails(*_: Any) -> None:
         raise BadZipFile("File is not a zip file")
 
-    monkeypatch.setattr(logging.getLogger("hssl"), "propagate", True)
     bench = make_bench(tmp_path / "bench")
     (bench / "pretrain" / "joint").mkdir(parents=True)
     monkeypatch.setattr(report, "_store", lambda experiment, rows: object())
