@@ -271,6 +271,14 @@ def self_training() -> str:
     return body(Table("", ["task", *arms, "difference"], [[TableCell(each) for each in line] for line in lines]))
 
 
+def demo_length() -> str:
+    """Dice (%) of each task and arm of the plan that the demo's length comes from."""
+    experiment = Experiment.load(EXPERIMENTS / "demo-length.yaml")
+    dice = {(row["arm"], row["task"]): 100 * row["dice"] for row in ledger("demo-length")}
+    lines = [[task, *(f"{dice[arm, task]:.1f}" for arm in experiment.arms)] for task in experiment.tasks or ()]
+    return body(Table("", ["task", *experiment.arms], [[TableCell(each) for each in line] for line in lines]))
+
+
 def suggested() -> dict[tuple[str, str, int, str], dict[int, float]]:
     """Dice (%) by seed of each task, unit, number and arm in experiments/suggestion.jsonl."""
     found: dict[tuple[str, str, int, str], dict[int, float]] = {}
@@ -337,6 +345,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "ablation": ablation,
     "adapted": partial(differences, "five-tasks", [("adapted", "joint")]),
     "self-training": self_training,
+    "demo-length": demo_length,
     "suggestion": suggestion,
     "suggestion-fine-tuned": suggestion_finetuned,
 }
